@@ -1,0 +1,25 @@
+"""The one exception tree of echoc: every error a user can cause is an `EchoError`."""
+
+
+class EchoError(Exception):
+    """Base of all errors raised on purpose: the message says what was found, what was wanted, where, and what to do."""
+
+
+class CompileError(EchoError):
+    """The source cannot be compiled: unsupported operation, bad checkpoint, missing or failing C++ compiler."""
+
+
+class IRError(CompileError):
+    """An ill-typed or malformed program; the message points into the program's text."""
+
+
+class ArtifactError(EchoError):
+    """An artifact that is truncated, foreign, corrupted, or made for another version, machine or target."""
+
+
+class RequestError(EchoError):
+    """A generation request that cannot be served: bad sampling values, a prompt longer than the context, no pages."""
+
+
+class DeviceError(EchoError):
+    """The device of an artifact is missing, too old or failed."""
