@@ -1,0 +1,10 @@
+// echoc._native: the step loop, thread team, pager, sampler and weight packing; everything long releases the GIL.
+#include "runtime/native/bindings.h"
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native parts of echoc's runtime.";
+  echoc::bind_team(m);
+#ifdef ECHOC_HAVE_PACK
+  echoc::bind_pack(m);
+#endif
+}
