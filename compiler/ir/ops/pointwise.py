@@ -1,0 +1,176 @@
+"""Pointwise ops: each element of the result depends on the elements at the same (broadcast) place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from echoc.compiler.ir.node import Node
+from echoc.compiler.ir.types import DType, TensorType, broadcast_shapes
+from echoc.errors import IRError
+
+from .row import Array, Env, Op, tensors
+
+
+def round_bf16(x: Array) -> Array:
+    """float32 values rounded to the nearest bfloat16, ties to even; NaN stays NaN."""
+    x = np.asarray(x, np.float32)
+    bits = x.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)).astype(np.uint32)
+    return np.where(np.isnan(x), x, rounded.view(np.float32).reshape(x.shape))
+
+
+def cast_array(x: Array, dtype: DType) -> Array:
+    """C-like conversion: floats to ints truncate, anything to bool is `!= 0`."""
+    if dtype is DType.BF16:
+        return round_bf16(x)
+    if dtype is DType.BOOL:
+        return np.asarray(x != 0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(x).astype(dtype.numpy)
+
+
+def _unary(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    (x,) = tensors(inputs)
+    return x
+
+
+def _unary_float(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    (x,) = tensors(inputs)
+    if not x.dtype.is_float:
+        raise IRError(f"found {x.dtype}; wanted a float")
+    return x
+
+
+def _binary(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    a, b = tensors(inputs)
+    if a.dtype != b.dtype:
+        raise IRError(f"operands differ in dtype: {a.dtype} and {b.dtype}; cast one of them")
+    return TensorType(broadcast_shapes(a.shape, b.shape), a.dtype)
+
+
+def _compare(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    return TensorType(_binary(inputs, attrs).shape, DType.BOOL)
+
+
+def _where(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    c, a, b = tensors(inputs)
+    if c.dtype is not DType.BOOL or a.dtype != b.dtype:
+        raise IRError(f"found where({c.dtype}, {a.dtype}, {b.dtype}); wanted a bool and two of one dtype")
+    return TensorType(broadcast_shapes(c.shape, a.shape, b.shape), a.dtype)
+
+
+def _cast(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    (x,) = tensors(inputs)
+    return TensorType(x.shape, DType(attrs["dtype"]))
+
+
+def _random(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    key, counter = tensors(inputs)
+    if key.dtype is not DType.I64 or counter.dtype is not DType.I64:
+        raise IRError(f"found {key.dtype} and {counter.dtype}; wanted an i64 key and i64 counters")
+    return TensorType(broadcast_shapes(key.shape, counter.shape), DType.F32)
+
+
+def _random_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014) over key and counter; the top 24 bits give [0, 1)."""
+    with np.errstate(over="ignore"):
+        z = args[0].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + args[1].astype(np.uint64)
+        for _ in range(2):
+            z = z + np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = z ^ (z >> np.uint64(31))
+    return ((z >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def _floordiv(a: Array, b: Array) -> Array:
+    if a.dtype.kind == "f":
+        return np.asarray(np.floor(a / b))
+    return np.asarray(np.where(b == 0, 0, np.floor_divide(a, np.where(b == 0, 1, b))))
+
+
+def _mod(a: Array, b: Array) -> Array:
+    """The remainder with the divisor's sign (Python's %)."""
+    if a.dtype.kind == "f":
+        return np.asarray(np.mod(a, b))
+    return np.asarray(np.where(b == 0, 0, np.mod(a, np.where(b == 0, 1, b))))
+
+
+def _meaning(f: Callable[..., Array]) -> Callable[[Node, tuple[Array, ...], Env], Array]:
+    def apply(node: Node, args: tuple[Array, ...], env: Env) -> Array:
+        with np.errstate(all="ignore"):
+            out = np.asarray(f(*args))
+        return out if out.dtype == np.bool_ else out.astype(np.result_type(*args), copy=False)
+
+    return apply
+
+
+def _where_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
+    return np.where(args[0], args[1], args[2])
+
+
+_FLOAT: list[tuple[str, Callable[..., Any], str]] = [
+    ("exp", np.exp, "e to the x"),
+    ("log", np.log, "natural logarithm"),
+    ("log1p", np.log1p, "log(1 + x), accurate near 0"),
+    ("expm1", np.expm1, "exp(x) - 1, accurate near 0"),
+    ("sqrt", np.sqrt, "square root"),
+    ("rsqrt", lambda x: 1.0 / np.sqrt(x), "1 / sqrt(x)"),
+    ("sin", np.sin, "sine, x in radians"),
+    ("cos", np.cos, "cosine, x in radians"),
+    ("tanh", np.tanh, "hyperbolic tangent"),
+    ("erf", _erf, "the error function"),
+    ("sigmoid", _sigmoid, "1 / (1 + exp(-x))"),
+    ("floor", np.floor, "the largest integer not above x"),
+    ("ceil", np.ceil, "the smallest integer not below x"),
+    ("round", np.round, "the nearest integer, ties to even"),
+    ("trunc", np.trunc, "x without its fraction"),
+]
+_UNARY: list[tuple[str, Callable[..., Any], str]] = [
+    ("neg", np.negative, "-x"),
+    ("abs", np.abs, "|x|"),
+    ("not", np.logical_not, "logical (bool) negation"),
+]
+_BINARY: list[tuple[str, Callable[..., Any], str]] = [
+    ("add", np.add, "a + b"),
+    ("sub", np.subtract, "a - b"),
+    ("mul", np.multiply, "a * b"),
+    ("div", lambda a, b: a / b, "a / b on floats"),
+    ("floordiv", _floordiv, "floor(a / b); by integer zero it is 0"),
+    ("mod", _mod, "a - b * floor(a / b); by integer zero it is 0"),
+    ("pow", np.power, "a to the power b"),
+    ("maximum", np.maximum, "the larger; NaN wins"),
+    ("minimum", np.minimum, "the smaller; NaN wins"),
+    ("and", lambda a, b: a & b, "bitwise on ints, logical on bools"),
+    ("or", lambda a, b: a | b, "bitwise on ints, logical on bools"),
+    ("xor", lambda a, b: a ^ b, "bitwise on ints, logical on bools"),
+]
+_COMPARE: list[tuple[str, Callable[..., Any], str]] = [
+    ("eq", np.equal, "a == b"),
+    ("ne", np.not_equal, "a != b"),
+    ("lt", np.less, "a < b"),
+    ("le", np.less_equal, "a <= b"),
+]
+
+ROWS = (
+    [Op(n, (1, 1), _unary_float, _meaning(f), d) for n, f, d in _FLOAT]
+    + [Op(n, (1, 1), _unary, _meaning(f), d) for n, f, d in _UNARY]
+    + [Op(n, (2, 2), _binary, _meaning(f), d) for n, f, d in _BINARY]
+    + [Op(n, (2, 2), _compare, _meaning(f), d) for n, f, d in _COMPARE]
+    + [
+        Op("where", (3, 3), _where, _where_meaning, "a where the condition holds, else b"),
+        Op("cast", (1, 1), _cast, lambda n, a, e: cast_array(a[0], DType(n["dtype"])), "conversion, C-like"),
+        Op("random", (2, 2), _random, _random_meaning, "uniform f32 in [0, 1) from (key, counter), reproducible"),
+    ]
+)
