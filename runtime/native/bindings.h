@@ -7,7 +7,6 @@ namespace echoc {
 
 void bind_team(nanobind::module_& m);
 void bind_executor(nanobind::module_& m);
-void bind_memory(nanobind::module_& m);
 void bind_pager(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 void bind_checksum(nanobind::module_& m);

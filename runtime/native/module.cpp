@@ -4,6 +4,10 @@
 NB_MODULE(_native, m) {
   m.doc() = "Native parts of echoc's runtime.";
   echoc::bind_team(m);
+  echoc::bind_executor(m);
+  echoc::bind_checksum(m);
+  echoc::bind_pager(m);
+  echoc::bind_sampler(m);
 #ifdef ECHOC_HAVE_PACK
   echoc::bind_pack(m);
 #endif

@@ -1,0 +1,243 @@
+// Runs the launch lists of an artifact: one parallel region per step over kernels of a shared library.
+#include <dlfcn.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "kernels/cpu/abi.h"
+#include "runtime/native/bindings.h"
+#include "runtime/native/team.h"
+
+namespace nb = nanobind;
+
+namespace echoc {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Kernel = void (*)(const Call*);
+
+int64_t nanoseconds(Clock::duration d) { return std::chrono::duration_cast<std::chrono::nanoseconds>(d).count(); }
+
+/// A shared library that is closed with the object. Its names stay out of the process's global ones.
+class Library {
+ public:
+  explicit Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+    if (!handle_) throw std::runtime_error(dlerror());
+  }
+  ~Library() { dlclose(handle_); }
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+
+  Kernel find(const std::string& name) const {
+    void* symbol = dlsym(handle_, name.c_str());
+    if (!symbol) throw std::runtime_error("the kernel library has no kernel named " + name);
+    return reinterpret_cast<Kernel>(symbol);
+  }
+
+ private:
+  void* handle_;
+};
+
+struct Launch {
+  Kernel kernel;
+  bool barrier;
+  uint32_t first_arg;  // into Variant::args
+};
+
+struct PortUse {
+  uint32_t arg;
+  uint32_t port;
+};
+
+struct Variant {
+  std::vector<Launch> launches;
+  std::vector<void*> args;         // of all launches, one after another
+  std::vector<PortUse> port_uses;  // the entries of args that change from step to step
+  int64_t steps = 0;
+  int64_t step_ns = 0;
+  int64_t profiled_steps = 0;
+  std::vector<int64_t> launch_ns;  // summed over the profiled steps
+};
+
+struct State {
+  std::byte* base;
+  int64_t bytes_per_page;
+};
+
+using Port = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using LaunchSpec = std::tuple<std::string, bool, std::vector<std::pair<std::string, int64_t>>>;
+
+class Executor {
+ public:
+  Executor(const std::string& library, int num_threads) : library_(library), team_(num_threads) {}
+
+  /// Sets the memory that launches refer to. Addresses must outlive the executor; scratch holds one stride per thread.
+  void bind(uintptr_t arena, uintptr_t scratch, int64_t scratch_stride, const std::vector<uintptr_t>& weights,
+            const std::vector<std::pair<uintptr_t, int64_t>>& states, int num_ports) {
+    if (!variants_.empty()) throw std::logic_error("memory must be bound before variants are added");
+    arena_ = reinterpret_cast<std::byte*>(arena);
+    scratch_ = reinterpret_cast<std::byte*>(scratch);
+    scratch_stride_ = scratch_stride;
+    for (uintptr_t address : weights) weights_.push_back(reinterpret_cast<void*>(address));
+    for (auto [address, bytes] : states) states_.push_back({reinterpret_cast<std::byte*>(address), bytes});
+    ports_.resize(static_cast<size_t>(num_ports));
+  }
+
+  /// Resolves a launch list to pointers; returns its index. Launch: (kernel, barrier before it, [(kind, value), ...]).
+  int add_variant(const std::vector<LaunchSpec>& launches) {
+    auto variant = std::make_unique<Variant>();
+    for (const auto& [name, barrier, args] : launches) {
+      variant->launches.push_back({find(name), barrier, static_cast<uint32_t>(variant->args.size())});
+      for (const auto& [kind, value] : args) {
+        if (kind == "port") {
+          check_index(kind, value, ports_.size());
+          variant->port_uses.push_back({static_cast<uint32_t>(variant->args.size()), static_cast<uint32_t>(value)});
+        }
+        variant->args.push_back(resolve(kind, value));
+      }
+    }
+    variant->launch_ns.resize(variant->launches.size());
+    variants_.push_back(std::move(variant));
+    return static_cast<int>(variants_.size()) - 1;
+  }
+
+  /// Runs one launch list: dims are the symbols' values, ports the arrays in manifest order (outputs are written).
+  void step(int index, const std::vector<int64_t>& dims, const std::vector<Port>& ports) {
+    if (index < 0 || static_cast<size_t>(index) >= variants_.size()) throw std::out_of_range("no such variant");
+    if (ports.size() != ports_.size()) throw std::invalid_argument("a step needs one array per port");
+    for (size_t i = 0; i < ports.size(); ++i) ports_[i] = const_cast<void*>(ports[i].data());
+    Variant& variant = *variants_[static_cast<size_t>(index)];
+    for (const PortUse& use : variant.port_uses) variant.args[use.arg] = ports_[use.port];
+    nb::gil_scoped_release release;
+    StepContext context{this, &variant, dims.data()};
+    const auto begin = Clock::now();
+    team_.run(profiling_ ? &run_profiled : &run_launches, &context);
+    variant.step_ns += nanoseconds(Clock::now() - begin);
+    variant.steps += 1;
+    variant.profiled_steps += profiling_ ? 1 : 0;
+  }
+
+  /// Copies whole pages within every state, in the given order of (source, destination).
+  void copy_pages(const std::vector<std::pair<int64_t, int64_t>>& pairs) {
+    nb::gil_scoped_release release;
+    for (const State& state : states_) {
+      for (auto [source, destination] : pairs) {
+        std::memcpy(state.base + destination * state.bytes_per_page, state.base + source * state.bytes_per_page,
+                    static_cast<size_t>(state.bytes_per_page));
+      }
+    }
+  }
+
+  /// Per variant: steps taken, nanoseconds in them, profiled steps, and nanoseconds per launch in the profiled ones.
+  std::vector<std::tuple<int64_t, int64_t, int64_t, std::vector<int64_t>>> counters() const {
+    std::vector<std::tuple<int64_t, int64_t, int64_t, std::vector<int64_t>>> out;
+    for (const auto& v : variants_) out.emplace_back(v->steps, v->step_ns, v->profiled_steps, v->launch_ns);
+    return out;
+  }
+
+  void set_profiling(bool on) { profiling_ = on; }
+  int num_threads() const { return team_.size(); }
+
+ private:
+  struct StepContext {
+    Executor* executor;
+    Variant* variant;
+    const int64_t* dims;
+  };
+
+  static void run_launches(void* context, int tid) {
+    const auto& c = *static_cast<StepContext*>(context);
+    Call call = c.executor->make_call(c.dims, tid);
+    void* const* args = c.variant->args.data();
+    for (const Launch& launch : c.variant->launches) {
+      if (launch.barrier) c.executor->team_.barrier();
+      call.args = args + launch.first_arg;
+      launch.kernel(&call);
+    }
+  }
+
+  /// The same with a barrier after every launch, so that each launch's time is that of its slowest thread.
+  static void run_profiled(void* context, int tid) {
+    const auto& c = *static_cast<StepContext*>(context);
+    Call call = c.executor->make_call(c.dims, tid);
+    void* const* args = c.variant->args.data();
+    c.executor->team_.barrier();
+    auto begin = Clock::now();
+    for (size_t i = 0; i < c.variant->launches.size(); ++i) {
+      const Launch& launch = c.variant->launches[i];
+      call.args = args + launch.first_arg;
+      launch.kernel(&call);
+      c.executor->team_.barrier();
+      const auto end = Clock::now();
+      if (tid == 0) c.variant->launch_ns[i] += nanoseconds(end - begin);
+      begin = end;
+    }
+  }
+
+  Call make_call(const int64_t* dims, int tid) const {
+    return {nullptr, dims, tid, team_.size(), scratch_ + tid * scratch_stride_};
+  }
+
+  Kernel find(const std::string& name) {
+    auto [entry, missing] = kernels_.try_emplace(name, nullptr);
+    if (missing) entry->second = library_.find(name);
+    return entry->second;
+  }
+
+  void* resolve(const std::string& kind, int64_t value) const {
+    if (kind == "arena") return arena_ + value;
+    if (kind == "weight") return weights_[check_index(kind, value, weights_.size())];
+    if (kind == "state") return states_[check_index(kind, value, states_.size())].base;
+    if (kind == "port") return nullptr;
+    throw std::invalid_argument("unknown kind of launch argument: " + kind);
+  }
+
+  static size_t check_index(const std::string& kind, int64_t value, size_t count) {
+    if (value < 0 || static_cast<size_t>(value) >= count) {
+      throw std::out_of_range("a launch refers to " + kind + " " + std::to_string(value) + " of " +
+                              std::to_string(count));
+    }
+    return static_cast<size_t>(value);
+  }
+
+  Library library_;
+  Team team_;
+  std::unordered_map<std::string, Kernel> kernels_;
+  std::byte* arena_ = nullptr;
+  std::byte* scratch_ = nullptr;
+  int64_t scratch_stride_ = 0;
+  std::vector<void*> weights_;
+  std::vector<State> states_;
+  std::vector<void*> ports_;
+  std::vector<std::unique_ptr<Variant>> variants_;
+  bool profiling_ = false;
+};
+
+}  // namespace
+
+void bind_executor(nb::module_& m) {
+  nb::class_<Executor>(m, "Executor", "A kernel library, a thread team and the launch lists they run.")
+      .def(nb::init<const std::string&, int>(), nb::arg("library"), nb::arg("num_threads"))
+      .def("bind", &Executor::bind, nb::arg("arena"), nb::arg("scratch"), nb::arg("scratch_stride"),
+           nb::arg("weights"), nb::arg("states"), nb::arg("num_ports"))
+      .def("add_variant", &Executor::add_variant, nb::arg("launches"))
+      .def("step", &Executor::step, nb::arg("variant"), nb::arg("dims"), nb::arg("ports"))
+      .def("copy_pages", &Executor::copy_pages, nb::arg("pairs"))
+      .def("counters", &Executor::counters)
+      .def("set_profiling", &Executor::set_profiling, nb::arg("on"))
+      .def_prop_ro("num_threads", &Executor::num_threads);
+}
+
+}  // namespace echoc

@@ -1,0 +1,298 @@
+#include "runtime/native/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/cpu/math.h"
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define ECHOC_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define ECHOC_CLONES
+#endif
+
+namespace echoc {
+namespace {
+
+constexpr float kBanned = -std::numeric_limits<float>::infinity();
+constexpr int64_t kBlock = 1024;
+
+/// The highest logit, or NaN when a logit is NaN.
+ECHOC_CLONES float highest_of(const float* x, int64_t n) {
+  float highest = kBanned;
+  int32_t nans = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    highest = x[i] > highest ? x[i] : highest;
+    nans |= x[i] != x[i];
+  }
+  return nans ? std::numeric_limits<float>::quiet_NaN() : highest;
+}
+
+/// out[i] = exp((x[i] - highest) * scale), or 0 below `floor`; returns their sum. n is at most kBlock.
+ECHOC_CLONES float weigh(const float* x, int64_t n, float highest, float scale, float floor, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float z = (x[i] - highest) * scale;
+    out[i] = z >= floor ? m::exp(z) : 0.0f;
+  }
+  float lanes[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int64_t lane = 0; lane < 16; ++lane) lanes[lane] += out[i + lane];
+  }
+  for (; i < n; ++i) lanes[i % 16] += out[i];
+  float sum = 0;
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
+ECHOC_CLONES int64_t count_above(const float* x, int64_t n, float bound) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += x[i] > bound;
+  return count;
+}
+
+double sum_of_weights(std::span<const float> x, float highest, float scale, float floor) {
+  float weights[kBlock];
+  double total = 0;
+  for (int64_t i = 0; i < std::ssize(x); i += kBlock) {
+    total += weigh(x.data() + i, std::min(kBlock, std::ssize(x) - i), highest, scale, floor, weights);
+  }
+  return total;
+}
+
+int32_t first_equal(std::span<const float> x, float value) {
+  return static_cast<int32_t>(std::find(x.begin(), x.end(), value) - x.begin());
+}
+
+struct Candidate {
+  float logit;
+  int32_t token;
+};
+
+bool better(const Candidate& a, const Candidate& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+}
+
+/// The `count` best tokens that are not banned, best first.
+std::vector<Candidate> best_tokens(std::span<const float> x, int64_t count) {
+  constexpr int64_t kStride = 32, kHeapLimit = 2048;
+  std::vector<Candidate> best;
+  if (count > kHeapLimit) {
+    for (int64_t i = 0; i < std::ssize(x); ++i) {
+      if (x[i] > kBanned) best.push_back({x[i], static_cast<int32_t>(i)});
+    }
+    const auto middle = best.begin() + std::min<int64_t>(count, std::ssize(best));
+    std::partial_sort(best.begin(), middle, best.end(), better);
+    best.erase(middle, best.end());
+    return best;
+  }
+  float bound = kBanned;  // of the worst kept candidate once there are `count`; the heap keeps the worst on top
+  for (int64_t begin = 0; begin < std::ssize(x); begin += kStride) {
+    const int64_t end = std::min(begin + kStride, std::ssize(x));
+    float highest = kBanned;
+    for (int64_t i = begin; i < end; ++i) highest = x[i] > highest ? x[i] : highest;
+    if (!(highest > bound)) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      if (!(x[i] > bound)) continue;
+      if (std::ssize(best) == count) {
+        std::pop_heap(best.begin(), best.end(), better);
+        best.pop_back();
+      }
+      best.push_back({x[i], static_cast<int32_t>(i)});
+      std::push_heap(best.begin(), best.end(), better);
+      if (std::ssize(best) == count) bound = best.front().logit;
+    }
+  }
+  std::sort(best.begin(), best.end(), better);
+  return best;
+}
+
+}  // namespace
+
+std::array<uint32_t, 4> philox(uint64_t key, std::array<uint32_t, 4> c) {
+  auto k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53} * c[0], p1 = uint64_t{0xCD9E8D57} * c[2];
+    c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1),
+         static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  return c;
+}
+
+double uniform(uint64_t seed, uint32_t stream, uint64_t position) {
+  const auto words = philox(seed, {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), stream, 0});
+  const uint64_t bits = (uint64_t{words[0]} << 32 | words[1]) >> 11;
+  return static_cast<double>(bits) * 0x1p-53;
+}
+
+TokenLogprobs token_logprobs(std::span<const float> logits, int32_t token, int32_t count) {
+  if (token < 0 || token >= std::ssize(logits)) throw std::out_of_range("token outside of the vocabulary");
+  const float highest = highest_of(logits.data(), std::ssize(logits));
+  const double total = sum_of_weights(logits, highest, 1.0f, kBanned);
+  const auto shift = static_cast<float>(highest + std::log(total));
+  TokenLogprobs result;
+  result.logprob = logits[token] - shift;
+  result.rank = 1 + count_above(logits.data(), std::ssize(logits), logits[token]);
+  if (count > 0) {
+    for (const Candidate& c : best_tokens(logits, count)) result.top.emplace_back(c.token, c.logit - shift);
+  }
+  return result;
+}
+
+Sampler::Sampler(SamplingSpec spec, std::span<const int32_t> prompt) : spec_(std::move(spec)) {
+  if (spec_.repetition_penalty != 1) {
+    for (int32_t token : prompt) counts_.try_emplace(token, 0);
+  }
+}
+
+Sampler Sampler::fork(uint32_t stream) const {
+  Sampler child = *this;
+  child.spec_.stream = stream;
+  return child;
+}
+
+void Sampler::accept(int32_t token) {
+  ++counts_[token];
+  output_.push_back(token);
+}
+
+Sampled Sampler::sample(std::span<const float> logits, std::vector<float>& work) const {
+  Sampled result;
+  float highest = highest_of(logits.data(), std::ssize(logits));
+  if (!(highest < std::numeric_limits<float>::infinity())) return result;
+  std::span<const float> edited = logits;
+  const bool greedy = spec_.temperature == 0;
+  if (edits()) {
+    work.assign(logits.begin(), logits.end());
+    edit(work);
+    edited = work;
+    highest = highest_of(work.data(), std::ssize(work));
+    if (!(highest < std::numeric_limits<float>::infinity())) return result;
+  }
+  if (highest == kBanned) {
+    result.token = Sampled::kNothingLeft;
+    return result;
+  }
+  if (greedy) {
+    result.token = first_equal(edited, highest);
+  } else {
+    if (edited.data() != work.data()) work.assign(logits.begin(), logits.end());
+    result.token = draw(work, highest);
+  }
+  if (spec_.logprobs >= 0) result.logprobs = token_logprobs(logits, result.token, spec_.logprobs);
+  return result;
+}
+
+bool Sampler::edits() const {
+  const bool too_short = std::ssize(output_) < spec_.min_tokens && !spec_.end_tokens.empty();
+  const bool penalties = spec_.repetition_penalty != 1 || spec_.presence_penalty != 0 || spec_.frequency_penalty != 0;
+  return too_short || penalties || !spec_.logit_bias.empty() || !spec_.banned.empty() || !spec_.allowed.empty() ||
+         !spec_.bad_sequences.empty();
+}
+
+void Sampler::edit(std::span<float> logits) const {
+  const auto inside = [&](int32_t token) { return token >= 0 && token < std::ssize(logits); };
+  const auto ban = [&](int32_t token) {
+    if (inside(token)) logits[token] = kBanned;
+  };
+  if (!spec_.allowed.empty()) {
+    std::vector<std::pair<int32_t, float>> kept;
+    for (int32_t token : spec_.allowed) {
+      if (inside(token)) kept.emplace_back(token, logits[token]);
+    }
+    std::fill(logits.begin(), logits.end(), kBanned);
+    for (auto [token, logit] : kept) logits[token] = logit;
+  }
+  for (int32_t token : spec_.banned) ban(token);
+  for (const auto& words : spec_.bad_sequences) {
+    const size_t before = words.size() - 1;
+    if (words.empty() || before > output_.size()) continue;
+    if (std::equal(words.begin(), words.end() - 1, output_.end() - static_cast<int64_t>(before))) ban(words.back());
+  }
+  if (std::ssize(output_) < spec_.min_tokens) {
+    for (int32_t token : spec_.end_tokens) ban(token);
+  }
+  for (auto [token, bias] : spec_.logit_bias) {
+    if (inside(token)) logits[token] += bias;
+  }
+  penalise(logits);
+}
+
+void Sampler::penalise(std::span<float> logits) const {
+  for (auto [token, count] : counts_) {
+    if (token < 0 || token >= std::ssize(logits)) continue;
+    float& logit = logits[token];
+    // Keskar et al., "CTRL", 2019: seen tokens' logits shrink towards the unlikely side.
+    if (spec_.repetition_penalty != 1) {
+      logit = logit > 0 ? logit / spec_.repetition_penalty : logit * spec_.repetition_penalty;
+    }
+    if (count > 0) logit -= spec_.presence_penalty + spec_.frequency_penalty * static_cast<float>(count);
+  }
+}
+
+/// One draw from exp((logit - highest) / temperature) after min-p, top-k and top-p. Overwrites `logits`.
+int32_t Sampler::draw(std::span<float> logits, float highest) const {
+  const float scale = 1.0f / spec_.temperature;
+  const float floor = spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned;
+  const double u = uniform(spec_.seed, spec_.stream, output_.size());
+  const bool ranked = spec_.top_p < 1 || (spec_.top_k > 0 && spec_.top_k < std::ssize(logits));
+  if (ranked) {
+    const bool needs_total = spec_.top_k <= 0 || spec_.top_k >= std::ssize(logits);
+    const double total = needs_total ? sum_of_weights(logits, highest, scale, floor) : 0;
+    return draw_ranked(logits, highest, total, u);
+  }
+  std::vector<double> sums;
+  double total = 0;
+  for (int64_t i = 0; i < std::ssize(logits); i += kBlock) {
+    const int64_t count = std::min(kBlock, std::ssize(logits) - i);
+    total += weigh(logits.data() + i, count, highest, scale, floor, logits.data() + i);
+    sums.push_back(total);
+  }
+  const double target = u * total;
+  int64_t block = std::upper_bound(sums.begin(), sums.end(), target) - sums.begin();
+  block = std::min(block, std::ssize(sums) - 1);
+  double below = block > 0 ? sums[block - 1] : 0;
+  int64_t chosen = -1;
+  for (int64_t i = block * kBlock; i < std::min((block + 1) * kBlock, std::ssize(logits)); ++i) {
+    if (logits[i] <= 0) continue;
+    chosen = i;  // rounding may leave the target a hair above the block's last weight: that one is taken then
+    below += logits[i];
+    if (below > target) break;
+  }
+  return static_cast<int32_t>(chosen);
+}
+
+int32_t Sampler::draw_ranked(std::span<const float> logits, float highest, double total, double u) const {
+  const float scale = 1.0f / spec_.temperature;
+  const float floor = spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned;
+  const bool limited = spec_.top_k > 0 && spec_.top_k < std::ssize(logits);
+  for (int64_t count = limited ? spec_.top_k : 256;; count *= 8) {
+    const std::vector<Candidate> best = best_tokens(logits, count);
+    std::vector<float> weights;
+    double mass = 0;
+    for (const Candidate& c : best) {
+      const float z = (c.logit - highest) * scale;
+      if (!(z >= floor)) break;
+      weights.push_back(m::exp(z));
+      mass += weights.back();
+    }
+    // A nucleus that does not fit into these candidates needs more of them.
+    const double wanted = spec_.top_p * (limited ? mass : total);
+    if (!limited && mass < wanted && weights.size() == best.size() && std::ssize(best) == count) continue;
+    double nucleus = 0;
+    size_t size = 0;
+    while (size < weights.size() && (size == 0 || nucleus < wanted)) nucleus += weights[size++];
+    double below = 0;
+    for (size_t i = 0; i + 1 < size; ++i) {
+      below += weights[i];
+      if (below > u * nucleus) return best[i].token;
+    }
+    return best[size - 1].token;
+  }
+}
+
+}  // namespace echoc
