@@ -1,0 +1,5 @@
+"""`python -m echoc` is the command line."""
+
+from echoc.cli import main
+
+main()

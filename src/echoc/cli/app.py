@@ -1,0 +1,40 @@
+"""The table of verbs."""
+
+from typing import Annotated
+
+import typer
+
+from echoc.cli import bench, compile, doctor, inspect, run
+from echoc.cli.console import package_version
+
+app = typer.Typer(
+    name="echoc",
+    help="Compile language models into one artifact of fused kernels, look inside it, and run it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"echoc {package_version('echoc') or 'not installed'}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before the verb."""
+
+
+app.command("compile")(compile.command)
+app.command("run")(run.command)
+app.command("inspect")(inspect.command)
+app.command("bench")(bench.command)
+app.command("doctor")(doctor.command)

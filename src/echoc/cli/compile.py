@@ -1,0 +1,95 @@
+"""`echoc compile`: a model folder in, one artifact out."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from echoc.cli.console import DebugOption, JsonOption, human_bytes, print_json, progress_bar, say, stopwatch, verb
+
+
+class WeightsDtype(StrEnum):
+    """Formats in which an artifact can hold the weights."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+    f16 = "f16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+GROUPS = (32, 64, 128)
+
+
+def check_group(group: int) -> int:
+    """Weights that share a scale: a number the kernels are built for."""
+    if group not in GROUPS:
+        raise typer.BadParameter(f"{group} is not one of {', '.join(map(str, GROUPS))}")
+    return group
+
+
+def check_random_weights(text: str | None) -> str | None:
+    """`random:SEED` with a non-negative integer seed, or nothing."""
+    if text is None:
+        return None
+    kind, _, seed = text.partition(":")
+    if kind != "random" or not seed.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not of the form random:SEED with a whole number, such as random:7")
+    return text
+
+
+WeightsDtypeOption = Annotated[WeightsDtype, typer.Option("--weights-dtype", help="Format of the packed weights.")]
+GroupOption = Annotated[
+    int, typer.Option("--group", callback=check_group, help="int8 and int4: weights that share a scale, 32, 64 or 128.")
+]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="cpu, or cpu:LEVEL such as cpu:x86-64-v3; cpu means this machine.")
+]
+
+
+@verb
+def command(
+    model: Annotated[Path, typer.Argument(help="Folder with config.json, safetensors and tokenizer.json.")],
+    target: TargetOption = "cpu",
+    weights_dtype: WeightsDtypeOption = WeightsDtype.bf16,
+    group: GroupOption = 32,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="random:SEED",
+            callback=check_random_weights,
+            help="Compile without a checkpoint and fill the weights at load, for benchmarks.",
+        ),
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option("--context-length", min=1, help="Longest sequence in tokens; default: the model's.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default: the model's name + .echo, here.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compile a Hugging Face model folder into one .echo artifact."""
+    from echoc.compiler.api import compile as compile_model
+
+    path = output if output is not None else Path(f"{model.resolve().name}.echo")
+    with stopwatch() as seconds, progress_bar(enabled=not as_json) as progress:
+        compile_model(
+            str(model),
+            target=target,
+            weights_dtype=weights_dtype.value,
+            group=group,
+            weights=weights,
+            output=str(path),
+            context_length=context_length,
+            progress=progress,
+        )
+        elapsed = seconds()
+    report: dict[str, Any] = {"artifact": str(path), "bytes": path.stat().st_size, "seconds": round(elapsed, 3)}
+    if as_json:
+        print_json(report)
+    else:
+        say(f"wrote {path} ({human_bytes(report['bytes'])}) in {elapsed:.1f} s")

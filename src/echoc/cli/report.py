@@ -1,0 +1,169 @@
+"""The text of `echoc inspect`: a manifest as a page that a person can read."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from echoc.cli.console import human_bytes
+
+Manifest = dict[str, Any]
+
+
+def describe(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
+    """The whole page. `members` gives each member's size in bytes."""
+    sections = [
+        _heading(path, manifest, members),
+        _model(manifest),
+        "Membranes\n" + "\n".join(_membrane(manifest["membrane"], 1)),
+        _ports(manifest),
+        _states(manifest),
+        _weights(manifest),
+        _variants(manifest),
+        _kernels(manifest, members),
+        _schedules(manifest),
+        _members(members),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _heading(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
+    target = manifest["target"]
+    rows = [
+        ("artifact", f"{path}, {human_bytes(path.stat().st_size)}, schema {manifest['schema']}"),
+        ("made by", f"echoc {manifest['echoc']}" + _pairs(manifest.get("tools"), prefix=" with ")),
+        ("from", _pairs(manifest.get("source"))),
+        ("target", f"{target['device']}:{target['level']}"),
+        ("features", " ".join(target.get("features", []))),
+    ]
+    return "\n".join(f"{name:<10}{value}" for name, value in rows if value)
+
+
+def _model(manifest: Manifest) -> str:
+    return "Model\n  " + _pairs(manifest["model"]) if manifest.get("model") else ""
+
+
+def _membrane(membrane: dict[str, Any], depth: int) -> Iterable[str]:
+    """The tree, one line a membrane: rules, and how many states and ports it has."""
+    states, ports = membrane.get("states", []), membrane.get("ports", [])
+    yield (
+        f"{'  ' * depth}[ {membrane['name']} ]  rules: {', '.join(membrane.get('rules', [])) or 'none'};"
+        f" {len(states)} states; ports: {', '.join(ports) or 'none'}"
+    )
+    for child in membrane.get("children", []):
+        yield from _membrane(child, depth + 1)
+
+
+def _ports(manifest: Manifest) -> str:
+    bounds = ", ".join(f"{symbol['name']} in {symbol['low']}..{symbol['high']}" for symbol in manifest["symbols"])
+    rows = [(port["direction"], port["name"], _tensor(port)) for port in manifest["ports"]]
+    return f"Ports ({bounds})\n" + _table(("", "name", "type"), rows)
+
+
+def _states(manifest: Manifest) -> str:
+    def facts(state: dict[str, Any]) -> tuple[Any, ...]:
+        return state["kind"], _tensor(state), state.get("page_size"), state.get("bytes_per_page")
+
+    rows = []
+    for (kind, tensor, page_size, page_bytes), run in groupby(sorted(manifest["states"], key=_state_key), key=facts):
+        names = [state["name"] for state in run]
+        label = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
+        rows.append((label, kind, tensor, page_size or "", human_bytes(page_bytes) if page_bytes else ""))
+    total = sum(state.get("bytes_per_page", 0) for state in manifest["states"])
+    page = manifest.get("page_size")
+    head = f"State: {human_bytes(total)} for a page of {page} tokens over all layers\n" if page else "State\n"
+    return head + _table(("name", "kind", "a token", "page", "bytes a page"), rows)
+
+
+def _state_key(state: dict[str, Any]) -> tuple[str, int, str]:
+    """States alike side by side, layers in the order of their numbers."""
+    digits = "".join(letter for letter in state["name"] if letter.isdigit())
+    return _tensor(state), int(digits or 0), state["name"]
+
+
+def _weights(manifest: Manifest) -> str:
+    count, size = Counter[str](), Counter[str]()
+    for weight in manifest["weights"]:
+        label = weight["format"] + (f" in groups of {weight['group']}" if weight.get("group") else "")
+        count[label] += 1
+        size[label] += weight["nbytes"]
+    rows = [(label, count[label], human_bytes(size[label])) for label in sorted(count)]
+    head = f"Weights: {human_bytes(sum(size.values()))} packed"
+    if manifest.get("random_weights"):
+        head += f", filled at load from seed {manifest['random_weights']['seed']}"
+    return head + "\n" + _table(("format", "blobs", "bytes"), rows)
+
+
+def _variants(manifest: Manifest) -> str:
+    rows = [
+        (
+            number,
+            variant["rule"],
+            variant["max_tokens"],
+            variant["max_rows"],
+            "yes" if variant["deterministic"] else "no",
+            len(variant["launches"]),
+            sum(1 for launch in variant["launches"] if launch["barrier"]),
+            human_bytes(variant["arena_bytes"]),
+            human_bytes(variant["scratch_bytes"]),
+        )
+        for number, variant in enumerate(manifest["variants"])
+    ]
+    columns = ("", "rule", "tokens", "rows", "deterministic", "launches", "barriers", "arena", "scratch a thread")
+    return "Variants and their memory\n" + _table(columns, rows)
+
+
+def _kernels(manifest: Manifest, members: dict[str, int]) -> str:
+    used = Counter[str](launch["kernel"] for variant in manifest["variants"] for launch in variant["launches"])
+    rows = [
+        (name, used[name], human_bytes(members[member]))
+        for name, member in sorted(manifest["kernels"]["sources"].items())
+        if member in members
+    ]
+    return f"Kernels in {manifest['kernels']['library']} (--kernel NAME prints the source)\n" + _table(
+        ("name", "launches", "source"), rows
+    )
+
+
+def _schedules(manifest: Manifest) -> str:
+    """Each distinct schedule once, with the kernels that run under it."""
+    kernels: dict[str, set[str]] = {}
+    for variant in manifest["variants"]:
+        for launch in variant["launches"]:
+            text = json.dumps(launch.get("schedule") or {}, sort_keys=True)
+            kernels.setdefault(text, set()).add(launch["kernel"])
+    rows = [(len(names), _pairs(json.loads(text)) or "(defaults)") for text, names in sorted(kernels.items())]
+    return "Schedules\n" + _table(("kernels", "schedule"), rows)
+
+
+def _members(members: dict[str, int]) -> str:
+    rows = [(name, human_bytes(size)) for name, size in members.items() if not name.startswith("kernels/")]
+    in_kernels = [size for name, size in members.items() if name.startswith("kernels/")]
+    rows.append((f"kernels/ ({len(in_kernels)} files)", human_bytes(sum(in_kernels))))
+    return "Members\n" + _table(("name", "bytes"), rows)
+
+
+def _tensor(described: dict[str, Any]) -> str:
+    return f"{described['dtype']}[{', '.join(map(str, described.get('shape', [])))}]"
+
+
+def _pairs(values: dict[str, Any] | None, prefix: str = "") -> str:
+    if not values:
+        return ""
+    return prefix + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns as wide as their widest cell; numbers to the right."""
+    if not rows:
+        return "  none"
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(columns)]
+    right = [all(isinstance(row[i], int) for row in rows) for i in range(len(columns))]
+    lines = []
+    for line in [columns, *cells]:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        lines.append(("  " + "  ".join(padded)).rstrip())
+    return "\n".join(lines)
