@@ -43,6 +43,8 @@ def verb(body: Callable[P, None]) -> Callable[P, None]:
             sys.stdout.flush()
         except KeyboardInterrupt:
             _leave("interrupted", INTERRUPTED, debug)
+        except (typer.Exit, typer.BadParameter):
+            raise
         except BrokenPipeError:
             _hush()
         except EchoError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from echoc.cli.console import human_bytes
+from echoc.errors import ArtifactError
 
 Manifest = dict[str, Any]
 
@@ -15,9 +16,9 @@ Manifest = dict[str, Any]
 def describe(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
     """The whole page. `members` gives each member's size in bytes."""
     sections = [
-        _heading(path, manifest, members),
+        _heading(path, manifest),
         _model(manifest),
-        "Membranes\n" + "\n".join(_membrane(manifest["membrane"], 1)),
+        "Membranes\n" + "\n".join(_membrane(manifest["membrane"], 1)) if manifest.get("membrane") else "",
         _ports(manifest),
         _states(manifest),
         _weights(manifest),
@@ -29,11 +30,39 @@ def describe(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
     return "\n\n".join(section for section in sections if section)
 
 
-def _heading(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
+def describe_variant(manifest: Manifest, number: int) -> str:
+    """The launches of one variant in order: kernel, barrier, where each argument lies, schedule."""
+    variants = manifest.get("variants", [])
+    if not 0 <= number < len(variants):
+        raise ArtifactError(f"no variant {number}; the artifact has {len(variants)}, counted from 0")
+    variant = variants[number]
+    rows = [
+        (
+            index,
+            launch["kernel"],
+            "barrier" if launch.get("barrier") else "",
+            ", ".join(_argument(manifest, kind, where) for kind, where in launch["args"]),
+            _pairs(launch.get("schedule")),
+        )
+        for index, launch in enumerate(variant["launches"])
+    ]
+    head = f"Variant {number}: rule {variant['rule']}, at most {variant['max_tokens']} tokens"
+    return head + "\n" + _table(("", "kernel", "before", "arguments", "schedule"), rows)
+
+
+def _argument(manifest: Manifest, kind: str, where: int) -> str:
+    """`["weight", 3]` by its name; an arena argument by its offset in bytes."""
+    tables = {"weight": "weights", "port": "ports", "state": "states"}
+    if kind in tables:
+        return f"{kind} {manifest[tables[kind]][where]['name']}"
+    return f"{kind}+{where}"
+
+
+def _heading(path: Path, manifest: Manifest) -> str:
     target = manifest["target"]
     rows = [
         ("artifact", f"{path}, {human_bytes(path.stat().st_size)}, schema {manifest['schema']}"),
-        ("made by", f"echoc {manifest['echoc']}" + _pairs(manifest.get("tools"), prefix=" with ")),
+        ("made by", f"echoc {manifest.get('echoc', '')}" + _pairs(manifest.get("tools"), prefix=" with ")),
         ("from", _pairs(manifest.get("source"))),
         ("target", f"{target['device']}:{target['level']}"),
         ("features", " ".join(target.get("features", []))),
@@ -57,8 +86,10 @@ def _membrane(membrane: dict[str, Any], depth: int) -> Iterable[str]:
 
 
 def _ports(manifest: Manifest) -> str:
-    bounds = ", ".join(f"{symbol['name']} in {symbol['low']}..{symbol['high']}" for symbol in manifest["symbols"])
-    rows = [(port["direction"], port["name"], _tensor(port)) for port in manifest["ports"]]
+    bounds = ", ".join(
+        f"{symbol['name']} in {symbol['low']}..{symbol['high']}" for symbol in manifest.get("symbols", [])
+    )
+    rows = [(port["direction"], port["name"], _tensor(port)) for port in manifest.get("ports", [])]
     return f"Ports ({bounds})\n" + _table(("", "name", "type"), rows)
 
 
@@ -67,11 +98,13 @@ def _states(manifest: Manifest) -> str:
         return state["kind"], _tensor(state), state.get("page_size"), state.get("bytes_per_page")
 
     rows = []
-    for (kind, tensor, page_size, page_bytes), run in groupby(sorted(manifest["states"], key=_state_key), key=facts):
+    for (kind, tensor, page_size, page_bytes), run in groupby(
+        sorted(manifest.get("states", []), key=_state_key), key=facts
+    ):
         names = [state["name"] for state in run]
         label = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
         rows.append((label, kind, tensor, page_size or "", human_bytes(page_bytes) if page_bytes else ""))
-    total = sum(state.get("bytes_per_page", 0) for state in manifest["states"])
+    total = sum(state.get("bytes_per_page", 0) for state in manifest.get("states", []))
     page = manifest.get("page_size")
     head = f"State: {human_bytes(total)} for a page of {page} tokens over all layers\n" if page else "State\n"
     return head + _table(("name", "kind", "a token", "page", "bytes a page"), rows)
@@ -85,7 +118,7 @@ def _state_key(state: dict[str, Any]) -> tuple[str, int, str]:
 
 def _weights(manifest: Manifest) -> str:
     count, size = Counter[str](), Counter[str]()
-    for weight in manifest["weights"]:
+    for weight in manifest.get("weights", []):
         label = weight["format"] + (f" in groups of {weight['group']}" if weight.get("group") else "")
         count[label] += 1
         size[label] += weight["nbytes"]
@@ -109,28 +142,28 @@ def _variants(manifest: Manifest) -> str:
             human_bytes(variant["arena_bytes"]),
             human_bytes(variant["scratch_bytes"]),
         )
-        for number, variant in enumerate(manifest["variants"])
+        for number, variant in enumerate(manifest.get("variants", []))
     ]
     columns = ("", "rule", "tokens", "rows", "deterministic", "launches", "barriers", "arena", "scratch a thread")
     return "Variants and their memory\n" + _table(columns, rows)
 
 
 def _kernels(manifest: Manifest, members: dict[str, int]) -> str:
-    used = Counter[str](launch["kernel"] for variant in manifest["variants"] for launch in variant["launches"])
+    library = manifest.get("kernels", {}).get("library")
+    sources: dict[str, str] = manifest.get("kernels", {}).get("sources", {})
+    used = Counter[str](launch["kernel"] for variant in manifest.get("variants", []) for launch in variant["launches"])
     rows = [
         (name, used[name], human_bytes(members[member]))
-        for name, member in sorted(manifest["kernels"]["sources"].items())
+        for name, member in sorted(sources.items())
         if member in members
     ]
-    return f"Kernels in {manifest['kernels']['library']} (--kernel NAME prints the source)\n" + _table(
-        ("name", "launches", "source"), rows
-    )
+    return f"Kernels in {library} (--kernel NAME prints the source)\n" + _table(("name", "launches", "source"), rows)
 
 
 def _schedules(manifest: Manifest) -> str:
     """Each distinct schedule once, with the kernels that run under it."""
     kernels: dict[str, set[str]] = {}
-    for variant in manifest["variants"]:
+    for variant in manifest.get("variants", []):
         for launch in variant["launches"]:
             text = json.dumps(launch.get("schedule") or {}, sort_keys=True)
             kernels.setdefault(text, set()).add(launch["kernel"])

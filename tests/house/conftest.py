@@ -1,0 +1,33 @@
+"""Running the command line as a user does: a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def echoc(tmp_path: Path) -> Run:
+    """`echoc("inspect", path)` in an empty folder with a cache of its own; returns the finished process."""
+    environment = {**os.environ, "ECHOC_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "120"}
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(*arguments: object, stdin: str = "", timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "echoc", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=work,
+            env=environment,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
