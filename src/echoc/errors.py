@@ -1,5 +1,7 @@
 """The one exception tree of echoc: every error a user can cause is an `EchoError`."""
 
+from typing import Any
+
 
 class EchoError(Exception):
     """Base of all errors raised on purpose: the message says what was found, what was wanted, where, and what to do."""
@@ -17,8 +19,13 @@ class ArtifactError(EchoError):
     """An artifact that is truncated, foreign, corrupted, or made for another version, machine or target."""
 
 
-class RequestError(EchoError):
-    """A generation request that cannot be served: bad sampling values, a prompt longer than the context, no pages."""
+class RequestError(EchoError, ValueError):
+    """A generation request that cannot be served: bad sampling values, a prompt longer than the context, no pages.
+
+    `output` is what the request had produced before it failed (a `RequestOutput`), or None.
+    """
+
+    output: Any = None
 
 
 class DeviceError(EchoError):
