@@ -91,22 +91,6 @@ def _axes(f: Any) -> Any:
     return lambda n, a, e: np.asarray(f(a[0], axis=tuple(n["axes"])), a[0].dtype)
 
 
-def _dequantize(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
-    q, scale = tensors(inputs)
-    group = attrs["group"]
-    length = q.shape[-1]
-    if q.dtype not in (DType.I8, DType.I4) or not isinstance(length, int) or scale.dtype is not DType.F16:
-        raise IRError(f"found {q} and {scale}; wanted i8 or i4 values and f16 scales")
-    if scale.shape != (*q.shape[:-1], -(-length // group)):
-        raise IRError(f"{scale} does not hold one scale per {group} values of {q}")
-    return TensorType(q.shape, DType.F32)
-
-
-def _dequantize_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
-    q, scale = args
-    return q.astype(np.float32) * np.repeat(scale.astype(np.float32), node["group"], -1)[..., : q.shape[-1]]
-
-
 ROWS = [
     Op("sum", (1, 1), _reduce, _axes(np.sum), "sum over axes", 1e-5),
     Op("max", (1, 1), _reduce, _axes(np.max), "maximum over axes; NaN wins"),
@@ -123,5 +107,4 @@ ROWS = [
     Op("topk", (1, 1), _select("topk"), _select_meaning, "the k largest of the last axis, descending, or their places"),
     Op("sort", (1, 1), _select("sort"), _select_meaning, "the last axis sorted, stable, or the order"),
     Op("contract", (2, 2), _contract, _contract_meaning, "einsum of two tensors", 1e-5),
-    Op("dequantize", (2, 2), _dequantize, _dequantize_meaning, "grouped integers times their f16 scales"),
 ]
