@@ -55,17 +55,16 @@ int64_t Pager::fork(int64_t sequence) {
 std::optional<PageCopies> Pager::append(int64_t handle, std::span<const int32_t> tokens) {
   Sequence& sequence = find(handle);
   if (tokens.empty()) return PageCopies{};
-  const int64_t offset = sequence.length % page_size_;
-  const bool shared_tail = offset != 0 && pages_[static_cast<size_t>(sequence.pages.back())].references > 1;
-  const int64_t length = sequence.length + static_cast<int64_t>(tokens.size());
-  const int64_t wanted = (length + page_size_ - 1) / page_size_ - static_cast<int64_t>(sequence.pages.size());
-  if (wanted + (shared_tail ? 1 : 0) > num_available()) return std::nullopt;
+  const int64_t length = sequence.length + std::ssize(tokens);
+  int64_t wanted = pages_for(handle, std::ssize(tokens));
+  if (wanted > num_available()) return std::nullopt;
 
   PageCopies copies;
-  if (shared_tail) {
+  if (has_shared_tail(sequence)) {
+    --wanted;
     const int32_t source = sequence.pages.back();
     const int32_t destination = take_page();
-    std::copy_n(tokens_of(source), offset, tokens_of(destination));
+    std::copy_n(tokens_of(source), sequence.length % page_size_, tokens_of(destination));
     drop_reference(source);
     sequence.pages.back() = destination;
     copies.emplace_back(source, destination);
@@ -77,6 +76,17 @@ std::optional<PageCopies> Pager::append(int64_t handle, std::span<const int32_t>
   }
   sequence.length = length;
   return copies;
+}
+
+int64_t Pager::pages_for(int64_t handle, int64_t num_tokens) const {
+  const Sequence& sequence = find(handle);
+  if (num_tokens <= 0) return 0;
+  const int64_t pages = (sequence.length + num_tokens + page_size_ - 1) / page_size_;
+  return pages - std::ssize(sequence.pages) + (has_shared_tail(sequence) ? 1 : 0);
+}
+
+bool Pager::has_shared_tail(const Sequence& sequence) const {
+  return sequence.length % page_size_ != 0 && pages_[static_cast<size_t>(sequence.pages.back())].references > 1;
 }
 
 void Pager::commit(int64_t handle) {
@@ -254,6 +264,8 @@ void bind_pager(nb::module_& m) {
       .def("commit", &Pager::commit, nb::arg("sequence"))
       .def("release", &Pager::release, nb::arg("sequence"))
       .def("length", &Pager::length, nb::arg("sequence"))
+      .def("pages_for", &Pager::pages_for, nb::arg("sequence"), nb::arg("num_tokens"))
+      .def("num_pages_of", &Pager::num_pages_of, nb::arg("sequence"))
       .def("pages", &Pager::pages, nb::arg("sequence"))
       .def("references", &Pager::references, nb::arg("page"))
       .def("drop_cache", &Pager::drop_cache)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <optional>
 #include <span>
 #include <unordered_map>
@@ -36,8 +37,12 @@ class Pager {
 
   void release(int64_t sequence);
 
+  /// Pages that appending `num_tokens` would take, a copied tail included.
+  int64_t pages_for(int64_t sequence, int64_t num_tokens) const;
+
   int64_t length(int64_t sequence) const { return find(sequence).length; }
   const std::vector<int32_t>& pages(int64_t sequence) const { return find(sequence).pages; }
+  int64_t num_pages_of(int64_t sequence) const { return std::ssize(find(sequence).pages); }
   int32_t references(int64_t page) const { return pages_.at(static_cast<size_t>(page)).references; }
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
   int64_t num_cached() const { return num_cached_; }
@@ -69,6 +74,7 @@ class Pager {
   const Sequence& find(int64_t sequence) const;
   Sequence& find(int64_t sequence) { return const_cast<Sequence&>(std::as_const(*this).find(sequence)); }
   int64_t new_sequence();
+  bool has_shared_tail(const Sequence& sequence) const;
   int32_t take_page();
   void drop_reference(int32_t page);
   void hold(int32_t page);

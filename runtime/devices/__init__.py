@@ -1,0 +1,48 @@
+"""Drivers: what turns an artifact's launch lists into work on one kind of device."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from echoc.errors import DeviceError
+from echoc.runtime.artifact import Artifact
+
+DEVICES = ("cpu", "ref")
+
+Array = npt.NDArray[Any]
+IntArray = npt.NDArray[np.int32]
+
+
+class Device(Protocol):
+    """A loaded artifact on a device, with its weights, its pages and the variants of its rules."""
+
+    num_pages: int
+    num_threads: int
+
+    def step(self, variant: int, dims: Sequence[int], ports: Sequence[Array]) -> None:
+        """Runs variant `variant` of the manifest: `dims` the symbols' values, `ports` one C-contiguous array each."""
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies pages of every state, (source, destination) in order."""
+
+    def counters(self) -> list[dict[str, Any]]:
+        """Per variant: steps, seconds, and under profiling seconds per launch."""
+
+    def set_profiling(self, on: bool) -> None:
+        """Times every launch from now on (with a barrier behind each), or stops doing so."""
+
+
+def open_device(artifact: Artifact, *, num_pages: int, num_threads: int | None) -> Device:
+    """Loads the artifact on the device it was compiled for, with a pool of `num_pages` pages."""
+    name = artifact.manifest.device
+    if name not in DEVICES:
+        raise DeviceError(
+            f"{artifact.path} was compiled for device {name!r}; this echoc drives {', '.join(DEVICES)}: "
+            "compile the model again with --target cpu:native"
+        )
+    driver = importlib.import_module(f"echoc.runtime.devices.{name}")
+    device: Device = driver.open_device(artifact, num_pages=num_pages, num_threads=num_threads)
+    return device

@@ -1,0 +1,208 @@
+"""The CPU driver: maps weights, allocates pages, and hands launch lists to the native executor."""
+
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from echoc import _native
+from echoc.errors import ArtifactError, DeviceError
+from echoc.runtime.artifact import Artifact
+from echoc.runtime.devices import Array
+from echoc.runtime.manifest import Manifest, WeightSpec
+from echoc.runtime.memory import Bytes, address, allocate
+
+_PAGE = 4096
+_SCRATCH_GAP = 128  # keeps neighbouring threads' scratch off each other's cache lines and prefetches
+
+
+def cpu_features() -> frozenset[str]:
+    """Names of the instruction set extensions of this CPU as /proc/cpuinfo spells them; empty where it is missing."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def default_num_threads() -> int:
+    """One thread per core that this process may use (hyperthreads of a core count once), within its cgroup's quota."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_siblings(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+            return file.read().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return max(1, int(quota) // int(period)) if quota != "max" else 1 << 16
+    except (OSError, ValueError):
+        return 1 << 16
+
+
+def check_target(artifact: Artifact) -> None:
+    """Raises ArtifactError when this CPU lacks something the artifact's kernels use."""
+    target = artifact.manifest.raw["target"]
+    machine = target.get("machine")
+    if machine is not None and machine != platform.machine():
+        raise ArtifactError(
+            f"{artifact.path} was compiled for {machine}, this machine is {platform.machine()}: "
+            "compile the model here with --target cpu:native"
+        )
+    missing = sorted(set(artifact.manifest.features) - cpu_features())
+    if missing:
+        raise ArtifactError(
+            f"{artifact.path} was compiled for cpu:{artifact.manifest.level}, whose {', '.join(missing)} this CPU does "
+            "not have: compile the model here with --target cpu:native, or there with --target cpu:x86-64-v3"
+        )
+
+
+class CpuDevice:
+    """An artifact's kernels, weights and pages in this process."""
+
+    def __init__(self, artifact: Artifact, num_pages: int, num_threads: int) -> None:
+        check_target(artifact)
+        manifest = artifact.manifest
+        self.num_pages, self.num_threads = num_pages, num_threads
+        self._artifact = artifact
+        self._executor = _load_library(artifact, num_threads)
+        self._weights = _weights(artifact)
+        self._arena = allocate(max((v.arena_bytes for v in manifest.variants), default=0))
+        stride = max((v.scratch_bytes for v in manifest.variants), default=0) + _SCRATCH_GAP
+        stride = (stride + 63) // 64 * 64
+        self._scratch = allocate(stride * num_threads)
+        self._pool, bases = _pool(manifest, num_pages, str(artifact.path))
+        self._executor.bind(
+            address(self._arena),
+            address(self._scratch),
+            stride,
+            [address(weight) for weight in self._weights],
+            [(address(self._pool) + base, state.bytes_per_page) for base, state in zip(bases, manifest.states, strict=True)],
+            len(manifest.ports),
+        )
+        try:
+            for variant in manifest.variants:
+                launches = [(launch.kernel, launch.barrier, list(launch.args)) for launch in variant.launches]
+                self._executor.add_variant(launches)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise ArtifactError(f"{artifact.path}: {error}; compile the model again") from None
+
+    def step(self, variant: int, dims: Sequence[int], ports: Sequence[Array]) -> None:
+        try:
+            self._executor.step(variant, dims, ports)
+        except RuntimeError as error:
+            raise DeviceError(str(error)) from None
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._executor.copy_pages(pairs)
+
+    def set_profiling(self, on: bool) -> None:
+        self._executor.set_profiling(on)
+
+    def counters(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "steps": steps,
+                "seconds": step_ns * 1e-9,
+                "profiled_steps": profiled,
+                "launch_seconds": [ns * 1e-9 for ns in launch_ns],
+            }
+            for steps, step_ns, profiled, launch_ns in self._executor.counters()
+        ]
+
+
+def open_device(artifact: Artifact, *, num_pages: int, num_threads: int | None) -> CpuDevice:
+    """Loads an artifact compiled for a CPU; `num_threads` defaults to the cores at hand."""
+    threads = default_num_threads() if num_threads is None else num_threads
+    if threads < 1:
+        raise DeviceError(f"num_threads is {threads}, wanted 1 or more")
+    return CpuDevice(artifact, num_pages, threads)
+
+
+def _load_library(artifact: Artifact, num_threads: int) -> _native.Executor:
+    """Loads the kernels from a private copy without a name where the system allows, so nothing is left behind."""
+    name = artifact.manifest.kernel_library
+    if name is None:
+        raise ArtifactError(f"{artifact.path} names no kernel library; compile the model again")
+    data = artifact.view(name)
+    try:
+        if hasattr(os, "memfd_create"):
+            handle = os.memfd_create("echoc-kernels")
+            try:
+                with os.fdopen(handle, "wb", closefd=False) as file:
+                    file.write(data.data)
+                return _native.Executor(f"/proc/self/fd/{handle}", num_threads)
+            finally:
+                os.close(handle)
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+            file.write(data.data)
+            file.flush()
+            return _native.Executor(file.name, num_threads)
+    except (RuntimeError, OSError) as error:
+        raise DeviceError(
+            f"the system does not load the kernels of {artifact.path}: {error}; compile the model on this machine"
+        ) from None
+
+
+def _weights(artifact: Artifact) -> list[Bytes]:
+    """The packed weights in manifest order: in place in the file, or random where it has none."""
+    manifest = artifact.manifest
+    if manifest.random_seed is not None:
+        return [_random_weight(weight, manifest.random_seed, i) for i, weight in enumerate(manifest.weights)]
+    members = {weight.member: artifact.tensors(weight.member) for weight in manifest.weights}
+    found = []
+    for weight in manifest.weights:
+        data = members[weight.member].get(weight.name)
+        if data is None or data.size < weight.nbytes:
+            size = "missing" if data is None else f"{data.size} bytes"
+            raise ArtifactError(
+                f"{artifact.path}: weight {weight.name} of {weight.member} is {size}, wanted {weight.nbytes} bytes; "
+                "compile the model again"
+            )
+        if address(data) % 64:
+            raise ArtifactError(f"{artifact.path}: weight {weight.name} is not 64-byte aligned; compile the model again")
+        found.append(data)
+    return found
+
+
+def _random_weight(weight: WeightSpec, seed: int, index: int) -> Bytes:
+    """Weights of a model without a checkpoint: normal, standard deviation `std`, the same for the same seed."""
+    rows, columns = weight.shape[-2:] if len(weight.shape) > 1 else (weight.shape[0], 1)
+    per_expert = weight.nbytes // max(weight.experts, 1)
+    memory = allocate(weight.nbytes)
+    for expert in range(weight.experts):
+        data = _native.fill_random(
+            weight.format, weight.group, weight.interleave, rows, columns, seed, index * 4096 + expert, weight.std
+        )
+        part = np.asarray(data)[:per_expert]
+        memory[expert * per_expert : expert * per_expert + part.size] = part
+    return memory
+
+
+def _pool(manifest: Manifest, num_pages: int, where: str) -> tuple[Bytes, list[int]]:
+    """Memory for `num_pages` pages of every state, and where in it each state begins."""
+    bases, end = [], 0
+    for state in manifest.states:
+        if state.kind != "pages":
+            raise ArtifactError(f"{where}: state {state.name} is of kind {state.kind!r}, this echoc knows 'pages'")
+        bases.append(end)
+        end += -(-state.bytes_per_page * num_pages // _PAGE) * _PAGE
+    try:
+        return allocate(end), bases
+    except MemoryError as error:
+        raise DeviceError(f"{where}: no memory for {num_pages} pages ({error}); ask for fewer pages") from None

@@ -1,0 +1,42 @@
+"""Large zeroed memory straight from the operating system, in huge pages where it gives them."""
+
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def allocate(nbytes: int) -> Bytes:
+    """Zeroed u8 [nbytes] that starts on a page border; memory is committed as it is first touched.
+
+    Raises MemoryError when the address space cannot be had.
+    """
+    try:
+        memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"cannot map {nbytes} bytes: {error}") from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without transparent huge pages works as well, only slower
+    return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
+
+
+def address(array: npt.NDArray[np.generic]) -> int:
+    """Where the array's data begins."""
+    return int(array.ctypes.data)
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping, as Linux estimates them; 4 GiB where that cannot be read."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30

@@ -1,0 +1,242 @@
+"""A loaded program of any kind: bind arrays to its ports, pick a variant, run the step."""
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from echoc.errors import ArtifactError, DeviceError, RequestError
+from echoc.runtime.artifact import Artifact
+from echoc.runtime.devices import Array, open_device
+from echoc.runtime.manifest import DTYPES, PortSpec, VariantSpec
+from echoc.runtime.memory import available_memory
+from echoc.runtime.pages import PagePool
+
+_DEFAULT_POOL_SHARE = 0.4  # of the memory that is available when nothing was asked for
+
+
+class Program:
+    """An artifact on its device, ready to step. `pool` owns the pages of its state.
+
+    Not safe for use from several threads at once.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        num_pages: int | None = None,
+        state_bytes: int | None = None,
+        num_threads: int | None = None,
+        deterministic: bool = False,
+        prefix_cache: bool = True,
+    ) -> None:
+        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
+        self.manifest = self.artifact.manifest
+        self.deterministic = deterministic
+        self._variants = _usable_variants(self.artifact, deterministic)
+        pages = _pool_size(self.artifact, num_pages, state_bytes)
+        self.device = open_device(self.artifact, num_pages=pages, num_threads=num_threads)
+        self.pool = PagePool(pages, max(self.manifest.page_size, 1), prefix_cache=prefix_cache)
+        self._symbols = {symbol.name: i for i, symbol in enumerate(self.manifest.symbols)}
+        self._buffers: dict[str, Array] = {}
+
+    def create(self) -> "Instance":
+        """A new instance with empty state."""
+        return Instance(self, self.pool.create(np.empty(0, np.int32), use_cache=False)[0])
+
+    def step(self, inputs: Mapping[str, npt.ArrayLike], *, rule: str = "step", copy: bool = True) -> dict[str, Array]:
+        """Runs one step and returns the output ports by name.
+
+        `inputs` holds one array per input port; symbols take their values from the arrays' shapes. With copy=False
+        the outputs are views that the next step overwrites. Raises RequestError for arrays that do not fit the ports.
+        """
+        dims = [-1] * len(self._symbols)
+        arrays: dict[str, Array] = {}
+        for port in self.manifest.ports:
+            if port.direction == "in":
+                arrays[port.name] = self._bind_input(port, inputs, dims)
+        for name in inputs:
+            if name not in arrays:
+                raise RequestError(f"the program has no input port {name!r}; it has {', '.join(arrays)}")
+        for symbol, value in zip(self.manifest.symbols, dims, strict=True):
+            if not symbol.low <= value <= symbol.high:
+                raise RequestError(f"size {symbol.name} is {value}, the program takes {symbol.low}..{symbol.high}")
+        variant = self._choose(rule, dims)
+        outputs = {port.name: self._output(port, dims) for port in self.manifest.ports if port.direction == "out"}
+        ordered = [outputs[p.name] if p.direction == "out" else arrays[p.name] for p in self.manifest.ports]
+        self.device.step(variant, dims, ordered)
+        return {name: array.copy() for name, array in outputs.items()} if copy else outputs
+
+    def max_tokens(self, rule: str = "step") -> int:
+        """The most tokens one step takes."""
+        return self._limit(rule, "T", "max_tokens")
+
+    def max_rows(self, rule: str = "step") -> int:
+        """The most rows of output one step gives."""
+        return self._limit(rule, "R", "max_rows")
+
+    def advance(
+        self, instances: "Sequence[Instance]", tokens: Sequence[npt.ArrayLike], rows: Literal["last", "all"] = "last"
+    ) -> Array:
+        """Appends tokens to each instance's state in one step.
+
+        Returns the first output port: one row per instance ("last") or per token ("all"), in order. Raises
+        RequestError, with every instance as it was, when the pages do not suffice.
+        """
+        chunks = [np.ascontiguousarray(chunk, dtype=np.int32).reshape(-1) for chunk in tokens]
+        if len(chunks) != len(instances) or any(chunk.size == 0 for chunk in chunks):
+            raise RequestError("a step wants one or more tokens for each of its instances")
+        handles = [instance.handle for instance in instances]
+        starts = [instance.length for instance in instances]
+        needed = sum(self.pool.pages_for(h, c.size) for h, c in zip(handles, chunks, strict=True))
+        if needed > self.pool.num_available:
+            raise RequestError(f"the step needs {needed} pages, {self.pool.num_available} are free")
+        for handle, chunk in zip(handles, chunks, strict=True):
+            copies = self.pool.append(handle, chunk)
+            if copies:
+                self.device.copy_pages(copies)
+        batch = self.pool.batch(handles, starts, chunks, all_rows=rows == "all")
+        result = self.run_batch(batch)
+        return result.copy()
+
+    def run_batch(self, batch: Mapping[str, Array]) -> Array:
+        """A step with the ports of a paged program; returns a view of its first output port."""
+        names = {port.name for port in self.manifest.ports}
+        outputs = self.step({name: array for name, array in batch.items() if name in names}, copy=False)
+        return next(iter(outputs.values()))
+
+    def _bind_input(self, port: PortSpec, inputs: Mapping[str, npt.ArrayLike], dims: list[int]) -> Array:
+        if port.name not in inputs:
+            raise RequestError(f"the step lacks its input {port.name} ({port.dtype}, shape {list(port.shape)})")
+        given = inputs[port.name]
+        dtype = np.dtype(DTYPES[port.dtype])
+        if isinstance(given, np.ndarray) and given.dtype == dtype and given.flags.c_contiguous:
+            array = given
+        else:
+            array = _converted(port, given, dtype)
+        fits = array.ndim == len(port.shape)
+        for size, wanted in zip(array.shape, port.shape, strict=False):
+            if isinstance(wanted, int):
+                fits = fits and size == wanted
+                continue
+            index = self._symbols[wanted]
+            fits = fits and dims[index] in (-1, size)
+            dims[index] = size
+        if not fits:
+            raise RequestError(f"input {port.name} has shape {list(array.shape)}, wanted {list(port.shape)}")
+        return array
+
+    def _output(self, port: PortSpec, dims: list[int]) -> Array:
+        """A view of the port's buffer, which grows to the largest step so far."""
+        shape = tuple(d if isinstance(d, int) else dims[self._symbols[d]] for d in port.shape)
+        size = int(np.prod(shape, dtype=np.int64))
+        buffer = self._buffers.get(port.name)
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[port.name] = np.empty(size, dtype=DTYPES[port.dtype])
+        return buffer[:size].reshape(shape)
+
+    def _choose(self, rule: str, dims: list[int]) -> int:
+        tokens, rows = (dims[self._symbols[name]] if name in self._symbols else 0 for name in ("T", "R"))
+        for index, variant in self._variants:
+            enough_tokens = variant.max_tokens is None or variant.max_tokens >= tokens
+            enough_rows = variant.max_rows is None or variant.max_rows >= rows
+            if variant.rule == rule and enough_tokens and enough_rows:
+                return index
+        raise RequestError(
+            f"no variant of rule {rule!r} takes {tokens} tokens and {rows} rows; the largest takes "
+            f"{self.max_tokens(rule)} tokens and {self.max_rows(rule)} rows"
+        )
+
+    def _limit(self, rule: str, symbol: str, field: str) -> int:
+        bound = self.manifest.symbols[self._symbols[symbol]].high if symbol in self._symbols else 1
+        limits = [getattr(variant, field) for _, variant in self._variants if variant.rule == rule]
+        if not limits:
+            raise RequestError(f"the program has no rule {rule!r}")
+        return max(bound if limit is None else min(limit, bound) for limit in limits)
+
+
+class Instance:
+    """One row of a program's state: a sequence that is being read or written. Release it, or use it in a `with`."""
+
+    def __init__(self, program: Program, handle: int) -> None:
+        self.program = program
+        self.handle = handle
+
+    @property
+    def length(self) -> int:
+        """Tokens in its state."""
+        return self.program.pool.length(self.handle)
+
+    def step(self, tokens: npt.ArrayLike, rows: Literal["last", "all"] = "last") -> Array:
+        """Appends tokens; returns the first output port, one row for the last token or one per token."""
+        return self.program.advance([self], [tokens], rows)
+
+    def fork(self) -> "Instance":
+        """A copy that shares pages with this one until either is written."""
+        return Instance(self.program, self.program.pool.fork(self.handle))
+
+    def release(self) -> None:
+        """Gives its pages back; a second call does nothing."""
+        if self.handle >= 0:
+            self.program.pool.release(self.handle)
+            self.handle = -1
+
+    def __enter__(self) -> "Instance":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+def load(artifact: Artifact | str | os.PathLike[str], **options: Any) -> Program:
+    """Loads any artifact; the options are those of `Program`."""
+    return Program(artifact, **options)
+
+
+def _converted(port: PortSpec, given: npt.ArrayLike, dtype: np.dtype[Any]) -> Array:
+    try:
+        array = np.asarray(given)
+        if array.size and not np.can_cast(array.dtype, dtype, casting="same_kind"):
+            raise TypeError(f"{array.dtype} is not {port.dtype}")
+        return np.ascontiguousarray(array, dtype=dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"input {port.name} wants {port.dtype} of shape {list(port.shape)}: {error}") from None
+
+
+def _usable_variants(artifact: Artifact, deterministic: bool) -> list[tuple[int, VariantSpec]]:
+    """(manifest index, variant) in the order in which they are tried: smallest first."""
+    variants = list(enumerate(artifact.manifest.variants))
+    if not variants:
+        raise ArtifactError(f"{artifact.path} has no variants; compile the model again")
+    wanted = [(i, v) for i, v in variants if v.deterministic == deterministic]
+    if deterministic and not wanted:
+        raise DeviceError(f"{artifact.path} has no deterministic variants; compile the model again to get them")
+    infinite = float("inf")
+
+    def size(entry: tuple[int, VariantSpec]) -> tuple[float, float]:
+        v = entry[1]
+        return (
+            infinite if v.max_tokens is None else v.max_tokens,
+            infinite if v.max_rows is None else v.max_rows,
+        )
+
+    return sorted(wanted or variants, key=size)
+
+
+def _pool_size(artifact: Artifact, num_pages: int | None, state_bytes: int | None) -> int:
+    """Pages of the pool: as asked, or as many as fit the bytes asked for, or a share of the free memory."""
+    page_bytes = artifact.manifest.page_bytes
+    if num_pages is not None:
+        if num_pages < 1:
+            raise DeviceError(f"num_pages is {num_pages}, wanted 1 or more")
+        return num_pages
+    if page_bytes == 0:
+        return 1 << 16  # nothing is stored: pages only count tokens
+    budget = int(available_memory() * _DEFAULT_POOL_SHARE) if state_bytes is None else state_bytes
+    if budget < page_bytes:
+        raise DeviceError(f"{budget} bytes for state hold no page of {page_bytes} bytes; ask for more")
+    return min(budget // page_bytes, (1 << 31) - 1)
