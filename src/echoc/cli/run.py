@@ -1,13 +1,16 @@
 """`echoc run`: speak with a model, streaming to the terminal."""
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from echoc.cli.compile import GroupOption, WeightsDtype, WeightsDtypeOption
-from echoc.cli.console import DebugOption, JsonOption, verb
+from echoc.cli.console import DebugOption, JsonOption, print_json, say, stopwatch, verb
+from echoc.cli.models import artifact_for
+from echoc.errors import EchoError
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -62,3 +65,112 @@ def command(
     """Generate text with an artifact, a model folder (compiled once and kept), or the embedded pocket model."""
     if interactive and as_json:
         raise typer.BadParameter("--json gives one answer; it does not go with --interactive")
+    if interactive and prompt is not None:
+        raise typer.BadParameter("--interactive asks for the prompts itself; leave --prompt out")
+    text = None if interactive else _prompt_text(prompt)
+    wishes = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop,
+        "seed": seed,
+    }
+    path = artifact_for(model, weights_dtype.value, group, show_progress=not as_json)
+    import echoc
+
+    llm = echoc.LLM(path, num_threads=threads, deterministic=deterministic)
+    speaker = Speaker(llm, {name: value for name, value in wishes.items() if value is not None}, system, raw)
+    if text is None:
+        converse(speaker)
+        return
+    reply = speaker.answer(text, show=not as_json)
+    if as_json:
+        print_json({"model": str(path), "prompt": text, **asdict(reply)})
+    else:
+        say_speed(reply)
+
+
+class Speaker:
+    """An LLM with the wishes of the command line: one prompt after another, as a chat where it has a template."""
+
+    def __init__(self, llm: Any, wishes: dict[str, Any], system: str | None, raw: bool) -> None:
+        self.llm = llm
+        self.params = llm.default_sampling_params(**wishes)
+        self.chats = llm.chat_template is not None and not raw
+        if system is not None and not self.chats:
+            why = "--raw leaves it aside" if raw else "this model has none"
+            raise EchoError(f"--system needs a chat template, and {why}")
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
+
+    def answer(self, text: str, show: bool) -> Reply:
+        """Generate once from `text`; with `show`, standard output gets the text piece by piece."""
+        if self.chats:
+            self.messages.append({"role": "user", "content": text})
+            prompt = self.llm.chat_prompt(self.messages)
+        else:
+            prompt = text
+            if show:
+                _write(text)
+        reply = self._generate(prompt, show)
+        if self.chats:
+            self.messages.append({"role": "assistant", "content": reply.text})
+        if show:
+            _write("\n")
+        return reply
+
+    def _generate(self, prompt: Any, show: bool) -> Reply:
+        reply = Reply()
+        with stopwatch() as seconds:
+            for piece in self.llm.stream(prompt, self.params):
+                if piece.error is not None:
+                    raise piece.error
+                reply.text += piece.text
+                reply.token_ids += piece.token_ids
+                reply.finish_reason = piece.finish_reason
+                if show and piece.text:
+                    _write(piece.text)
+            reply.seconds = seconds()
+        return reply
+
+
+def converse(speaker: Speaker) -> None:
+    """Answer line by line until the end of input. Ctrl-C ends an answer; where the next line is asked for, the talk."""
+    asked_by_person = sys.stdin.isatty()
+    while True:
+        if asked_by_person:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if not line.strip():
+            continue
+        try:
+            speaker.answer(line.rstrip("\n"), show=True)
+        except KeyboardInterrupt:
+            if not asked_by_person:
+                raise
+            _write("\n")
+
+
+def say_speed(reply: Reply) -> None:
+    """Tokens and seconds of the answer, for a person at the terminal."""
+    if sys.stderr.isatty():
+        say(f"({len(reply.token_ids)} tokens in {reply.seconds:.2f} s, {reply.finish_reason})")
+
+
+def _prompt_text(prompt: str | None) -> str | None:
+    """The prompt; what is piped in when it is `-` or missing; None when a person is to be asked."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        return None
+    return sys.stdin.read()
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
