@@ -21,6 +21,7 @@
 
 #include "abi.h"
 #include "half.h"
+#include "lanes.h"
 #include "math.h"
 
 namespace echoc {
@@ -47,24 +48,22 @@ inline constexpr int kMaxRows = 96;            // (query, head) rows a packed it
 inline constexpr int kDirectRows = 8;          // at most so many rows take the direct routine
 
 #if defined(__AVX512F__)
-inline constexpr int kLanes = 16, kRowTile = 6, kColTile = 4, kAccumulators = 16;
+inline constexpr int kRowTile = 6, kColTile = 4, kAccumulators = 16;
 #elif defined(__AVX__)
-inline constexpr int kLanes = 8, kRowTile = 6, kColTile = 2, kAccumulators = 8;
+inline constexpr int kRowTile = 6, kColTile = 2, kAccumulators = 8;
 #else
-inline constexpr int kLanes = 4, kRowTile = 4, kColTile = 4, kAccumulators = 8;
+inline constexpr int kRowTile = 4, kColTile = 4, kAccumulators = 8;
 #endif
-inline constexpr int kParts = kPage / kLanes;  // native vectors a panel row
 
-typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef uint32_t VecBits __attribute__((vector_size(kLanes * 4)));
-typedef int32_t VecInt __attribute__((vector_size(kLanes * 4)));
-typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
-typedef uint32_t BitsLoose __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
-inline Vec splat(float x) { return x - Vec{}; }
-inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // contracted to one rounding where the target has it
+using simd::BitsLoose;
+using simd::fma;
+using simd::kLanes;
+using simd::kParts;
+using simd::load;
+using simd::splat;
+using simd::store;
+using simd::Vec;
+using simd::VecBits;
 
 inline constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -266,17 +265,8 @@ struct Worker {
       }
     const float factor = m::exp2(before - base);
     scratch[at.maximum + row] = now;
-    scratch[at.sum + row] = m::fma(scratch[at.sum + row], factor, add_lanes(total));
+    scratch[at.sum + row] = m::fma(scratch[at.sum + row], factor, simd::add_lanes(total));
     return factor;
-  }
-
-  // The sum of 16 lanes, in one order whatever the vector width.
-  static float add_lanes(const Vec (&total)[kParts]) {
-    float lane[16];
-    for (int i = 0; i < kParts; ++i) store(lane + i * kLanes, total[i]);
-    for (int width = 8; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
   }
 
   // c[r][...] = (c[r][...] * factor[r] or 0) + a[r][0..count) * b, b in panels [count][16] `stride` floats apart.
