@@ -135,6 +135,7 @@ def attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    indices: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: emits `echoc::attention`, or refuses by name what it cannot carry."""
@@ -154,6 +155,8 @@ def attention_forward(
             additive = torch.where(additive, 0.0, torch.finfo(query.dtype).min)
         bias = additive if bias is None else bias + additive
         kind = MaskKind(causal=False)
+    if indices is not None:
+        bias = _only_selected(query, key, indices, bias)
     output = torch.ops.echoc.attention(
         query,
         key,
@@ -167,6 +170,19 @@ def attention_forward(
         int(getattr(module, "layer_idx", -1) if getattr(module, "layer_idx", None) is not None else -1),
     )
     return output, None
+
+
+def _only_selected(query: Tensor, key: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The bias that leaves each query the keys that an indexer selected for it: indices [1, S, n], int.
+
+    A selection as long as the sequence is all of it, and needs no bias.
+    """
+    if indices.shape[-1] == key.shape[2]:
+        return bias
+    unselected = torch.ones((1, query.shape[2], key.shape[2]), dtype=torch.bool)
+    unselected = unselected.scatter(-1, indices.long(), False).unsqueeze(1)
+    selection = torch.where(unselected, torch.finfo(query.dtype).min, 0.0)
+    return selection if bias is None else bias + selection
 
 
 def _refuse_unknown(where: str, dropout: float, kwargs: dict[str, Any]) -> None:

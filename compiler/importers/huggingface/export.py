@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from echoc.errors import CompileError
 
 _SAMPLE_LENGTH = 24  # tokens in the traced example; any length that no model's own sizes are likely to equal
 MAX_TOKENS = 1 << 20  # upper bound of the symbolic token axis
+_MAX_BOUNDS = 4  # how often a trace is repeated under a lower bound
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ExportedModel:
         shapes: parameter name -> shape.
         buffers: buffer or constant name -> its true values.
         config: the transformers configuration.
+        max_tokens: the longest sequence that the graph is right for.
     """
 
     program: torch.export.ExportedProgram
@@ -54,6 +57,7 @@ class ExportedModel:
     shapes: dict[str, tuple[int, ...]]
     buffers: dict[str, np.ndarray[Any, Any]]
     config: Any
+    max_tokens: int
 
 
 class _Step(nn.Module):
@@ -87,49 +91,53 @@ def export_causal_lm(source: Path | str | Any, weights: bool = True) -> Exported
     config = load_config(Path(source)) if from_folder else source
     fake_mode = _fake_mode()
     model = build_model(config, fake_mode)
+    max_tokens = min(MAX_TOKENS, _freeze_rotary(model))
     references: dict[str, WeightReference] = {}
     if from_folder and weights:
         references = Checkpoint(Path(source)).resolve(model)
         with fake_mode:
             separate_untied(model, references)
-    program = _trace(model, fake_mode)
+    program, max_tokens = _trace(model, fake_mode, max_tokens)
     bindings, buffers = _bind(program)
     shapes = {name: tuple(value.shape) for name, value in _named_parameters(model).items()}
     parameters = {name: references.get(name) for name in shapes}
     for name in buffers.keys() & references.keys():
         buffers[name] = references[name].read().astype(buffers[name].dtype)
-    return ExportedModel(program, bindings, parameters, shapes, buffers, config)
+    return ExportedModel(program, bindings, parameters, shapes, buffers, config, max_tokens)
 
 
 def build_model(config: Any, fake_mode: FakeTensorMode) -> Any:
     """The model of a configuration, in evaluation mode and f32: parameters are shapes only, buffers are real."""
-    from transformers import AutoModelForCausalLM
-
     register_attention()
     register_experts()
     config = _prepared(config)
-    architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if architecture is None:
-        raise CompileError(
-            f"transformers has no causal language model for the configuration {type(config).__name__} "
-            f"(model_type {getattr(config, 'model_type', None)!r})."
-        )
-    through_interface = _through_interface(architecture)
+    architecture = _architecture(config)
+    attention = ATTENTION_NAME if architecture._can_set_attn_implementation() else "eager"
     with _shape_only_parameters(fake_mode):
         try:
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=ATTENTION_NAME if through_interface else "eager"
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, ImportError) as error:
-            raise CompileError(f"transformers cannot build a {type(config).__name__} model: {error}") from error
+            model = architecture._from_config(config, dtype=torch.float32, attn_implementation=attention)
+        except Exception as error:  # a configuration may be wrong in as many ways as there are models
+            raise CompileError(f"transformers cannot build {architecture.__name__}: {_summary(error)}") from error
         if model._can_set_experts_implementation():
             model.set_experts_implementation(EXPERTS_NAME)
     return model.eval()
 
 
-def _through_interface(architecture: Any) -> bool:
-    classes = architecture if isinstance(architecture, tuple | list) else (architecture,)
-    return all(cls._can_set_attn_implementation() for cls in classes)
+def _architecture(config: Any) -> Any:
+    """The class of the causal language model: by transformers' table, else by the name that the checkpoint gives."""
+    import transformers
+
+    found = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if found is not None:
+        return found[0] if isinstance(found, tuple | list) else found
+    for name in getattr(config, "architectures", None) or ():
+        architecture = getattr(transformers, name, None)
+        if architecture is not None and "CausalLM" in name:
+            return architecture
+    raise CompileError(
+        f"transformers has no causal language model for the configuration {type(config).__name__} "
+        f"(model_type {getattr(config, 'model_type', None)!r}, architectures {getattr(config, 'architectures', None)})."
+    )
 
 
 def _prepared(config: Any) -> Any:
@@ -150,11 +158,13 @@ def _prepared(config: Any) -> Any:
 
 
 def _fake_mode() -> FakeTensorMode:
+    return FakeTensorMode(shape_env=_shape_env(), allow_non_fake_inputs=True, export=True)
+
+
+def _shape_env() -> Any:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(
-        shape_env=ShapeEnv(tracked_fakes=[], trace_asserts=True), allow_non_fake_inputs=True, export=True
-    )
+    return ShapeEnv(tracked_fakes=[], trace_asserts=True)
 
 
 @contextlib.contextmanager
@@ -171,6 +181,7 @@ def _shape_only_parameters(fake_mode: FakeTensorMode) -> Iterator[None]:
             with fake_mode:
                 shape_only = torch.empty(param.shape, dtype=param.dtype, device="cpu")
             param = nn.Parameter(shape_only, requires_grad=False)
+            param._is_hf_initialized = True  # transformers' own mark: initialise buffers, leave this alone
         original(module, name, param)
 
     nn.Module.register_parameter = register
@@ -195,26 +206,73 @@ def _one_sequence_per_row() -> Iterator[None]:
             masking_utils.find_packed_sequence_indices = original
 
 
-def _trace(model: Any, fake_mode: FakeTensorMode) -> torch.export.ExportedProgram:
+def _freeze_rotary(model: nn.Module) -> int:
+    """Holds rotary frequencies that would change with the length of the sequence at those of short sequences.
+
+    Returns:
+        The number of tokens up to which this is what the model computes.
+    """
+    limit = MAX_TOKENS
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if not isinstance(kinds, str | dict):
+            continue
+        by_layer = kinds if isinstance(kinds, dict) else {None: kinds}
+        for layer_type, kind in by_layer.items():
+            if kind == "longrope" or "dynamic" in kind:
+                limit = min(limit, _rotary_limit(module, kind, layer_type))
+                by_layer[layer_type] = "default"
+        if isinstance(kinds, str):
+            module.rope_type = by_layer[None]
+    return limit
+
+
+def _rotary_limit(module: nn.Module, kind: str, layer_type: str | None) -> int:
+    config: Any = module.config
+    parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
+    if kind == "longrope":
+        return int(parameters["original_max_position_embeddings"])
+    return int(config.max_position_embeddings)
+
+
+def _trace(model: Any, fake_mode: FakeTensorMode, max_tokens: int) -> tuple[torch.export.ExportedProgram, int]:
+    """The core-ATen program, and the longest sequence it holds for: a table of positions may set a lower bound."""
+    for _ in range(_MAX_BOUNDS):
+        try:
+            with torch.no_grad(), _quiet(), _one_sequence_per_row():
+                program = _export(model, fake_mode, max_tokens).run_decompositions()
+        except CompileError:
+            raise
+        except Exception as error:  # torch raises dozens of unrelated types while tracing foreign code
+            bound = _upper_bound(str(error))
+            if bound is not None and _SAMPLE_LENGTH < bound < max_tokens:
+                max_tokens, fake_mode.shape_env = bound, _shape_env()
+                continue
+            name = type(model).__name__
+            raise CompileError(f"{name} cannot be traced for every length: {_summary(error)}") from error
+        _remove_inert(program.graph_module)
+        return program, max_tokens
+    raise CompileError(f"{type(model).__name__} bounds its length in more than {_MAX_BOUNDS} places.")
+
+
+def _export(model: Any, fake_mode: FakeTensorMode, max_tokens: int) -> torch.export.ExportedProgram:
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     ids = torch.zeros((1, _SAMPLE_LENGTH), dtype=torch.int64)
     positions = torch.arange(_SAMPLE_LENGTH, dtype=torch.int64)[None]
-    tokens = torch.export.Dim("S", min=2, max=MAX_TOKENS)
     arguments = (ids, positions) if takes_positions else (ids,)
+    tokens = torch.export.Dim("S", min=2, max=max_tokens)
     shapes = tuple({1: tokens} for _ in arguments)
-    context = torch._guards.TracingContext(fake_mode)
-    try:
-        with torch.no_grad(), _quiet(), _one_sequence_per_row():
-            with torch._guards.tracing(context):
-                step = _Step(model, takes_positions)
-                program = torch.export.export(step, arguments, dynamic_shapes=shapes, strict=False)
-            program = program.run_decompositions()
-    except CompileError:
-        raise
-    except Exception as error:  # torch raises dozens of unrelated types while tracing foreign code
-        raise CompileError(f"{type(model).__name__} cannot be traced for every length: {_summary(error)}") from error
-    _remove_inert(program.graph_module)
-    return program
+    with torch._guards.tracing(torch._guards.TracingContext(fake_mode)):
+        return torch.export.export(_Step(model, takes_positions), arguments, dynamic_shapes=shapes, strict=False)
+
+
+def _upper_bound(message: str) -> int | None:
+    """The largest length that satisfies torch's complaint about a symbolic length, if a bound is all it asks for."""
+    suggested = re.search(r"Dim\('S', max=(\d+)\)", message)
+    if suggested:
+        return int(suggested[1])
+    excluded = re.findall(r"generated guard L\['\w+'\]\.size\(\)\[1\] != (\d+)", message)
+    return int(excluded[0]) - 1 if excluded and message.count("generated guard") == len(excluded) else None
 
 
 def _remove_inert(graph_module: torch.fx.GraphModule) -> None:
