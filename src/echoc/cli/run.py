@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from echoc.cli.compile import GroupOption, WeightsDtype, WeightsDtypeOption
 from echoc.cli.console import DebugOption, JsonOption, print_json, say, stopwatch, verb
 from echoc.cli.models import artifact_for
 from echoc.errors import EchoError
+
+if TYPE_CHECKING:
+    from echoc.runtime.llm import LLM
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -22,7 +25,6 @@ class Reply:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    prompt_tokens: int = 0
     seconds: float = 0.0
 
 
@@ -96,10 +98,10 @@ def command(
 class Speaker:
     """An LLM with the wishes of the command line: one prompt after another, as a chat where it has a template."""
 
-    def __init__(self, llm: Any, wishes: dict[str, Any], system: str | None, raw: bool) -> None:
+    def __init__(self, llm: "LLM", wishes: dict[str, Any], system: str | None, raw: bool) -> None:
         self.llm = llm
         self.params = llm.default_sampling_params(**wishes)
-        self.chats = llm.chat_template is not None and not raw
+        self.chats = llm.model.chat_template is not None and not raw
         if system is not None and not self.chats:
             why = "--raw leaves it aside" if raw else "this model has none"
             raise EchoError(f"--system needs a chat template, and {why}")
@@ -109,7 +111,7 @@ class Speaker:
         """Generate once from `text`; with `show`, standard output gets the text piece by piece."""
         if self.chats:
             self.messages.append({"role": "user", "content": text})
-            prompt = self.llm.chat_prompt(self.messages)
+            prompt = self.llm.model.render_chat(self.messages)
         else:
             prompt = text
             if show:
@@ -121,12 +123,11 @@ class Speaker:
             _write("\n")
         return reply
 
-    def _generate(self, prompt: Any, show: bool) -> Reply:
+    def _generate(self, prompt: str, show: bool) -> Reply:
         reply = Reply()
         with stopwatch() as seconds:
-            for piece in self.llm.stream(prompt, self.params):
-                if piece.error is not None:
-                    raise piece.error
+            # A rendered template spells the special tokens itself.
+            for piece in self.llm.stream(prompt, self.params, add_special_tokens=not self.chats):
                 reply.text += piece.text
                 reply.token_ids += piece.token_ids
                 reply.finish_reason = piece.finish_reason
