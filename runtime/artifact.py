@@ -75,7 +75,9 @@ class Artifact:
         try:
             return self.read(name).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ArtifactError(f"{self.path}: member {name} is not UTF-8 text ({error}); compile the model again") from None
+            raise ArtifactError(
+                f"{self.path}: member {name} is not UTF-8 text ({error}); compile the model again"
+            ) from None
 
     def json_member(self, name: str) -> Any:
         """A decoded JSON member, or None where the artifact has none of that name."""

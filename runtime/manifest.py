@@ -167,7 +167,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
         made_by = top.value.get("echoc", "an unknown version")
         advice = "upgrade echoc" if schema > SCHEMA else "compile the model again"
         raise ArtifactError(
-            f"{where} has artifact schema {schema} (made by echoc {made_by}); this echoc reads schema {SCHEMA}: {advice}"
+            f"{where} has artifact schema {schema} (made by echoc {made_by}), this echoc reads {SCHEMA}: {advice}"
         )
     target = top.child("target")
     random = top.value.get("random_weights")
@@ -231,6 +231,8 @@ def _launch(launch: _Reader) -> LaunchSpec:
     args = []
     for arg in launch.get("args", list):
         if not (isinstance(arg, list) and len(arg) == 2 and arg[0] in ARGUMENT_KINDS and isinstance(arg[1], int)):
-            raise ArtifactError(f"{launch.where}: manifest.json has {arg!r} in {launch.path}args, wanted [kind, number]")
+            raise ArtifactError(
+                f"{launch.where}: manifest.json has {arg!r} in {launch.path}args, wanted [kind, number]"
+            )
         args.append((str(arg[0]), arg[1]))
     return LaunchSpec(launch.get("kernel", str), launch.get("barrier", bool, True), tuple(args))

@@ -1,5 +1,6 @@
 """Large zeroed memory straight from the operating system, in huge pages where it gives them."""
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -18,10 +19,8 @@ def allocate(nbytes: int) -> Bytes:
     except (OSError, OverflowError) as error:
         raise MemoryError(f"cannot map {nbytes} bytes: {error}") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without transparent huge pages works as well, only slower
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without transparent huge pages works as well, only slower
     return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
 
 

@@ -92,7 +92,10 @@ class CpuDevice:
             address(self._scratch),
             stride,
             [address(weight) for weight in self._weights],
-            [(address(self._pool) + base, state.bytes_per_page) for base, state in zip(bases, manifest.states, strict=True)],
+            [
+                (address(self._pool) + base, state.bytes_per_page)
+                for base, state in zip(bases, manifest.states, strict=True)
+            ],
             len(manifest.ports),
         )
         try:
@@ -175,7 +178,9 @@ def _weights(artifact: Artifact) -> list[Bytes]:
                 "compile the model again"
             )
         if address(data) % 64:
-            raise ArtifactError(f"{artifact.path}: weight {weight.name} is not 64-byte aligned; compile the model again")
+            raise ArtifactError(
+                f"{artifact.path}: weight {weight.name} is not 64-byte aligned; compile the model again"
+            )
         found.append(data)
     return found
 

@@ -1,0 +1,230 @@
+"""`LLM`: the synchronous face of the engine."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from echoc.errors import EchoError, RequestError
+from echoc.runtime.artifact import Artifact
+from echoc.runtime.chat import Message
+from echoc.runtime.engine import Engine, Request
+from echoc.runtime.model import Model
+from echoc.runtime.outputs import Increment, RequestOutput
+from echoc.runtime.sampling import SamplingParams
+
+Prompt = str | Sequence[int]
+DEFAULT_MAX_NUM_SEQS = 64
+
+
+class LLM:
+    """A language model ready to generate.
+
+    artifact: an `Artifact` or the path of a `.echo` file. The KV cache has `num_pages` pages or as many as fit into
+    `kv_cache_bytes` (default: 40% of the free memory, or what `max_num_seqs` full contexts take if that is less; memory
+    is taken as pages are first used). `max_num_seqs` sequences are worked on at once, `max_num_batched_tokens` tokens
+    per step. deterministic=True makes results bitwise independent of what else is in the batch and of how prompts are
+    cut into chunks. `seed` is for requests that bring none: the same requests in the same order give the same tokens.
+
+    Methods may be called from several threads; they take turns.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        num_pages: int | None = None,
+        kv_cache_bytes: int | None = None,
+        max_num_seqs: int = DEFAULT_MAX_NUM_SEQS,
+        max_num_batched_tokens: int | None = None,
+        num_threads: int | None = None,
+        deterministic: bool = False,
+        enable_prefix_caching: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.model = Model(
+            artifact,
+            num_pages=num_pages,
+            kv_cache_bytes=kv_cache_bytes,
+            max_num_seqs=max_num_seqs,
+            num_threads=num_threads,
+            deterministic=deterministic,
+            prefix_cache=enable_prefix_caching,
+        )
+        self.engine = Engine(
+            self.model.stepper,
+            self.model.program.pool,
+            tokenizer=self.model.tokenizer,
+            eos_token_ids=self.model.eos_token_ids,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            seed=seed,
+        )
+        self._turn = threading.RLock()
+
+    def default_sampling_params(self, **changes: Any) -> SamplingParams:
+        """The model's own generation defaults, with `changes`."""
+        return self.model.default_params(**changes)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continues every prompt; outputs come in the prompts' order.
+
+        A prompt is a text or a list of token ids. A request that cannot be served does not touch the others: its output
+        carries `error`. When all of them failed, the first error is raised (its `output` has what there was).
+        """
+        listed = _as_prompts(prompts)
+        params = self._params_for(listed, sampling_params)
+        return self._run(listed, params, add_special_tokens=True, progress=progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Answers one conversation or a list of them, through the model's chat template."""
+        several = bool(messages) and not hasattr(messages[0], "keys")
+        conversations = cast(Sequence[Sequence[Message]], messages if several else [messages])
+        prompts = [self.model.render_chat(conversation, **template_options) for conversation in conversations]
+        params = self._params_for(prompts, sampling_params)
+        return self._run(prompts, params, add_special_tokens=False, progress=progress)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
+    ) -> Iterator[Increment]:
+        """Yields what each step adds to the request. Closing the iterator cancels the request."""
+        increments: deque[Increment] = deque()
+        params = self.model.default_params() if sampling_params is None else sampling_params
+        with self._turn:
+            request = self.engine.add(prompt, params, listener=increments.append, add_special_tokens=add_special_tokens)
+        return self._increments(request, increments)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request where it is."""
+        with self._turn:
+            self.engine.abort(request_id)
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._turn:
+            for request_id in list(self.engine.requests):
+                self.engine.abort(request_id)
+
+    def _increments(self, request: Request, increments: "deque[Increment]") -> Iterator[Increment]:
+        try:
+            while True:
+                while increments:
+                    increment = increments.popleft()
+                    if increment.error is not None:
+                        raise _with_output(increment.error, request)
+                    yield increment
+                if request.finished:
+                    return
+                with self._turn:
+                    if not request.finished:
+                        self.engine.step()
+        finally:
+            with self._turn:
+                self.engine.abort(request.request_id)
+
+    def _params_for(
+        self, prompts: Sequence[Prompt], given: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if given is None or isinstance(given, SamplingParams):
+            return [self.model.default_params() if given is None else given] * len(prompts)
+        if len(given) != len(prompts):
+            raise RequestError(
+                f"there are {len(prompts)} prompts and {len(given)} sampling parameters, wanted one each"
+            )
+        return list(given)
+
+    def _run(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, add_special_tokens: bool, progress: bool
+    ) -> list[RequestOutput]:
+        entries: list[Request | RequestOutput] = []
+        with self._turn:
+            try:
+                for prompt, each in zip(prompts, params, strict=True):
+                    entries.append(self._add(prompt, each, add_special_tokens))
+                requests = [entry for entry in entries if isinstance(entry, Request)]
+                with _Progress(progress, len(requests)) as bar:
+                    while not all(request.finished for request in requests):
+                        self.engine.step()
+                        bar.update(sum(request.finished for request in requests))
+            except BaseException:
+                for entry in entries:
+                    self.engine.abort(entry.request_id)
+                raise
+        outputs = [entry.output() if isinstance(entry, Request) else entry for entry in entries]
+        first = outputs[0].error if outputs else None
+        if first is not None and all(output.error is not None for output in outputs):
+            if isinstance(first, RequestError):
+                first.output = outputs[0]
+            raise first
+        return outputs
+
+    def _add(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Request | RequestOutput:
+        """The request in the engine, or the output of one that was refused."""
+        try:
+            return self.engine.add(prompt, params, add_special_tokens=add_special_tokens)
+        except EchoError as error:
+            text = prompt if isinstance(prompt, str) else None
+            tokens = [] if isinstance(prompt, str) else list(prompt)
+            return RequestOutput("refused", text, tokens, [], error=error)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many: a list of numbers is one prompt of token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    listed = list(prompts)
+    if not listed:
+        raise RequestError("there is no prompt: give a text, a list of token ids, or a list of either")
+    if all(not isinstance(entry, str) and not hasattr(entry, "__len__") for entry in listed):
+        return [cast(Sequence[int], listed)]
+    for entry in listed:
+        if not isinstance(entry, str) and not hasattr(entry, "__len__"):
+            raise RequestError(f"a prompt is {entry!r}, wanted a text or a list of token ids")
+    return cast(list[Prompt], listed)
+
+
+def _with_output(error: EchoError, request: Request) -> EchoError:
+    if isinstance(error, RequestError):
+        error.output = request.output()
+    return error
+
+
+class _Progress:
+    """A bar over finished requests, drawn by rich only when wanted."""
+
+    def __init__(self, wanted: bool, total: int) -> None:
+        self._bar: Any = None
+        if wanted:
+            from rich.progress import Progress
+
+            self._bar = Progress(transient=True)
+            self._task = self._bar.add_task("generating", total=total)
+
+    def update(self, done: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
+    def __enter__(self) -> "_Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

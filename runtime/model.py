@@ -1,0 +1,142 @@
+"""A language model artifact: its program as a stepper, its tokenizer, chat template and generation defaults."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from echoc.errors import ArtifactError, DeviceError, RequestError
+from echoc.runtime.artifact import Artifact
+from echoc.runtime.chat import Message, render_chat
+from echoc.runtime.engine import FloatArray
+from echoc.runtime.memory import available_memory
+from echoc.runtime.pages import IntArray
+from echoc.runtime.program import Program
+from echoc.runtime.sampling import SamplingParams
+from echoc.runtime.tokenizer import Tokenizer
+
+_POOL_SHARE = 0.4  # of the memory that is available when the caller names no size
+_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+class ProgramStepper:
+    """A language model's program behind the engine's `Stepper` protocol."""
+
+    def __init__(self, program: Program) -> None:
+        model = program.manifest.model
+        self.program = program
+        self.vocab_size = _positive(program, model, "vocab_size")
+        self.context_length = _positive(program, model, "context_length")
+        self.page_size = program.pool.page_size
+        self.max_tokens = program.max_tokens()
+        self.max_rows = program.max_rows()
+        self._ports = frozenset(port.name for port in program.manifest.ports if port.direction == "in")
+
+    def step(
+        self, tokens: IntArray, positions: IntArray, sequences: IntArray, rows: IntArray, block_table: IntArray
+    ) -> FloatArray:
+        """See `Stepper.step`; a program without attention has no use for some of the ports."""
+        ports: dict[str, Any] = {
+            "tokens": tokens,
+            "positions": positions,
+            "sequences": sequences,
+            "rows": rows,
+            "block_table": block_table,
+        }
+        outputs = self.program.step({name: ports[name] for name in ports if name in self._ports}, copy=False)
+        logits: FloatArray = outputs["logits"]
+        return logits
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.program.device.copy_pages(pairs)
+
+
+class Model:
+    """Everything of a language model artifact that serving needs, loaded."""
+
+    def __init__(
+        self,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        num_pages: int | None,
+        kv_cache_bytes: int | None,
+        max_num_seqs: int,
+        num_threads: int | None,
+        deterministic: bool,
+        prefix_cache: bool,
+    ) -> None:
+        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
+        manifest = self.artifact.manifest
+        if "vocab_size" not in manifest.model:
+            raise ArtifactError(f"{self.artifact.path} holds no language model; use echoc.load for other programs")
+        self.program = Program(
+            self.artifact,
+            num_pages=_num_pages(self.artifact, num_pages, kv_cache_bytes, max_num_seqs),
+            num_threads=num_threads,
+            deterministic=deterministic,
+            prefix_cache=prefix_cache,
+        )
+        self.stepper = ProgramStepper(self.program)
+        text = self.artifact.text("tokenizer.json")
+        self.tokenizer = None if text is None else Tokenizer(text, str(self.artifact.path))
+        self.chat_template = self.artifact.text("chat_template.jinja")
+        self.generation_config: Mapping[str, Any] = self.artifact.json_member("generation_config.json") or {}
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The tokens with which the model ends a text."""
+        listed = [self.artifact.manifest.model.get("eos_token_ids"), self.generation_config.get("eos_token_id")]
+        found: set[int] = set()
+        for entry in listed:
+            found.update([entry] if isinstance(entry, int) else entry or [])
+        return sorted(found)
+
+    def default_params(self, **changes: Any) -> SamplingParams:
+        """The model's own generation defaults, with `changes`."""
+        config = self.generation_config
+        values = {name: config[name] for name in _DEFAULTS if isinstance(config.get(name), int | float)}
+        if config.get("do_sample") is False:
+            values = {"temperature": 0.0}
+        return SamplingParams(**(values | changes))
+
+    def render_chat(self, messages: Sequence[Message], **options: Any) -> str:
+        """The prompt text of a conversation. Raises RequestError when the model has no chat template."""
+        if self.chat_template is None:
+            raise RequestError(f"{self.artifact.path} has no chat template: use generate with a prompt of text")
+        return render_chat(self.chat_template, messages, **(self._special_tokens() | options))
+
+    def _special_tokens(self) -> dict[str, str]:
+        model = self.artifact.manifest.model
+        named = {"bos_token": model.get("bos_token_id"), "eos_token": next(iter(self.eos_token_ids), None)}
+        named |= {"pad_token": model.get("pad_token_id"), "unk_token": model.get("unk_token_id")}
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return {}
+        spelled = {name: tokenizer.token(token) for name, token in named.items() if isinstance(token, int)}
+        return {name: token for name, token in spelled.items() if token is not None}
+
+
+def _positive(program: Program, model: Mapping[str, Any], key: str) -> int:
+    value = model.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise ArtifactError(f"{program.artifact.path}: manifest.json has {value!r} at model.{key}, wanted 1 or more")
+    return value
+
+
+def _num_pages(artifact: Artifact, num_pages: int | None, kv_cache_bytes: int | None, max_num_seqs: int) -> int:
+    """Pages of the KV cache: as asked, or what fits a share of the free memory, never more than could be used."""
+    manifest = artifact.manifest
+    if num_pages is not None:
+        return num_pages
+    context = manifest.model.get("context_length")
+    page_size = max(manifest.page_size, 1)
+    useful = max_num_seqs * -(-context // page_size) if isinstance(context, int) else 1 << 20
+    if manifest.page_bytes == 0:
+        return useful
+    budget = int(available_memory() * _POOL_SHARE) if kv_cache_bytes is None else kv_cache_bytes
+    if budget < manifest.page_bytes:
+        raise DeviceError(
+            f"kv_cache_bytes is {budget}, one page of {page_size} tokens takes {manifest.page_bytes}: ask for more"
+        )
+    return int(np.clip(budget // manifest.page_bytes, 1, useful))
