@@ -122,7 +122,7 @@ class Artifact:
         for member in self.members.values():
             data = self.view(member.name)
             if member.size < _LARGE:
-                found = zlib.crc32(data)
+                found = zlib.crc32(data.data)
             elif verify:
                 found = _native.crc32(data, os.cpu_count() or 1)
             else:

@@ -6,7 +6,7 @@ It knows a `Stepper`, not a device: anything that turns tokens and a block table
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -428,8 +428,3 @@ class Engine:
         """The device did not make the step: every request in it fails, the others go on."""
         for chunk in plan.chunks:
             self._fail(chunk.sequence.owner[0], error)
-
-
-def bounded_pool_pages(stepper: Any, max_num_seqs: int) -> int:
-    """Pages that `max_num_seqs` sequences of full context length take: more would never be used."""
-    return max_num_seqs * -(-stepper.context_length // stepper.page_size)

@@ -127,7 +127,7 @@ class LLM:
                 while increments:
                     increment = increments.popleft()
                     if increment.error is not None:
-                        raise _with_output(increment.error, request)
+                        raise with_output(increment.error, request)
                     yield increment
                 if request.finished:
                     return
@@ -199,7 +199,8 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return cast(list[Prompt], listed)
 
 
-def _with_output(error: EchoError, request: Request) -> EchoError:
+def with_output(error: EchoError, request: Request) -> EchoError:
+    """The error, carrying what the request had produced."""
     if isinstance(error, RequestError):
         error.output = request.output()
     return error

@@ -8,7 +8,5 @@ NB_MODULE(_native, m) {
   echoc::bind_checksum(m);
   echoc::bind_pager(m);
   echoc::bind_sampler(m);
-#ifdef ECHOC_HAVE_PACK
   echoc::bind_pack(m);
-#endif
 }

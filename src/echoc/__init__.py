@@ -50,9 +50,7 @@ _HOMES = {
 
 def compile(model: Any, **options: Any) -> "Artifact":
     """Compiles a model for a target; see `echoc.compiler.api.compile`. Needs the extra `compile`."""
-    from echoc.compiler import api
-
-    artifact: Artifact = api.compile(model, **options)
+    artifact: Artifact = importlib.import_module("echoc.compiler.api").compile(model, **options)
     return artifact
 
 

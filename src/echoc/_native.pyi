@@ -198,3 +198,28 @@ def token_logprobs(logits: Annotated[NDArray[numpy.float32], dict(shape=(None, N
 def uniform(seed: int, stream: int, position: int) -> float: ...
 
 def philox(key: int, counter: Sequence[int]) -> list[int]: ...
+
+def packed_nbytes(fmt: str, group: int, num_sources: int, N: int, K: int) -> int:
+    """Bytes of `num_sources` weights [N, K] packed together."""
+
+def row_nbytes(fmt: str, group: int, K: int) -> int:
+    """Bytes from one prepared activation row to the next."""
+
+def pack(fmt: str, group: int, sources: Sequence[Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)]], transposed: bool = False, threads: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    """
+    Packs 2-D sources of equal shape ([N, K], or [K, N] when transposed; float32, float16, or bfloat16 viewed as uint16) with interleaved panels into a new uint8 array.
+    """
+
+def pack_into(fmt: str, group: int, sources: Sequence[Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)]], transposed: bool, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], threads: int = 1) -> None:
+    """Like pack, into a given uint8 array of packed_nbytes bytes."""
+
+def fill_random(fmt: str, group: int, num_sources: int, N: int, K: int, seed: int, index: int, std: float, threads: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    """
+    Random packed weights, nearly normal. An element depends on (seed, index, source, n, k) alone and every format rounds the same values.
+    """
+
+def fill_random_into(fmt: str, group: int, num_sources: int, N: int, K: int, seed: int, index: int, std: float, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], threads: int = 1) -> None:
+    """Like fill_random, into a given uint8 array of packed_nbytes bytes."""
+
+def unpack(fmt: str, group: int, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], num_sources: int, N: int, K: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None))]:
+    """The values of packed weights as f32 [num_sources, N, K]."""

@@ -1,0 +1,172 @@
+"""`AsyncLLM`: the engine in a thread of its own, requests from any number of asyncio tasks."""
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from echoc.errors import DeviceError, EchoError
+from echoc.runtime.chat import Message
+from echoc.runtime.engine import Request
+from echoc.runtime.llm import LLM, Prompt, with_output
+from echoc.runtime.outputs import Increment, RequestOutput
+from echoc.runtime.sampling import SamplingParams
+
+
+class AsyncLLM:
+    """The asynchronous twin of `LLM`, with the same options.
+
+    `generate` and `stream` are asynchronous iterators; leaving one early, or cancelling its task, cancels the request.
+    Requests that arrive while others run join the next step.
+    """
+
+    def __init__(self, artifact: Any, **options: Any) -> None:
+        self.llm = LLM(artifact, **options)
+        self._orders: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._closed = False
+        self._names = itertools.count()
+        self._thread = threading.Thread(target=self._serve, name="echoc-engine", daemon=True)
+        self._thread.start()
+
+    def default_sampling_params(self, **changes: Any) -> SamplingParams:
+        """The model's own generation defaults, with `changes`."""
+        return self.llm.default_sampling_params(**changes)
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+    ) -> AsyncIterator[Increment]:
+        """Yields what each step adds to the request. Raises the request's error when it fails."""
+        async for _, increment in self._follow(prompt, sampling_params, request_id, add_special_tokens):
+            yield increment
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+    ) -> AsyncIterator[RequestOutput]:
+        """Yields the request's output so far after each of its steps; the last one is finished."""
+        last: Request | None = None
+        async for request, _ in self._follow(prompt, sampling_params, request_id, add_special_tokens):
+            last = request
+            if not request.finished:
+                yield request.output()
+        if last is not None:
+            yield last.output()
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        **template_options: Any,
+    ) -> AsyncIterator[Increment]:
+        """Streams the answer to a conversation, through the model's chat template."""
+        prompt = self.llm.model.render_chat(messages, **template_options)
+        async for increment in self.stream(prompt, sampling_params, request_id, add_special_tokens=False):
+            yield increment
+
+    async def abort(self, request_id: str) -> None:
+        """Ends a request where it is; its iterator ends with reason "abort"."""
+        self._order(lambda: self.llm.engine.abort(request_id))
+
+    def close(self) -> None:
+        """Cancels what is running and ends the engine's thread."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    async def __aenter__(self) -> "AsyncLLM":
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    async def _follow(
+        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, add_special_tokens: bool
+    ) -> AsyncIterator[tuple[Request, Increment]]:
+        if self._closed:
+            raise DeviceError("the engine is closed: make a new AsyncLLM")
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Increment] = asyncio.Queue()
+        added: asyncio.Future[Request] = loop.create_future()
+        name = f"async-{next(self._names)}" if request_id is None else request_id
+        chosen = self.llm.default_sampling_params() if params is None else params
+
+        def listen(increment: Increment) -> None:
+            _post(loop, queue.put_nowait, increment)
+
+        def add() -> None:
+            try:
+                request = self.llm.engine.add(
+                    prompt, chosen, request_id=name, listener=listen, add_special_tokens=add_special_tokens
+                )
+            except Exception as error:
+                _post(loop, _set_exception, added, error)
+            else:
+                _post(loop, _set_result, added, request)
+
+        entered = False
+        self._order(add)
+        try:
+            request = await added
+            entered = True
+            ended = 0
+            while ended < request.params.n:
+                increment = await queue.get()
+                if increment.error is not None:
+                    raise with_output(increment.error, request)
+                ended += increment.finish_reason is not None
+                yield request, increment
+                if increment.finish_reason == "abort" and queue.empty():
+                    return
+        finally:
+            if entered or not added.done() or added.cancelled():
+                self._order(lambda: self.llm.engine.abort(name))
+
+    def _order(self, action: Callable[[], None]) -> None:
+        self._orders.append(action)
+        self._wake.set()
+
+    def _serve(self) -> None:
+        engine = self.llm.engine
+        while not self._closed:
+            while self._orders:
+                self._orders.popleft()()
+            if engine.has_work:
+                engine.step()
+            else:
+                self._wake.wait()
+                self._wake.clear()
+        for request_id in list(engine.requests):
+            engine.abort(request_id)
+
+
+def _post(loop: asyncio.AbstractEventLoop, action: Callable[..., Any], *arguments: Any) -> None:
+    """Calls `action` in the loop; a loop that has ended has nobody left to tell."""
+    if not loop.is_closed():
+        try:
+            loop.call_soon_threadsafe(action, *arguments)
+        except RuntimeError as error:
+            if not loop.is_closed():
+                raise error
+
+
+def _set_result(future: "asyncio.Future[Request]", request: Request) -> None:
+    if not future.done():
+        future.set_result(request)
+
+
+def _set_exception(future: "asyncio.Future[Request]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error if isinstance(error, EchoError) else EchoError(str(error)))
