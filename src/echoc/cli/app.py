@@ -36,5 +36,5 @@ def root(
 app.command("compile")(compile.command)
 app.command("run")(run.command)
 app.command("inspect")(inspect.command)
-app.command("bench")(bench.command)
+app.command("bench", context_settings=bench.PASS_ON)(bench.command)
 app.command("doctor")(doctor.command)

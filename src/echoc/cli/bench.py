@@ -1,8 +1,21 @@
-"""`echoc bench`: measure."""
+"""`echoc bench`: measure. The options are the harness's own (`bench/cli.py`), so `python -m echoc.bench` is the same."""
 
-from echoc.cli.console import DebugOption, JsonOption, verb
+import typer
+
+from echoc.cli.console import DebugOption, verb
+
+# Everything that is not --debug, --help too, is for the harness to read.
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @verb
-def command(as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Measure prefill, decode and batched decode against the machine's own limits."""
+def command(context: typer.Context, debug: DebugOption = False) -> None:
+    """Measure prefill, decode and batched decode against the machine's limits and other engines."""
+    from echoc.bench.cli import parse, print_report, run_with_progress, write_json
+
+    options, target = parse(context.args)
+    report = run_with_progress(options)
+    if target is not None:
+        write_json(report, target)
+    if target != "-":
+        print_report(report)
