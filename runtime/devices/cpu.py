@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from echoc import _native
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.artifact import Artifact
@@ -81,7 +79,7 @@ class CpuDevice:
         self.num_pages, self.num_threads = num_pages, num_threads
         self._artifact = artifact
         self._executor = _load_library(artifact, num_threads)
-        self._weights = _weights(artifact)
+        self._weights = _weights(artifact, num_threads)
         self._arena = allocate(max((v.arena_bytes for v in manifest.variants), default=0))
         stride = max((v.scratch_bytes for v in manifest.variants), default=0) + _SCRATCH_GAP
         stride = (stride + 63) // 64 * 64
@@ -162,11 +160,13 @@ def _load_library(artifact: Artifact, num_threads: int) -> _native.Executor:
         ) from None
 
 
-def _weights(artifact: Artifact) -> list[Bytes]:
+def _weights(artifact: Artifact, num_threads: int) -> list[Bytes]:
     """The packed weights in manifest order: in place in the file, or random where it has none."""
     manifest = artifact.manifest
     if manifest.random_seed is not None:
-        return [_random_weight(weight, manifest.random_seed, i) for i, weight in enumerate(manifest.weights)]
+        return [
+            _random_weight(weight, manifest.random_seed, i, num_threads) for i, weight in enumerate(manifest.weights)
+        ]
     members = {weight.member: artifact.tensors(weight.member) for weight in manifest.weights}
     found = []
     for weight in manifest.weights:
@@ -185,17 +185,16 @@ def _weights(artifact: Artifact) -> list[Bytes]:
     return found
 
 
-def _random_weight(weight: WeightSpec, seed: int, index: int) -> Bytes:
+def _random_weight(weight: WeightSpec, seed: int, index: int, num_threads: int) -> Bytes:
     """Weights of a model without a checkpoint: normal, standard deviation `std`, the same for the same seed."""
     rows, columns = weight.shape[-2:] if len(weight.shape) > 1 else (weight.shape[0], 1)
-    per_expert = weight.nbytes // max(weight.experts, 1)
-    memory = allocate(weight.nbytes)
+    form = (weight.format, weight.group, weight.interleave, rows, columns)
+    size = _native.packed_nbytes(*form)
+    memory = allocate(max(weight.nbytes, size * weight.experts))
     for expert in range(weight.experts):
-        data = _native.fill_random(
-            weight.format, weight.group, weight.interleave, rows, columns, seed, index * 4096 + expert, weight.std
-        )
-        part = np.asarray(data)[:per_expert]
-        memory[expert * per_expert : expert * per_expert + part.size] = part
+        stream = index << 16 | expert
+        out = memory[expert * size : (expert + 1) * size]
+        _native.fill_random_into(*form, seed, stream, weight.std, out, num_threads)
     return memory
 
 
