@@ -14,7 +14,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def echoc(tmp_path: Path) -> Run:
     """`echoc("inspect", path)` in an empty folder with a cache of its own; returns the finished process."""
-    environment = {**os.environ, "ECHOC_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "120"}
+    environment = {**os.environ, "ECHOC_CACHE": str(tmp_path / "cache"), "COLUMNS": "120"}
     work = tmp_path / "work"
     work.mkdir()
 

@@ -229,7 +229,7 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(artifact: Path) -> None:
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_compile_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     model = Path(__file__).resolve().parents[2] / "examples" / "pocket" / "model"
-    environment = {**os.environ, "ECHOC_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+    environment = {**os.environ, "ECHOC_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
     out = tmp_path / "out"
     for folder in (out, tmp_path / "tmp"):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""`echoc bench`: measure. The options are the harness's own (`bench/cli.py`), so `python -m echoc.bench` is the same."""
+"""`echoc bench`: measure, with the options of the harness (`bench/cli.py`); `python -m echoc.bench` is the same."""
 
 import typer
 

@@ -6,20 +6,9 @@ import sys
 from typing import Any
 
 from echoc.cli.console import COMPILE_PACKAGES, DebugOption, JsonOption, human_bytes, package_version, print_json, verb
-from echoc.cli.probe import Compiler, cpu_facts, probe_compilers
+from echoc.cli.probe import LEVELS, Compiler, cpu_facts, probe_compilers
 
 RUNTIME_PACKAGES = ("numpy", "tokenizers", "jinja2", "typer", "rich")
-
-# What a CPU must have for each level, in the names of /proc/cpuinfo (psABI levels and gcc's -march documentation).
-_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
-_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-_ZEN4 = _V4 | {"avx512_vnni", "avx512_bf16", "avx512vbmi", "avx512ifma"}
-LEVELS: dict[str, frozenset[str]] = {
-    "x86-64-v3": _V3,
-    "x86-64-v4": _V4,
-    "znver4": _ZEN4,
-    "sapphirerapids": _ZEN4 | {"avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"},
-}
 
 
 @verb
@@ -58,11 +47,15 @@ def _targets(
 ) -> list[dict[str, Any]]:
     """One row per target: does it run here, does it build here, and what it lacks."""
     build_needs = [name for name in COMPILE_PACKAGES if packages[name] is None]
-    if not any(compiler.works for compiler in compilers):
-        build_needs.append("a C++ compiler")
     run_needs = [] if native["ok"] else ["the native extension"]
-    rows = [_target_row("cpu:native", _V3, features, build_needs, run_needs)]
-    rows += [_target_row(f"cpu:{level}", needs, features, build_needs, run_needs) for level, needs in LEVELS.items()]
+    rows = []
+    for level, needs in LEVELS.items():
+        lacks = list(build_needs)
+        if not any(compiler.works for compiler in compilers):
+            lacks.append("a C++ compiler")
+        elif not any(level in compiler.levels for compiler in compilers):
+            lacks.append(f"a C++ compiler that knows -march={level}")
+        rows.append(_target_row(f"cpu:{level}", needs, features, lacks, run_needs))
     return rows
 
 

@@ -12,8 +12,8 @@ POCKET = "pocket"
 
 
 def cache_folder() -> Path:
-    """Where artifacts that `run` compiled are kept: $ECHOC_CACHE_DIR, else echoc/ in the user's cache folder."""
-    own = os.environ.get("ECHOC_CACHE_DIR")
+    """Where artifacts that `run` compiled are kept: $ECHOC_CACHE, else echoc/ in the user's cache folder."""
+    own = os.environ.get("ECHOC_CACHE")
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "echoc"

@@ -19,6 +19,18 @@ KERNEL_FEATURES = (
     "amx_tile", "amx_bf16", "amx_int8",
 )  # fmt: skip
 
+# What a CPU must have for each level, in the names of /proc/cpuinfo (psABI levels and gcc's -march documentation).
+_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_ZEN4 = _V4 | {"avx512_vnni", "avx512_bf16", "avx512vbmi", "avx512ifma"}
+LEVELS: dict[str, frozenset[str]] = {
+    "native": _V3,
+    "x86-64-v3": _V3,
+    "x86-64-v4": _V4,
+    "znver4": _ZEN4,
+    "sapphirerapids": _ZEN4 | {"avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"},
+}
+
 # A shared library as generated kernels are: C++20, vector flags, one C entry point.
 _TEST_SOURCE = """
 #include <cstdint>
@@ -35,7 +47,10 @@ _TIMEOUT_SECONDS = 180  # ziglang builds its own runtime library at first use
 
 @dataclass(frozen=True)
 class Compiler:
-    """One C++ compiler and what came of building, loading and calling a small shared library with it."""
+    """One C++ compiler, what came of building, loading and calling a small shared library, and the CPU levels it knows.
+
+    `seconds` is what the test took. `levels` are those of LEVELS that its -march takes.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -43,6 +58,7 @@ class Compiler:
     works: bool
     seconds: float
     error: str | None
+    levels: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON-able data."""
@@ -99,7 +115,17 @@ def _try_compiler(name: str, command: tuple[str, ...] | None) -> Compiler:
     version = answer.stdout.strip().splitlines()[0] if answer.stdout.strip() else "unknown version"
     start = time.perf_counter()
     error_text = _build_and_call(command)
-    return Compiler(name, command, version, error_text is None, time.perf_counter() - start, error_text)
+    seconds = time.perf_counter() - start
+    levels = () if error_text else tuple(level for level in LEVELS if _knows(command, level))
+    return Compiler(name, command, version, error_text is None, seconds, error_text, levels)
+
+
+def _knows(command: tuple[str, ...], level: str) -> bool:
+    asked = [*command, f"-march={level}", "-E", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(asked, capture_output=True, timeout=_TIMEOUT_SECONDS).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def _build_and_call(command: tuple[str, ...]) -> str | None:
