@@ -81,12 +81,10 @@ def artifact_score(path: Path) -> Score:
     def score(windows: list[list[int]]) -> float:
         nats = 0.0
         for window, output in zip(windows, llm.generate(windows, params), strict=True):
-            entries = output.prompt_logprobs
-            if entries is None or len(entries) != len(window):
-                raise RuntimeError(f"{path}: asked for {len(window)} prompt log-probabilities, got {entries!r:.80}")
-            for token, entry in zip(window[1:], entries[1:], strict=True):
-                value = entry[token]
-                nats -= getattr(value, "logprob", value)
+            entries = output.prompt_logprobs or []
+            if len(entries) != len(window):
+                raise RuntimeError(f"{path}: asked for {len(window)} prompt log-probabilities, got {len(entries)}")
+            nats -= sum(entry[token].logprob for token, entry in zip(window[1:], entries[1:], strict=True) if entry)
         return nats
 
     return score

@@ -1,7 +1,7 @@
 """Trains the pocket model, echoc's embedded default, from scratch on Python's standard-library sources.
 
     python examples/pocket/train.py                                              # one GPU: minutes
-    python examples/pocket/train.py --steps 400 --batch 4 --context 512 --out build/pocket/cpu    # a CPU
+    python examples/pocket/train.py --steps 4000 --batch 4 --context 512 --evals 4 --out build/pocket/cpu    # a CPU
 
 The folder written is a Hugging Face checkpoint in bf16 with `metrics.json` (held-out figures, the exact command,
 versions and the data's digest) beside it. The best weights by held-out loss are kept as training goes on, so a run
@@ -117,7 +117,9 @@ class Trainer:
         self.held_out = held_out_batches(corpus, args.context, args.batch)
         self.gates = [torch.zeros((), device=args.device), torch.ones((), device=args.device)]
         self.coin = torch.Generator().manual_seed(args.seed + 1)
-        self.start, self.best, self.best_state, self.history = time.perf_counter(), math.inf, {}, []
+        self.start, self.best = time.perf_counter(), math.inf
+        self.best_state: dict[str, torch.Tensor] = {}
+        self.history: list[list[float]] = []
 
     def progress(self, step: int) -> float:
         """How far the run is, 0 to 1: by steps, or by the clock where that is ahead."""
