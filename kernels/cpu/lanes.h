@@ -28,17 +28,47 @@ inline void store(float* p, Vec v) { *reinterpret_cast<VecLoose*>(p) = v; }
 inline Vec splat(float x) { return x - Vec{}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // contracted to one rounding where the target has it
 
-// lane[0] + ... + lane[15], halves upon halves; `lane` is used up.
+// lane[0] + ... + lane[15], halves upon halves; the lanes are used up.
 inline float add_lanes(float* lane) {
   for (int width = kRow / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   return lane[0];
 }
 
-inline float add_lanes(const Vec (&row)[kParts]) {
-  float lane[kRow];
-  for (int i = 0; i < kParts; ++i) store(lane + i * kLanes, row[i]);
-  return add_lanes(lane);
+// The other half of a vector's first `width` lanes, in place: lane i gets lane i + width / 2.
+template <int Width>
+inline Vec upper_half(Vec v) {
+#if defined(__AVX512F__)
+  if constexpr (Width == 16)
+    return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+  if constexpr (Width == 8) return __builtin_shufflevector(v, v, 4, 5, 6, 7, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  if constexpr (Width == 4) return __builtin_shufflevector(v, v, 2, 3, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  if constexpr (Width == 2) return __builtin_shufflevector(v, v, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif defined(__AVX__)
+  if constexpr (Width == 8) return __builtin_shufflevector(v, v, 4, 5, 6, 7, 4, 5, 6, 7);
+  if constexpr (Width == 4) return __builtin_shufflevector(v, v, 2, 3, 2, 3, 4, 5, 6, 7);
+  if constexpr (Width == 2) return __builtin_shufflevector(v, v, 1, 1, 2, 3, 4, 5, 6, 7);
+#else
+  if constexpr (Width == 4) return __builtin_shufflevector(v, v, 2, 3, 2, 3);
+  if constexpr (Width == 2) return __builtin_shufflevector(v, v, 1, 1, 2, 3);
+#endif
+}
+
+// join(lane, lane + half) until one lane is left; the tree is that of add_lanes(float*).
+template <class Join>
+inline float join_lanes(Vec (&row)[kParts], Join&& join) {
+  for (int parts = kParts / 2; parts > 0; parts /= 2)
+    for (int i = 0; i < parts; ++i) row[i] = join(row[i], row[i + parts]);
+  Vec v = row[0];
+  if constexpr (kLanes >= 16) v = join(v, upper_half<16>(v));
+  if constexpr (kLanes >= 8) v = join(v, upper_half<8>(v));
+  v = join(v, upper_half<4>(v));
+  v = join(v, upper_half<2>(v));
+  return v[0];
+}
+
+inline float add_lanes(Vec (&row)[kParts]) {
+  return join_lanes(row, [](Vec a, Vec b) { return a + b; });
 }
 
 }  // namespace echoc::simd

@@ -23,7 +23,7 @@ struct Args {
     AttendShape shape;
     const float* q; int64_t ldq; float* out; void* k; void* v; const float* sinks; int64_t T;
     const int32_t* seq; const int32_t* pos; const int32_t* table; int64_t max_blocks;
-    const float* extra; std::byte* scratch; void* workspace; int32_t deterministic, threads, functor;
+    const float* extra; std::byte* scratch; AttendWorkspace workspace; int32_t deterministic, threads, functor;
 };
 
 struct Bias {
@@ -41,7 +41,7 @@ void one(const Args& a, int tid) {
     const Call call{nullptr, nullptr, tid, a.threads, a.scratch};
     auto go = [&](auto score) {
         attend<KV>(call, a.shape, a.q, a.ldq, a.out, a.k, a.v, a.sinks, a.T, a.seq, a.pos, a.table, a.max_blocks,
-                   a.deterministic != 0, score);
+                   a.deterministic != 0, score, a.workspace);
     };
     if (a.functor == 0)
         go(PlainScore{});
@@ -51,7 +51,12 @@ void one(const Args& a, int tid) {
 
 #define EACH(NAME, KV)                                                                                             \
     extern "C" ECHOC_EXPORT void attend_##NAME(const Args* a) {                                                    \
-        for (int tid = 0; tid < a->threads; ++tid) one<KV>(*a, tid);                                              \
+        for (int tid = 0; tid < a->threads; ++tid) one<KV>(*a, tid);                                               \
+        for (int tid = 0; tid < a->threads; ++tid) {                                                               \
+            const Call call{nullptr, nullptr, tid, a->threads, a->scratch};                                        \
+            attend_merge(call, a->shape, a->out, a->sinks, a->T, a->seq, a->pos, a->deterministic != 0,            \
+                         a->workspace);                                                                            \
+        }                                                                                                          \
     }                                                                                                              \
     extern "C" ECHOC_EXPORT void append_##NAME(const Args* a, const float* k, const float* v) {                    \
         const AttendShape& s = a->shape;                                                                           \
@@ -68,6 +73,7 @@ EACH(bf16, bf16_t)
 EACH(f16, f16_t)
 
 extern "C" ECHOC_EXPORT int64_t scratch_bytes(int d, int dv) { return attend_scratch_bytes(d, dv); }
+extern "C" ECHOC_EXPORT int64_t workspace_bytes(int dv, int threads) { return attend_workspace_bytes(dv, threads); }
 """
 
 
@@ -97,6 +103,7 @@ class ArgsC(ctypes.Structure):
         ("extra", ctypes.c_void_p),
         ("scratch", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
         ("deterministic", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("functor", ctypes.c_int32),
@@ -120,6 +127,7 @@ class Case:
     functor: int = 0
     threads: int = 1
     deterministic: bool = True
+    workspace: bool = False
     seed: int = 0
 
 
@@ -208,6 +216,9 @@ class Machine:
         raw = np.full(self.guard + 128, 0xFF, np.uint8)
         start = -raw.ctypes.data % 64
         self.scratch = raw[start : start + self.guard + 64]
+        library.workspace_bytes.restype = ctypes.c_int64
+        self.room = library.workspace_bytes(c.v_head_dim, c.threads) if c.workspace else 0
+        self.workspace = np.full(self.room + 64, 0xFF, np.uint8)
 
     def args(self, tokens: list[tuple[int, int]], q: Array | None, out: Array | None) -> ArgsC:
         c, a = self.problem.case, ArgsC()
@@ -219,6 +230,8 @@ class Machine:
         a.table, a.max_blocks = self.table.ctypes.data, self.max_blocks
         a.scratch, a.threads = self.scratch.ctypes.data, c.threads
         a.deterministic, a.functor = c.deterministic, c.functor
+        if c.workspace:
+            a.workspace, a.workspace_bytes = self.workspace.ctypes.data, self.room
         if q is not None and out is not None:
             a.q, a.ldq, a.out = q.ctypes.data, q.strides[0] // 4, out.ctypes.data
         if self.problem.sinks is not None:
@@ -242,6 +255,7 @@ class Machine:
         out = np.full((len(tokens), c.heads, c.v_head_dim), np.nan, np.float32)
         getattr(self.library, f"attend_{c.dtype}")(ctypes.byref(self.args(tokens, wide, out)))
         assert (self.scratch[self.guard :] == 0xFF).all(), "attend wrote past its scratch memory"
+        assert (self.workspace[self.room :] == 0xFF).all(), "attend wrote past its workspace"
         return out
 
     def step(self, tokens: list[tuple[int, int]]) -> Array:
@@ -297,6 +311,29 @@ NAMED = {
     "256": Case(head_dim=256, v_head_dim=256, contexts=RAGGED, dtype="f16", heads=2, kv_heads=1),
     "tiny": Case(head_dim=1, v_head_dim=1, contexts=RAGGED, dtype="bf16"),
     "eight": Case(head_dim=8, v_head_dim=8, heads=8, kv_heads=1, contexts=RAGGED, dtype="bf16"),
+    "split": Case(contexts=((1500, 1),), threads=5, deterministic=False, workspace=True),
+    # fmt: off
+    "split of a batch": Case(
+        contexts=((700, 1), (3, 1), (0, 40), (300, 1)),
+        threads=4,
+        deterministic=False,
+        workspace=True,
+        dtype="bf16",
+        sinks=True,
+        window=450,
+    ),
+    "split of one kv head": Case(
+        kv_heads=1,
+        heads=12,
+        contexts=((900, 1), (70, 1)),
+        threads=8,
+        deterministic=False,
+        workspace=True,
+        dtype="f16",
+        head_dim=40,
+        v_head_dim=24,
+    ),
+    # fmt: on
     "more threads than items": Case(contexts=((70, 1),), threads=7, dtype="bf16"),
 }
 
@@ -325,7 +362,8 @@ def random_case(seed: int) -> Case:
         sinks=bool(rng.random() < 0.3),
         functor=int(rng.choice([0, 0, 1, 2])),
         threads=int(rng.integers(1, 5)),
-        deterministic=bool(rng.random() < 0.5),
+        deterministic=bool(rng.random() < 0.3),
+        workspace=bool(rng.random() < 0.7),
         seed=seed,
     )
 
@@ -367,6 +405,16 @@ def test_deterministic(library: ctypes.CDLL, dtype: str, dims: tuple[int, int]) 
                 assert np.array_equal(row, whole[starts[s] + p]), f"chunk {chunk}, sequence {s}, position {p}"
                 compared += 1
         assert compared == 150 + 31 + 90
+
+
+def test_the_split_changes_something(library: ctypes.CDLL) -> None:
+    """The workspace is really used: its bytes change, and only without `deterministic`."""
+    for deterministic in (False, True):
+        case = Case(contexts=((1000, 1),), kv_heads=1, threads=3, deterministic=deterministic, workspace=True)
+        machine = Machine(library, Problem(case))
+        machine.append([(0, p) for p in range(1000)])
+        machine.step([(0, 1000)])
+        assert bool((machine.workspace == 0xFF).all()) == deterministic
 
 
 def test_a_query_that_sees_nothing_gives_zeros(library: ctypes.CDLL) -> None:
