@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from echoc.compiler.importers.huggingface.attention import ATTENTION_NAME, register_attention
 from echoc.compiler.importers.huggingface.checkpoint import Checkpoint, WeightReference, load_config, separate_untied
+from echoc.compiler.importers.huggingface.complexes import make_real
 from echoc.compiler.importers.huggingface.experts import EXPERTS_NAME, register_experts
+from echoc.compiler.importers.huggingface.lengths import admissible_length
 from echoc.errors import CompileError
 
 _SAMPLE_LENGTH = 24  # tokens in the traced example; any length that no model's own sizes are likely to equal
 MAX_TOKENS = 1 << 20  # upper bound of the symbolic token axis
-_MAX_BOUNDS = 4  # how often a trace is repeated under a lower bound
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ def _fake_mode() -> FakeTensorMode:
     return FakeTensorMode(shape_env=_shape_env(), allow_non_fake_inputs=True, export=True)
 
 
-def _shape_env() -> Any:
+def _shape_env(deferred: bool = False) -> Any:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return ShapeEnv(tracked_fakes=[], trace_asserts=True)
+    return ShapeEnv(tracked_fakes=[], trace_asserts=True, prefer_deferred_runtime_asserts_over_guards=deferred)
 
 
 @contextlib.contextmanager
@@ -236,43 +236,44 @@ def _rotary_limit(module: nn.Module, kind: str, layer_type: str | None) -> int:
 
 
 def _trace(model: Any, fake_mode: FakeTensorMode, max_tokens: int) -> tuple[torch.export.ExportedProgram, int]:
-    """The core-ATen program, and the longest sequence it holds for: a table of positions may set a lower bound."""
-    for _ in range(_MAX_BOUNDS):
+    """The core-ATen program, and the longest sequence it holds for: a table of positions may set a bound.
+
+    A first trace shows which guards on the length torch cannot prove; when all short lengths satisfy them, a second
+    one is made for these, with those guards deferred.
+    """
+    deferred = False
+    while True:
         try:
             with torch.no_grad(), _quiet(), _one_sequence_per_row():
-                program = _export(model, fake_mode, max_tokens).run_decompositions()
+                program = _export(model, fake_mode, max_tokens, deferred).run_decompositions()
         except CompileError:
             raise
         except Exception as error:  # torch raises dozens of unrelated types while tracing foreign code
-            bound = _upper_bound(str(error))
-            if bound is not None and _SAMPLE_LENGTH < bound < max_tokens:
-                max_tokens, fake_mode.shape_env = bound, _shape_env()
-                continue
-            name = type(model).__name__
-            raise CompileError(f"{name} cannot be traced for every length: {_summary(error)}") from error
+            admissible = None if deferred else admissible_length(str(error), max_tokens)
+            if admissible is None or admissible <= _SAMPLE_LENGTH:
+                name = type(model).__name__
+                raise CompileError(f"{name} cannot be traced for every length: {_summary(error)}") from error
+            deferred, max_tokens, fake_mode.shape_env = True, admissible, _shape_env(deferred=True)
+            continue
         _remove_inert(program.graph_module)
+        make_real(program.graph_module)
         return program, max_tokens
-    raise CompileError(f"{type(model).__name__} bounds its length in more than {_MAX_BOUNDS} places.")
 
 
-def _export(model: Any, fake_mode: FakeTensorMode, max_tokens: int) -> torch.export.ExportedProgram:
+def _export(model: Any, fake_mode: FakeTensorMode, max_tokens: int, deferred: bool) -> torch.export.ExportedProgram:
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     ids = torch.zeros((1, _SAMPLE_LENGTH), dtype=torch.int64)
     positions = torch.arange(_SAMPLE_LENGTH, dtype=torch.int64)[None]
     arguments = (ids, positions) if takes_positions else (ids,)
     tokens = torch.export.Dim("S", min=2, max=max_tokens)
-    shapes = tuple({1: tokens} for _ in arguments)
     with torch._guards.tracing(torch._guards.TracingContext(fake_mode)):
-        return torch.export.export(_Step(model, takes_positions), arguments, dynamic_shapes=shapes, strict=False)
-
-
-def _upper_bound(message: str) -> int | None:
-    """The largest length that satisfies torch's complaint about a symbolic length, if a bound is all it asks for."""
-    suggested = re.search(r"Dim\('S', max=(\d+)\)", message)
-    if suggested:
-        return int(suggested[1])
-    excluded = re.findall(r"generated guard L\['\w+'\]\.size\(\)\[1\] != (\d+)", message)
-    return int(excluded[0]) - 1 if excluded and message.count("generated guard") == len(excluded) else None
+        return torch.export.export(
+            _Step(model, takes_positions),
+            arguments,
+            dynamic_shapes=tuple({1: tokens} for _ in arguments),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=deferred,
+        )
 
 
 def _remove_inert(graph_module: torch.fx.GraphModule) -> None:
