@@ -169,8 +169,11 @@ def _weights(artifact: Artifact, num_threads: int) -> list[Bytes]:
         ]
     members = {weight.member: artifact.tensors(weight.member) for weight in manifest.weights}
     found = []
-    for weight in manifest.weights:
+    for i, weight in enumerate(manifest.weights):
         data = members[weight.member].get(weight.name)
+        if data is None and manifest.random_seed is not None:
+            found.append(_random_weight(weight, manifest.random_seed, i))
+            continue
         if data is None or data.size < weight.nbytes:
             size = "missing" if data is None else f"{data.size} bytes"
             raise ArtifactError(

@@ -1,0 +1,170 @@
+"""The build step: generated and hand-written C++ to one shared library, by the system's compiler, through a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from echoc.errors import CompileError
+
+KERNELS = Path(__file__).resolve().parents[3] / "kernels"
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-pipe")
+TILES = ("tiles_float.cpp", "tiles_int.cpp")
+MACROS = {
+    "__AVX2__": "avx2", "__FMA__": "fma", "__F16C__": "f16c", "__BMI2__": "bmi2", "__AVX512F__": "avx512f",
+    "__AVX512BW__": "avx512bw", "__AVX512VL__": "avx512vl", "__AVX512DQ__": "avx512dq",
+    "__AVX512VNNI__": "avx512_vnni", "__AVX512BF16__": "avx512_bf16", "__AVX512FP16__": "avx512_fp16",
+    "__AVXVNNI__": "avx_vnni", "__AMX_TILE__": "amx_tile", "__AMX_INT8__": "amx_int8", "__AMX_BF16__": "amx_bf16",
+}  # fmt: skip
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: the command that starts it and the first line of its version."""
+
+    command: tuple[str, ...]
+    version: str
+
+
+@cache
+def find_compiler() -> Compiler:
+    """The first of $CXX, g++, clang++ and ziglang's c++ that runs; CompileError says what to install."""
+    candidates: list[tuple[str, ...]] = []
+    if os.environ.get("CXX"):
+        candidates.append(tuple(os.environ["CXX"].split()))
+    candidates += [(name,) for name in ("g++", "clang++", "c++") if shutil.which(name)]
+    if importlib.util.find_spec("ziglang") is not None:
+        candidates.append((sys.executable, "-m", "ziglang", "c++"))
+    for command in candidates:
+        try:
+            done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=120, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0:
+            return Compiler(command, (done.stdout.splitlines() or ["unknown"])[0])
+    tried = ", ".join(" ".join(c) for c in candidates) or "$CXX, g++, clang++, ziglang"
+    raise CompileError(
+        f"no C++ compiler was found (tried {tried}). Install one: `apt install g++`, `dnf install gcc-c++`, "
+        "`xcode-select --install`, or `pip install ziglang`; or point CXX at one."
+    )
+
+
+def level_flags(level: str) -> tuple[str, ...]:
+    return (f"-march={level}",)
+
+
+@cache
+def target_features(level: str) -> tuple[str, ...]:
+    """The CPU features that code for a level may use, by the compiler's own macros, in /proc/cpuinfo's names."""
+    compiler = find_compiler()
+    command = [*compiler.command, *level_flags(level), "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise CompileError(
+            f"the compiler {compiler.version} does not know the CPU level {level!r}: {done.stderr.strip()[:300]}\n"
+            "wanted `native` or a -march name such as x86-64-v3, x86-64-v4, znver4, sapphirerapids"
+        )
+    defined = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("#define ")}
+    return tuple(name for macro, name in MACROS.items() if macro in defined)
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("ECHOC_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "echoc"
+    )
+    folder = Path(base) / "build"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def headers_digest() -> str:
+    """A digest of every hand-written file that generated code can include."""
+    digest = hashlib.sha256()
+    for path in sorted((KERNELS / "cpu").iterdir()):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [x for x in done.stderr.splitlines() if "error" in x] or done.stderr.splitlines()
+        raise CompileError(
+            f"the C++ compiler failed on {what} (exit code {done.returncode}):\n  " + "\n  ".join(lines[:8])
+            + f"\ncommand: {' '.join(command)}"
+        )  # fmt: skip
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _object(name: str, source: str, level: str, folder: Path) -> Path:
+    """The object file of one source, from the cache or the compiler. Written beside and renamed."""
+    compiler = find_compiler()
+    features = ",".join(target_features(level))
+    path = folder / f"{_key(source, headers_digest(), compiler.version, *FLAGS, level, features)}.o"
+    if path.exists():
+        os.utime(path)
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        file = Path(scratch) / f"{name}.cpp"
+        file.write_text(source)
+        out = Path(scratch) / "out.o"
+        include = f"-I{KERNELS.parent}"
+        _run([*compiler.command, *FLAGS, *level_flags(level), include, f"-I{KERNELS / 'cpu'}", "-c", str(file), "-o",
+              str(out)], f"{name}.cpp")  # fmt: skip
+        out.replace(path)
+    return path
+
+
+def build_library(sources: Mapping[str, str], level: str, progress: Progress | None = None) -> bytes:
+    """The shared library of the given kernels and the tiles they call.
+
+    Args:
+        sources: kernel name -> C++ source.
+        level: a -march name.
+        progress: told (stage, done, total).
+    Raises: CompileError when there is no compiler, or it fails.
+    """
+    folder = cache_folder()
+    jobs = {name: source for name, source in sources.items()}
+    for tile in TILES:
+        jobs[tile.removesuffix(".cpp")] = (KERNELS / "cpu" / tile).read_text()
+    done = 0
+    objects: dict[str, Path] = {}
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        # the tiles take longest: first in line
+        order = sorted(jobs, key=lambda n: (not n.startswith("tiles"), n))
+        futures = {name: pool.submit(_object, name, jobs[name], level, folder) for name in order}
+        try:
+            for name, future in futures.items():
+                objects[name] = future.result()
+                done += 1
+                if progress:
+                    progress("compile kernels", done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    key = _key(*(str(objects[n]) for n in sorted(objects)), "link")
+    library = folder / f"{key}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            out = Path(scratch) / "out.so"
+            command = [*find_compiler().command, "-shared", "-o", str(out), *(str(objects[n]) for n in sorted(objects))]
+            _run(command, "linking the kernels")
+            out.replace(library)
+    return library.read_bytes()

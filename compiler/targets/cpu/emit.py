@@ -1,0 +1,300 @@
+"""The expression printer: IR nodes at an index as C++ statements in single-assignment form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from echoc.compiler.ir import DType, Node
+from echoc.compiler.ir.ops import POINTWISE
+from echoc.compiler.ir.types import Dim
+from echoc.compiler.passes.fuse import root
+from echoc.compiler.targets.cpu.index import Index, Var, choose, dim_text, flatten, unflatten
+from echoc.errors import CompileError
+
+VALUE = {
+    DType.F64: "double", DType.F32: "float", DType.F16: "float", DType.BF16: "float", DType.I64: "int64_t",
+    DType.I32: "int32_t", DType.I16: "int16_t", DType.I8: "int8_t", DType.I4: "int8_t", DType.U8: "uint8_t",
+    DType.BOOL: "bool",
+}  # fmt: skip
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<="}
+BITWISE = {"and": "&", "or": "|", "xor": "^"}
+
+
+def storage(dtype: DType, boundary: bool) -> str:
+    """The element type in memory. 16-bit floats are stored as such at ports and in weights, as f32 in between."""
+    if dtype is DType.BOOL:
+        return "uint8_t"
+    if boundary and dtype in (DType.F16, DType.BF16):
+        return f"echoc::{dtype}_t"
+    return VALUE[dtype]
+
+
+def storage_bytes(dtype: DType) -> int:
+    """Bytes of an element of an intermediate buffer."""
+    return {"double": 8, "float": 4, "int64_t": 8, "int32_t": 4, "int16_t": 2}.get(VALUE[dtype], 1)
+
+
+@dataclass
+class Place:
+    """Where a computed node's row lies: `scalar` (a C++ variable) or `array` (a pointer to the row's elements)."""
+
+    kind: str
+    name: str
+
+
+@dataclass
+class Argument:
+    """A pointer argument of a kernel. `key` says what it points to: a node (a buffer, port or plain weight), a packed
+    weight, prepared activations, or a state by name; `kind` is its C++ element type."""
+
+    name: str
+    key: object
+    kind: str
+    written: bool
+
+
+class Arguments:
+    """The pointers that a kernel takes, in the order in which its code first mentions them."""
+
+    def __init__(self) -> None:
+        self.items: list[Argument] = []
+
+    def get(self, key: object, kind: str = "", written: bool = False) -> str:
+        if isinstance(key, Node) and not kind:
+            kind = storage(key.tensor.dtype, key.op in ("port", "weight"))
+        for item in self.items:
+            if item.key is key or (isinstance(key, str) and item.key == key):
+                item.written = item.written or written
+                return item.name
+        self.items.append(Argument(f"a{len(self.items)}", key, kind, written))
+        return self.items[-1].name
+
+
+@dataclass
+class Scope:
+    """Statements of one loop body; values and index variables already computed in it."""
+
+    emitter: Emitter
+    lines: list[str] = field(default_factory=list)
+    values: dict[tuple[Node, tuple[Index, ...]], str] = field(default_factory=dict)
+    bound: dict[str, Var] = field(default_factory=dict)
+
+    def bind(self, text: str, low: int, high: int | None) -> Var:
+        """An index variable holding `text`."""
+        if text not in self.bound:
+            name = self.emitter.fresh("i")
+            self.lines.append(f"const int64_t {name} = {text};")
+            self.bound[text] = Var(name, low, high)
+        return self.bound[text]
+
+    def value(self, node: Node, index: tuple[Index, ...]) -> str:
+        """A C++ name or literal for node[index]."""
+        key = (node, index)
+        if key not in self.values:
+            text = self.emitter.load(node, index, self)
+            if text is None:
+                text = self.compute(node, index)
+            if not text.replace("_", "").isalnum():
+                name = self.emitter.fresh("v")
+                self.lines.append(f"const {VALUE[node.tensor.dtype]} {name} = {text};")
+                text = name
+            self.values[key] = text
+        return self.values[key]
+
+    def compute(self, node: Node, index: tuple[Index, ...]) -> str:
+        if node.op in POINTWISE:
+            operands = [self.value(i, aligned(i, index)) for i in node.inputs]
+            return pointwise_text(node, operands)
+        handler: Callable[[Node, tuple[Index, ...]], str] | None = getattr(self, f"_{node.op}", None)
+        if handler is None:
+            raise CompileError(f"the op {node.op} : {node.type} cannot stand inside an expression")
+        return handler(node, index)
+
+    def integer(self, node: Node, index: tuple[Index, ...], size: Dim) -> Index:
+        """node[index], clamped into 0..size-1, as an index."""
+        known = node
+        if known.op == "iota":
+            return index[0]
+        value = self.value(node, index)
+        high = size if isinstance(size, int) else None
+        return Index(((self.bind(f"echoc::op::clamp_index({value}, {dim_text(size)})", 0, high), 1),))
+
+    def _const(self, node: Node, index: tuple[Index, ...]) -> str:
+        return literal(node["value"], node.tensor.dtype)
+
+    def _iota(self, node: Node, index: tuple[Index, ...]) -> str:
+        return f"int64_t({index[0]})"
+
+    def _reshape(self, node: Node, index: tuple[Index, ...]) -> str:
+        source = node.inputs[0]
+        kept = [(d, i) for d, i in zip(node.shape, index, strict=True) if d != 1]
+        if [d for d, _ in kept] == [d for d in source.shape if d != 1]:
+            rest = iter(i for _, i in kept)
+            return self.value(source, tuple(Index() if d == 1 else next(rest) for d in source.shape))
+        offset = flatten(index, node.shape, self.bind)
+        return self.value(source, tuple(unflatten(offset, source.shape, self.bind)))
+
+    def _broadcast(self, node: Node, index: tuple[Index, ...]) -> str:
+        return self.value(node.inputs[0], aligned(node.inputs[0], index))
+
+    def _transpose(self, node: Node, index: tuple[Index, ...]) -> str:
+        places = list(index)
+        for out_axis, in_axis in enumerate(node["perm"]):
+            places[in_axis] = index[out_axis]
+        return self.value(node.inputs[0], tuple(places))
+
+    def _slice(self, node: Node, index: tuple[Index, ...]) -> str:
+        places = [i * step + start for i, start, step in zip(index, node["starts"], node["steps"], strict=True)]
+        return self.value(node.inputs[0], tuple(places))
+
+    def _concat(self, node: Node, index: tuple[Index, ...]) -> str:
+        axis, start = node["axis"], 0
+        open_parts: list[tuple[int, int, Node]] = []
+        for part in node.inputs:
+            size = part.shape[axis]
+            if not isinstance(size, int):
+                raise CompileError(f"a concatenation along the symbolic axis of {part.type}")
+            after = choose(index[axis], start + size)
+            before = choose(index[axis], start) if start else False
+            if after is True and before is False:
+                return self.value(part, (*index[:axis], index[axis] + -start, *index[axis + 1 :]))
+            if before is not True and after is not False or (before is None or after is None):
+                open_parts.append((start, size, part))
+            start += size
+        text = ""
+        for start, size, part in open_parts:
+            place = self.bind(f"echoc::op::clamp_index({index[axis] + -start}, {size})", 0, size)
+            value = self.value(part, (*index[:axis], Index(((place, 1),)), *index[axis + 1 :]))
+            text = value if not text else f"({index[axis]} < {start} ? {text} : {value})"
+        return text
+
+    def _pad(self, node: Node, index: tuple[Index, ...]) -> str:
+        places, tests = [], []
+        for i, low, size in zip(index, node["low"], node.inputs[0].shape, strict=True):
+            place = i + -low
+            least, most = place.range()
+            inside = isinstance(size, int) and least >= 0 and most is not None and most < size
+            if not inside and (low or node.shape != node.inputs[0].shape):
+                tests.append(f"{place} >= 0 && {place} < {dim_text(size)}")
+                high = size if isinstance(size, int) else None
+                var = self.bind(f"echoc::op::clamp_index({place}, {dim_text(size)})", 0, high)
+                place = Index(((var, 1),))
+            places.append(place)
+        value = self.value(node.inputs[0], tuple(places))
+        fill = literal(node["value"], node.tensor.dtype)
+        return f"({' && '.join(tests)} ? {value} : {fill})" if tests else value
+
+    def _take(self, node: Node, index: tuple[Index, ...]) -> str:
+        source, places = node.inputs
+        axis, rank = node["axis"], len(places.shape)
+        place = self.integer(places, index[axis : axis + rank], source.shape[axis])
+        return self.value(source, (*index[:axis], place, *index[axis + rank :]))
+
+    def _gather(self, node: Node, index: tuple[Index, ...]) -> str:
+        source, places = node.inputs
+        axis = node["axis"]
+        place = self.integer(places, index, source.shape[axis])
+        return self.value(source, (*index[:axis], place, *index[axis + 1 :]))
+
+
+class Emitter:
+    """What all scopes of one kernel share: arguments, places of computed rows, fresh names."""
+
+    def __init__(self, arguments: Arguments, row: Var | None = None) -> None:
+        self.arguments = arguments
+        self.row = row
+        self.places: dict[Node, Place] = {}
+        self.counter = 0
+        self.named: dict[str, str] = {}
+
+    def fresh(self, prefix: str) -> str:
+        self.counter += 1
+        return f"{prefix}{self.counter}"
+
+    def scope(self) -> Scope:
+        return Scope(self)
+
+    def is_external(self, node: Node) -> bool:
+        """Whether a node's value lies in memory that another kernel, a port or a weight provides."""
+        return node.op in ("port", "weight")
+
+    def load(self, node: Node, index: tuple[Index, ...], scope: Scope) -> str | None:
+        """The text that reads node[index] from where it lies; None where it must be computed."""
+        if node.op == "arg":
+            return self.named[node["name"]]
+        place = self.places.get(node)
+        if place is not None:
+            if place.kind == "scalar":
+                return place.name
+            if place.kind == "acc":
+                return self.accumulator(node, index, place, scope)
+            offset = flatten(index[1:], node.shape[1:], scope.bind) if node.tensor.rank else Index()
+            if place.kind == "bool":
+                return f"{place.name}[{offset}] != 0"
+            return f"{place.name}[{offset}]"
+        source = root(node)
+        if not self.is_external(source):
+            return None
+        if source is not node:
+            return None
+        offset = flatten(index, node.shape, scope.bind)
+        text = f"{self.arguments.get(node)}[{offset}]"
+        dtype = node.tensor.dtype
+        if dtype is DType.BOOL:
+            return f"({text} != 0)"
+        if node.op in ("port", "weight") and dtype in (DType.F16, DType.BF16):
+            return f"echoc::to_float({text})"
+        return text
+
+    def accumulator(self, node: Node, index: tuple[Index, ...], place: Place, scope: Scope) -> str:
+        raise CompileError("no accumulator in this kernel")
+
+
+def aligned(node: Node, index: tuple[Index, ...]) -> tuple[Index, ...]:
+    """The index of a broadcast operand: trailing axes, 0 where it has one element."""
+    tail = index[len(index) - len(node.shape) :]
+    return tuple(Index() if d == 1 else i for d, i in zip(node.shape, tail, strict=True))
+
+
+def literal(value: float | int | bool, dtype: DType) -> str:
+    if dtype is DType.BOOL:
+        return "true" if value else "false"
+    if dtype.is_float:
+        number = float(value)
+        kind = VALUE[dtype]
+        if math.isnan(number):
+            return f"std::numeric_limits<{kind}>::quiet_NaN()"
+        if math.isinf(number) or (kind == "float" and abs(number) > 3.4028235677973366e38):
+            return f"{'-' if number < 0 else ''}std::numeric_limits<{kind}>::infinity()"
+        return f"{kind}({number!r})"
+    if int(value) == -(2**63):
+        return "std::numeric_limits<int64_t>::min()"
+    return f"{VALUE[dtype]}({int(value)}{'LL' if abs(int(value)) >= 2**31 else ''})"
+
+
+def pointwise_text(node: Node, operands: list[str]) -> str:
+    """One pointwise op on C++ values."""
+    dtype = node.tensor.dtype
+    kind = VALUE[dtype]
+    if node.op in ("eq", "ne", "lt", "le"):
+        return f"({operands[0]} {INFIX[node.op]} {operands[1]})"
+    if node.op in INFIX:
+        text = f"({operands[0]} {INFIX[node.op]} {operands[1]})"
+        return text if kind in ("float", "double", "int64_t", "int32_t") else f"{kind}{text}"
+    if node.op in BITWISE:
+        return f"{kind}({operands[0]} {BITWISE[node.op]} {operands[1]})"
+    if node.op == "neg":
+        return f"{kind}(-{operands[0]})"
+    if node.op == "not":
+        return f"(!{operands[0]})" if dtype is DType.BOOL else f"{kind}(!{operands[0]})"
+    if node.op == "where":
+        return f"({operands[0]} ? {operands[1]} : {operands[2]})"
+    if node.op == "cast":
+        if dtype is DType.BOOL:
+            return f"({operands[0]} != 0)"
+        if dtype in (DType.F16, DType.BF16):
+            return f"echoc::to_float(echoc::to_{dtype}(float({operands[0]})))"
+        return f"echoc::op::cast<{kind}>({operands[0]})" if dtype.is_int else f"{kind}({operands[0]})"
+    return f"echoc::op::{node.op}({', '.join(operands)})"

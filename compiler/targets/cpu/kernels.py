@@ -1,0 +1,277 @@
+"""From groups to kernel sources: one rendering per family, through the templates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from echoc.compiler.ir import DType, Node, StateType
+from echoc.compiler.ir.text import show_attrs
+from echoc.compiler.ir.types import Dim
+from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.passes.pack import Packed, Packing
+from echoc.compiler.targets.cpu.emit import Argument, Arguments, Emitter, Place, Scope
+from echoc.compiler.targets.cpu.index import Index, Var, dim_text, flatten, unflatten
+from echoc.compiler.targets.cpu.rows import PackedRows, RowKernel
+from echoc.errors import CompileError
+
+TEMPLATES = Path(__file__).parents[3] / "templates" / "cpu"
+STATE_TYPES = {DType.F32: "float", DType.BF16: "echoc::bf16_t", DType.F16: "echoc::f16_t"}
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    keep_trailing_newline=True, autoescape=False,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Activations in the form a weight format wants: the rows of `x`, `k` values each."""
+
+    x: Node
+    rows: Dim
+    k: int
+    weight_class: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One generated function and what a launch of it passes."""
+
+    name: str
+    family: str
+    source: str
+    arguments: tuple[Argument, ...]
+    scratch_bytes: str
+    schedule: Mapping[str, Any]
+
+
+class Renderer:
+    """Renders groups for one program: knows the symbols, the packing and which nodes lie in buffers."""
+
+    def __init__(self, symbols: Sequence[str], packing: Packing, stored: set[Node]) -> None:
+        self.symbols = list(symbols)
+        self.packing = packing
+        self.stored = stored
+        self.prepared: dict[tuple[Node, str, int], Prepared] = {}
+
+    def external(self, node: Node) -> bool:
+        return node in self.stored
+
+    def kernels(self, group: Group, deterministic: bool) -> list[Kernel]:
+        """The kernels of one group, in launch order."""
+        if group.family in ("gemm", "experts"):
+            return self.matmul(group, deterministic)
+        family: Callable[[Group, bool], Kernel] = getattr(self, group.family)
+        return [family(group, deterministic)]
+
+    def finish(
+        self, family: str, group_text: list[str], arguments: Arguments, schedule: Mapping[str, Any], scratch: str = "0",
+        **holes: Any,
+    ) -> Kernel:  # fmt: skip
+        source = ENVIRONMENT.get_template(f"{family}.cpp.j2").render(
+            name="@NAME@", ir=group_text, arguments=arguments.items, symbols=self.symbols, **holes
+        )
+        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+        name = f"{family}_{digest}"
+        return Kernel(name, family, source.replace("@NAME@", name), tuple(arguments.items), scratch, schedule)
+
+    def rows(self, group: Group, deterministic: bool) -> Kernel:
+        arguments = Arguments()
+        kernel = RowKernel(group, arguments, self.external, self.packed_rows)
+        body = kernel.render()
+        return self.finish(
+            "rows", listing(group), arguments, {"axis": dim_text(group.domain)}, str(kernel.scratch), body=body,
+            rows=dim_text(group.domain),
+        )  # fmt: skip
+
+    def packed_rows(self, weight: Node) -> PackedRows | None:
+        found = self.packing.row_source(weight)
+        if found is None:
+            return None
+        return PackedRows(found[0], weight_class(found[0]), found[0].interleave, found[1])
+
+    def matmul(self, group: Group, deterministic: bool) -> list[Kernel]:
+        first = group.matmuls[0]
+        packed = self.packing.of(group)
+        cls = weight_class(packed)
+        key = (root(first.x), cls, first.k)
+        out: list[Kernel] = []
+        rows_per_x: Dim = 1
+        if key not in self.prepared:
+            self.prepared[key] = Prepared(root(first.x), first.rows, first.k, cls)
+            out.append(self.prepare(self.prepared[key]))
+        arguments = Arguments()
+        x = arguments.get(self.prepared[key], "std::byte")
+        w = arguments.get(packed, "std::byte")
+        emitter = EpilogueEmitter(arguments, group, self.external)
+        body = emitter.render()
+        holes: dict[str, Any] = {
+            "weight_class": cls, "count": len(group.matmuls), "x": x, "w": w, "rows": dim_text(first.rows),
+            "n": first.n, "k": first.k, "deterministic": "true" if deterministic else "false", "body": body,
+            "rows_per_x": dim_text(rows_per_x),
+        }  # fmt: skip
+        if first.ids is not None:
+            holes |= {"ids": arguments.get(root(first.ids)), "experts": packed.experts}
+        schedule = {
+            "format": packed.format, "group": packed.group, "interleave": len(group.matmuls), "n": first.n,
+            "k": first.k, "deterministic": deterministic,
+        }  # fmt: skip
+        out.append(self.finish(group.family, listing(group), arguments, schedule, **holes))
+        return out
+
+    def prepare(self, prepared: Prepared) -> Kernel:
+        arguments = Arguments()
+        x = arguments.get(prepared.x)
+        out = arguments.get(prepared, "std::byte", written=True)
+        return self.finish(
+            "prepare", [f"prepared activations of {prepared.x.type}"], arguments, {"k": prepared.k}, x=x, out=out,
+            rows=dim_text(prepared.rows), k=prepared.k, weight_class=prepared.weight_class,
+        )  # fmt: skip
+
+    def append(self, group: Group, deterministic: bool) -> Kernel:
+        (node,) = group.nodes
+        state, values, sequences, positions, table = node.inputs
+        type_ = state.type
+        assert isinstance(type_, StateType)
+        arguments = Arguments()
+        name = state_name(state)
+        holes = {
+            "state": arguments.get(name, "std::byte", written=True), "values": arguments.get(root(values)),
+            "sequences": arguments.get(sequences), "positions": arguments.get(positions),
+            "table": arguments.get(table), "kv": STATE_TYPES[type_.dtype], "rows": dim_text(values.shape[0]),
+            "heads": type_.shape[0], "dim": type_.shape[1], "which": name.rpartition(".")[2],
+            "blocks": dim_text(table.shape[1]),
+        }  # fmt: skip
+        return self.finish("append", listing(group), arguments, {"dtype": str(type_.dtype)}, **holes)
+
+    def attend(self, group: Group, deterministic: bool) -> Kernel:
+        (node,) = group.nodes
+        q, k, v, sequences, positions, table = node.inputs[:6]
+        k_type, v_type = k.type, v.type
+        assert isinstance(k_type, StateType) and isinstance(v_type, StateType)
+        arguments = Arguments()
+        holes: dict[str, Any] = {
+            "q": arguments.get(root(q)), "out": arguments.get(node, written=True),
+            "k": arguments.get(state_name(k), "std::byte"), "v": arguments.get(state_name(v), "std::byte"),
+            "sequences": arguments.get(sequences), "positions": arguments.get(positions), "table": arguments.get(table),
+            "kv": STATE_TYPES[k_type.dtype], "rows": dim_text(q.shape[0]), "blocks": dim_text(table.shape[1]),
+            "heads": q.shape[1], "kv_heads": k_type.shape[0], "head_dim": k_type.shape[1],
+            "v_head_dim": v_type.shape[1], "scale": f"float({node['scale']!r})",
+            "softcap": f"float({node['softcap']!r})", "window": node["window"],
+            "causal": "true" if node["causal"] else "false", "deterministic": "true" if deterministic else "false",
+            "sinks": arguments.get(root(node.inputs[6])) if node["sinks"] else "nullptr",
+            "body": self.attention_body(node, arguments) if node["body"] else [],
+        }  # fmt: skip
+        scratch = f"echoc::attend_scratch_bytes({k_type.shape[1]}, {v_type.shape[1]})"
+        return self.finish("attend", listing(group), arguments, {"page": 16}, scratch, **holes)
+
+    def attention_body(self, node: Node, arguments: Arguments) -> list[str]:
+        emitter = Emitter(arguments)
+        emitter.named = {"score": "score", "head": "int64_t(head)", "qpos": "qpos", "kpos": "kpos"}
+        scope = emitter.scope()
+        value = scope.value(node.inputs[-1], ())
+        return [*scope.lines, f"return {value};"]
+
+
+class EpilogueEmitter(Emitter):
+    """The epilogue of a matmul: its riders over one segment of a row."""
+
+    def __init__(self, arguments: Arguments, group: Group, external: Callable[[Node], bool]) -> None:
+        super().__init__(arguments, Var("t"))
+        self.group = group
+        self.n = group.matmuls[0].n
+        self.column = Var("n", 0, self.n)
+        self.members = set(group.nodes)
+        self.external = external
+        for i, matmul in enumerate(group.matmuls):
+            self.places[matmul.node] = Place("acc", f"acc[{i}]")
+
+    def is_external(self, node: Node) -> bool:
+        return node not in self.members and (node.op in ("port", "weight") or self.external(node))
+
+    def linear(self) -> Index:
+        assert self.row is not None
+        return Index(((self.row, self.n), (self.column, 1)))
+
+    def accumulator(self, node: Node, index: tuple[Index, ...], place: Place, scope: Scope) -> str:
+        offset = flatten(index, node.shape, scope.bind)
+        own = {v: c for v, c in self.linear().terms if v is not self.column or self.n > 1}
+        if dict(offset.terms) != own or offset.const:
+            raise CompileError(f"the epilogue of {node.type} reads another element than its own")
+        return f"{place.name}[n - n0]"
+
+    def render(self) -> list[str]:
+        scope = self.scope()
+        stores = []
+        for node in self.group.outputs:
+            index = tuple(unflatten(self.linear(), node.shape, scope.bind))
+            if not node.tensor.rank:
+                raise CompileError(f"a scalar {node.op} cannot ride on a matmul")
+            value = scope.value(node, index)
+            pointer = self.arguments.get(node, written=True)
+            stores.append(f"{pointer}[t * {self.n} + n] = {value};")
+        return [*scope.lines, *stores]
+
+
+def weight_class(packed: Packed) -> str:
+    bits = {"f32": 32, "bf16": 16, "i8": 8, "i4": 4}[packed.format]
+    return f"echoc::Weight<{bits}, {packed.group}>"
+
+
+def state_name(node: Node) -> str:
+    """The name of the state that a chain of versions began with."""
+    while node.op != "state":
+        node = node.inputs[0]
+    name: str = node["name"]
+    return name
+
+
+def listing(group: Group) -> list[str]:
+    """The IR of a group with positional names, alike for groups that do the same."""
+    names: dict[Node, str] = {}
+    inputs = 0
+    lines = []
+    for node in group.nodes:
+        for operand in _operands(group, node):
+            if operand not in names:
+                if operand.op in ("const", "reshape", "iota", "arg"):
+                    continue
+                names[operand] = f"%in{inputs}"
+                inputs += 1
+                lines.append(f"{names[operand]} : {operand.type}")
+        names[node] = f"%{len(names) - inputs}"
+        shown = ", ".join(_show(i, names) for i in node.inputs)
+        lines.append(f"{names[node]} = {node.op}({shown}){show_attrs(node)} : {node.type}")
+    return lines
+
+
+def _operands(group: Group, node: Node) -> list[Node]:
+    out: list[Node] = []
+    for operand in node.inputs:
+        source = root(operand)
+        if source not in group.nodes:
+            out.append(source)
+    return out
+
+
+def _show(node: Node, names: dict[Node, str]) -> str:
+    if node in names:
+        return names[node]
+    if node.op == "const":
+        return str(node["value"])
+    if node.op == "reshape":
+        return f"{_show(node.inputs[0], names)} as [{', '.join(map(str, node.shape))}]"
+    return str(node.op)
+
+
+def argument_type(argument: Argument) -> str:
+    return f"{'' if argument.written else 'const '}{argument.kind}* __restrict"
+
+
+ENVIRONMENT.filters["pointer"] = argument_type
+

@@ -1,0 +1,466 @@
+"""Bodies of row kernels: a group's nodes as loops over one row, each finished before the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from echoc.compiler.ir import DType, Node
+from echoc.compiler.ir.ops import POINTWISE
+from echoc.compiler.ir.types import Dim, Poly, dim_product
+from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.targets.cpu.emit import (
+    VALUE,
+    Arguments,
+    Emitter,
+    Place,
+    Scope,
+    storage,
+    storage_bytes,
+)
+from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, dim_text, flatten, unflatten
+from echoc.errors import CompileError
+
+COSTLY = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "erf", "sigmoid", "pow", "div", "sqrt",
+                    "rsqrt", "take", "gather", "random", "mod", "floordiv"})  # fmt: skip
+ALWAYS_STORED = frozenset({"sum", "max", "min", "argmax", "cumsum", "topk", "sort", "scatter", "contract"})
+NEEDS_ARRAY = frozenset({"topk", "sort"})
+SMALL_TREE = 8  # inlining more nodes than this into several users costs more than a pass through the cache
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """A packed weight whose rows can be unpacked: number `which` of `interleave` in the stream of `entry`."""
+
+    entry: object
+    weight_class: str
+    interleave: int
+    which: int
+
+
+class RowKernel(Emitter):
+    """Generates the loop body over one row of a group of family `rows`."""
+
+    def __init__(self, group: Group, arguments: Arguments, external: Callable[[Node], bool],
+                 packed: Callable[[Node], PackedRows | None]) -> None:  # fmt: skip
+        super().__init__(arguments, Var("t"))
+        self.group = group
+        self.members = set(group.nodes)
+        self.external = external
+        self.packed = packed
+        self.outputs = set(group.outputs)
+        self.lines: list[str] = []
+        self.scratch = 0
+        self.uses: dict[Node, list[Node]] = {}
+        for node in group.nodes:
+            for operand in node.inputs:
+                self.uses.setdefault(root(operand), []).append(node)
+
+    def is_external(self, node: Node) -> bool:
+        return node not in self.members and (node.op in ("port", "weight") or self.external(node))
+
+    def row_shape(self, node: Node) -> tuple[Dim, ...]:
+        return node.shape[1:] if node.tensor.rank else ()
+
+    def row_size(self, node: Node) -> Dim:
+        return dim_product(self.row_shape(node))
+
+    def row_index(self) -> Index:
+        assert self.row is not None
+        return Index(((self.row, 1),))
+
+    def render(self) -> list[str]:
+        """The statements of one row."""
+        for node in self.group.nodes:
+            if self.must_store(node):
+                self.store(node)
+        return self.lines
+
+    def must_store(self, node: Node) -> bool:
+        uses = self.uses.get(node, [])
+        if node in self.outputs or node.op in ALWAYS_STORED or self.unpacks(node):
+            return True
+        if any(u.op in NEEDS_ARRAY for u in uses):
+            return True
+        if not uses:
+            return False
+        tree = self.tree(node)
+        costly = any(n.op in COSTLY for n in tree)
+        spread = any(self.row_size(u) != self.row_size(node) or u.op in ALWAYS_STORED and len(uses) > 1 for u in uses)
+        if node.op in POINTWISE and spread and (costly or self.row_size(node) == 1):
+            return True
+        return len(set(uses)) > 1 and (costly or len(tree) > SMALL_TREE)
+
+    def unpacks(self, node: Node) -> bool:
+        return node.op == "take" and node["axis"] == 0 and self.packed(node.inputs[0]) is not None
+
+    def tree(self, node: Node) -> list[Node]:
+        """The nodes that inlining this one repeats."""
+        out, stack = [], [node]
+        while stack:
+            inner = root(stack.pop())
+            if inner in out or inner in self.places or inner not in self.members:
+                continue
+            out.append(inner)
+            stack += inner.inputs
+        return out
+
+    def store(self, node: Node) -> None:
+        """Emit the loops that compute a node's row and remember where it lies."""
+        size = self.row_size(node)
+        dtype = node.tensor.dtype
+        if node in self.outputs:
+            name = f"{self.arguments.get(node, written=True)}_row"
+            kind = storage(dtype, False)
+            self.lines.append(
+                f"{kind}* __restrict {name} = {self.arguments.get(node, written=True)} + t * {dim_text(size)};"
+            )
+            place = Place("bool" if dtype is DType.BOOL else "array", name)
+        elif size == 1:
+            name = self.fresh("s")
+            self.lines.append(f"{VALUE[dtype]} {name};")
+            place = Place("scalar", name)
+        else:
+            place = self.allocate(node, size)
+        emit = getattr(self, f"_store_{node.op}", None)
+        if self.unpacks(node):
+            emit = self.store_unpacked
+        (emit or self.store_map)(node, place)
+        self.places[node] = place
+
+    def allocate(self, node: Node, size: Dim) -> Place:
+        if isinstance(size, Poly):
+            raise CompileError(f"a row of {size} elements of {node.op} : {node.type} has no fixed place in scratch")
+        name = self.fresh("r")
+        kind = storage(node.tensor.dtype, False)
+        self.lines.append(
+            f"{kind}* __restrict {name} = reinterpret_cast<{kind}*>(call->scratch + {self.scratch});"
+        )
+        self.scratch += -(-size * storage_bytes(node.tensor.dtype) // 64) * 64
+        return Place("bool" if node.tensor.dtype is DType.BOOL else "array", name)
+
+    def assign(self, place: Place, offset: Index, value: str, op: str = "=") -> str:
+        return f"{place.name} {op} {value};" if place.kind == "scalar" else f"{place.name}[{offset}] {op} {value};"
+
+    def loop_dims(self, node: Node) -> tuple[Dim, ...]:
+        """The finest factorisation of the row among the shapes that its expression goes through."""
+        best = tuple(d for d in self.row_shape(node) if d != 1)
+        total = self.row_size(node)
+        stack: list[Node] = list(node.inputs)
+        seen: set[Node] = set()
+        while stack:
+            inner = stack.pop()
+            if inner in seen or inner.tensor.rank == 0 or inner in self.places:
+                continue
+            seen.add(inner)
+            dims = tuple(d for d in inner.shape[1:] if d != 1)
+            if dim_product(dims) == total and len(dims) > len(best) and inner.shape[0] == self.group.domain:
+                best = dims
+            if inner.op in POINTWISE or inner.op in ("reshape", "broadcast", "transpose", "concat", "slice"):
+                stack += inner.inputs
+        return best
+
+    def nest(self, dims: Sequence[Dim], body: Callable[[list[Index], Scope], list[str]], ranges: tuple[Var, ...] = ()
+             ) -> list[str]:  # fmt: skip
+        """Nested loops over `dims` around `body(indices, scope)`, cut where a choice inside asks for it."""
+        variables = ranges or tuple(
+            Var(self.fresh("j"), 0, d if isinstance(d, int) else None) for d in dims
+        )
+        counter = self.counter
+        scope = self.scope()
+        try:
+            lines = body([Index(((v, 1),)) for v in variables], scope)
+        except SplitNeeded as split:
+            if split.var not in variables:
+                raise
+            self.counter = counter
+            out: list[str] = []
+            for low, high in ((split.var.low, split.at), (split.at, split.var.high)):
+                cut = tuple(Var(v.name, low, high) if v is split.var else v for v in variables)
+                out += self.nest(dims, body, cut)
+            return out
+        inner = scope.lines + lines
+        for depth, (var, dim) in enumerate(zip(reversed(variables), reversed(list(dims)), strict=True)):
+            high = dim_text(dim) if var.high is None else str(var.high)
+            head = f"for (int64_t {var.name} = {var.low}; {var.name} < {high}; ++{var.name}) {{"
+            pragma = ["#pragma GCC ivdep"] if depth == 0 and not any("for (" in x for x in inner) else []
+            inner = [*pragma, head, *("  " + x for x in inner), "}"]
+        return inner if variables else ["{", *("  " + x for x in inner), "}"]
+
+    def store_map(self, node: Node, place: Place) -> None:
+        dims = self.loop_dims(node)
+
+        def body(indices: list[Index], scope: Scope) -> list[str]:
+            offset = flatten(indices, dims, scope.bind)
+            index = (self.row_index(), *unflatten(offset, self.row_shape(node), scope.bind))
+            value = scope.value(node, index[: node.tensor.rank])
+            return [self.assign(place, offset, value)]
+
+        self.lines += self.nest(dims, body)
+
+    def store_unpacked(self, node: Node, place: Place) -> None:
+        """Rows of a packed table, dequantised one by one."""
+        table, places = node.inputs
+        packed = self.packed(table)
+        assert packed is not None
+        count, width = table.shape
+        lead = places.shape[1:]
+
+        def body(indices: list[Index], scope: Scope) -> list[str]:
+            index = (self.row_index(), *indices)[: places.tensor.rank]
+            row = scope.integer(places, index, count)
+            pointer = self.arguments.get(packed.entry, "std::byte")
+            offset = flatten(indices, lead, scope.bind) * int(str(width))
+            return [
+                f"{packed.weight_class}::unpack_row({pointer}, {width}, {row}, {place.name} + {offset}, "
+                f"{packed.interleave}, {packed.which});"
+            ]
+
+        self.lines += self.nest(lead, body)
+
+    def reduction(self, node: Node, place: Place, kept: list[int], reduced: list[int],
+                  term: Callable[[list[Index], Scope], str], extents: Sequence[Dim], kind: str) -> None:  # fmt: skip
+        """Loops over kept axes around a lane-ordered reduction over the reduced ones."""
+        dims = [extents[a] for a in kept]
+
+        def body(indices: list[Index], scope: Scope) -> list[str]:
+            offset = flatten(indices, dims, scope.bind)
+            whole: list[Index] = [Index()] * len(extents)
+            for axis, index in zip(kept, indices, strict=True):
+                whole[axis] = index
+            total = self.fresh("acc")
+            value_kind = VALUE[node.tensor.dtype]
+            start = f"echoc::op::start_{kind}<{value_kind}>()"
+            loops, closing = [f"{value_kind} {total} = {start};"], []
+            for depth, axis in enumerate(reduced[:-1]):
+                var = Var(self.fresh("k"), 0, extents[axis] if isinstance(extents[axis], int) else None)
+                whole[axis] = Index(((var, 1),))
+                pad = "  " * depth
+                loops.append(f"{pad}for (int64_t {var.name} = 0; {var.name} < {dim_text(extents[axis])}; ++{var.name}) {{")
+                closing.append("}")
+            last = reduced[-1]
+            var = Var(self.fresh("k"), 0, extents[last] if isinstance(extents[last], int) else None)
+            pieces = self.reduce_pieces(var, extents[last], whole, last, term, value_kind)
+            for low, high, text in pieces:
+                loops.append(
+                    f"{total} = echoc::op::combine_{kind}({total}, echoc::op::reduce_{kind}<{value_kind}>"
+                    f"({low}, {high}, [&](int64_t {var.name}) {{ {text} }}));"
+                )
+            return [*loops, *closing, self.assign(place, offset, total)]
+
+        self.lines += self.nest(dims, body)
+
+    def reduce_pieces(self, var: Var, extent: Dim, whole: list[Index], axis: int,
+                      term: Callable[[list[Index], Scope], str], kind: str) -> list[tuple[str, str, str]]:  # fmt: skip
+        """The reduced range, cut where a choice inside asks for it, with the code of each piece."""
+        inner = self.scope()
+        try:
+            value = term([Index(((var, 1),)) if a == axis else i for a, i in enumerate(whole)], inner)
+        except SplitNeeded as split:
+            if split.var is not var:
+                raise
+            return [
+                piece
+                for low, high in ((var.low, split.at), (split.at, var.high))
+                for piece in self.reduce_pieces(Var(var.name, low, high), extent, whole, axis, term, kind)
+            ]
+        high = dim_text(extent) if var.high is None else str(var.high)
+        return [(str(var.low), high, " ".join([*inner.lines, f"return {kind}({value});"]))]
+
+    def store_reduce(self, node: Node, place: Place) -> None:
+        (operand,) = node.inputs
+        shape = operand.shape
+        axes = [a - 1 for a in node["axes"]] if operand.tensor.rank and 0 not in node["axes"] else None
+        if axes is None:
+            self.store_full_reduce(node, place)
+            return
+        extents = shape[1:]
+        kept = [a for a in range(len(extents)) if a not in axes]
+
+        def term(whole: list[Index], scope: Scope) -> str:
+            return scope.value(operand, (self.row_index(), *whole))
+
+        self.reduction(node, place, kept, axes, term, extents, str(node.op))
+
+    def store_full_reduce(self, node: Node, place: Place) -> None:
+        """A reduction that takes in the leading axis of its operand: the row is along the first kept axis."""
+        (operand,) = node.inputs
+        axes = list(node["axes"])
+        kept = [a for a in range(operand.tensor.rank) if a not in axes]
+
+        def term(whole: list[Index], scope: Scope) -> str:
+            places = list(whole)
+            if kept:
+                places[kept[0]] = self.row_index()
+            return scope.value(operand, tuple(places))
+
+        self.reduction(node, place, kept[1:], axes, term, operand.shape, str(node.op))
+
+    _store_sum = _store_max = _store_min = store_reduce
+
+    def _store_contract(self, node: Node, place: Place) -> None:
+        left, _, out = node["spec"].partition("->")
+        names = left.split(",")
+        sizes = {n: d for ns, i in zip(names, node.inputs, strict=True) for n, d in zip(ns, i.shape, strict=True)}
+        letters = list(out) + [n for n in sizes if n not in out]
+        extents = [sizes[n] for n in letters]
+        kept = list(range(1, len(out)))
+        reduced = list(range(len(out), len(letters)))
+
+        def term(whole: list[Index], scope: Scope) -> str:
+            by_letter = dict(zip(letters, whole, strict=True))
+            if out:
+                by_letter[out[0]] = self.row_index()
+            values = [
+                scope.value(i, tuple(by_letter[n] for n in ns)) for ns, i in zip(names, node.inputs, strict=True)
+            ]
+            return f"{values[0]} * {values[1]}"
+
+        if reduced:
+            self.reduction(node, place, kept, reduced, term, extents, "sum")
+            return
+
+        def body(indices: list[Index], scope: Scope) -> list[str]:
+            offset = flatten(indices, [extents[a] for a in kept], scope.bind)
+            return [self.assign(place, offset, term([Index(), *indices], scope))]
+
+        self.lines += self.nest([extents[a] for a in kept], body)
+
+    def along(self, node: Node, place: Place, code: Callable[[Callable[[Index, Scope], str], str, Index, Dim], list[str]]
+              ) -> None:  # fmt: skip
+        """Loops over all axes but one; `code(value, inner variable, offset of the row's start, stride)` does that one."""
+        (operand,) = node.inputs
+        axis = node["axis"]
+        others = [a for a in range(1, operand.tensor.rank) if a != axis]
+        dims = [operand.shape[a] for a in others]
+        inner_name = self.fresh("k")
+
+        def body(indices: list[Index], scope: Scope) -> list[str]:
+            whole: list[Index] = [self.row_index()] + [Index()] * (operand.tensor.rank - 1)
+            if axis == 0:
+                whole[0] = Index()
+                remaining = [self.row_index(), *indices] if operand.tensor.rank > 1 else []
+                others_all = [a for a in range(operand.tensor.rank) if a != 0]
+                for a, i in zip(others_all, remaining, strict=False):
+                    whole[a] = i
+            else:
+                for a, i in zip(others, indices, strict=True):
+                    whole[a] = i
+
+            def value(place_index: Index, inner: Scope) -> str:
+                return inner.value(operand, tuple(place_index if a == axis else i for a, i in enumerate(whole)))
+
+            kept = [d for a, d in enumerate(node.shape) if a > 0]
+            start = [Index() if a == axis else i for a, i in enumerate(whole)]
+            if node.op == "argmax":
+                start = [i for a, i in enumerate(start) if a != axis]
+            offset = flatten(start[1:], kept, scope.bind)
+            stride: Dim = dim_product(node.shape[axis + 1 :]) if node.op != "argmax" else 1
+            return code(value, inner_name, offset, stride)
+
+        if axis == 0 and node.op != "argmax":
+            raise CompileError(f"{node.op} along the leading axis of {operand.type} cannot be cut into rows")
+        if axis == 0:
+            dims = list(operand.shape[2:])
+            others = list(range(2, operand.tensor.rank))
+        self.lines += self.nest(dims, body)
+
+    def _store_cumsum(self, node: Node, place: Place) -> None:
+        kind = VALUE[node.tensor.dtype]
+
+        def code(value: Callable[[Index, Scope], str], inner: str, offset: Index, stride: Dim) -> list[str]:
+            var = Var(inner, 0, node.shape[node["axis"]] if isinstance(node.shape[node["axis"]], int) else None)  # type: ignore[arg-type]
+            scope = self.scope()
+            text = value(Index(((var, 1),)), scope)
+            total = self.fresh("acc")
+            target = place.name if place.kind == "scalar" else f"{place.name}[{offset} + {inner} * {dim_text(stride)}]"
+            return [
+                f"{kind} {total} = 0;",
+                f"for (int64_t {inner} = 0; {inner} < {dim_text(node.shape[node['axis']])}; ++{inner}) {{",
+                *("  " + x for x in scope.lines),
+                f"  {total} += {text};",
+                f"  {target} = {total};",
+                "}",
+            ]
+
+        self.along(node, place, code)
+
+    def _store_argmax(self, node: Node, place: Place) -> None:
+        (operand,) = node.inputs
+        length = operand.shape[node["axis"]]
+        kind = VALUE[operand.tensor.dtype]
+
+        def code(value: Callable[[Index, Scope], str], inner: str, offset: Index, stride: Dim) -> list[str]:
+            var = Var(inner, 0, length if isinstance(length, int) else None)
+            scope = self.scope()
+            text = value(Index(((var, 1),)), scope)
+            best, at = self.fresh("best"), self.fresh("at")
+            return [
+                f"{kind} {best}{{}};",
+                f"int64_t {at} = -1;",
+                f"for (int64_t {inner} = 0; {inner} < {dim_text(length)}; ++{inner}) {{",
+                *("  " + x for x in scope.lines),
+                f"  if ({at} < 0 || {text} > {best} || ({text} != {text} && {best} == {best})) "
+                f"{{ {best} = {text}; {at} = {inner}; }}",
+                "}",
+                self.assign(place, offset, at),
+            ]
+
+        self.along(node, place, code)
+
+    def _store_select(self, node: Node, place: Place) -> None:
+        """top-k and sort of the last axis, from the operand's row in memory."""
+        (operand,) = node.inputs
+        length, count = operand.shape[-1], node.shape[-1]
+        descending = "true" if node.get("descending", True) else "false"
+        if place.kind == "scalar" or operand.tensor.rank < 2:
+            if operand.tensor.rank < 2:
+                raise CompileError(f"{node.op} along the leading axis of {operand.type} cannot be cut into rows")
+            local = self.fresh("one")
+            self.lines.append(f"{VALUE[node.tensor.dtype]} {local}[1];")
+        dims = operand.shape[1:-1]
+
+        def body(indices: list[Index], scope: Scope) -> list[str]:
+            source = self.row_pointer(operand, indices, scope)
+            target = flatten([*indices, Index()], node.shape[1:], scope.bind)
+            out = local if place.kind == "scalar" else f"{place.name} + {target}"
+            lines = [
+                f"echoc::op::select_{node['part']}({source}, {dim_text(length)}, {dim_text(count)}, {descending}, {out});"
+            ]
+            return [*lines, f"{place.name} = {local}[0];"] if place.kind == "scalar" else lines
+
+        self.lines += self.nest(dims, body)
+
+    _store_topk = _store_sort = _store_select
+
+    def row_pointer(self, operand: Node, indices: list[Index], scope: Scope) -> str:
+        """A pointer to the last axis of a stored (or external, dense) operand."""
+        source = root(operand)
+        offset = flatten([*indices, Index()], operand.shape[1:], scope.bind)
+        place = self.places.get(source)
+        if place is not None and place.kind != "scalar":
+            return f"{place.name} + {offset}"
+        if place is not None:
+            return f"&{place.name}"
+        return f"{self.arguments.get(source)} + t * {dim_text(dim_product(operand.shape[1:]))} + {offset}"
+
+    def _store_scatter(self, node: Node, place: Place) -> None:
+        base, index_node, updates = node.inputs
+        axis = node["axis"]
+        if axis == 0:
+            raise CompileError(f"scatter along the leading axis of {base.type} cannot be cut into rows")
+
+        def copy(indices: list[Index], scope: Scope) -> list[str]:
+            offset = flatten(indices, base.shape[1:], scope.bind)
+            return [self.assign(place, offset, scope.value(base, (self.row_index(), *indices)))]
+
+        def write(indices: list[Index], scope: Scope) -> list[str]:
+            index = (self.row_index(), *indices)
+            where = scope.integer(index_node, index, base.shape[axis])
+            target = [where if a == axis else i for a, i in enumerate(index)]
+            offset = flatten(target[1:], base.shape[1:], scope.bind)
+            value = scope.value(updates, index)
+            return [self.assign(place, offset, value, "+=" if node["mode"] == "add" else "=")]
+
+        self.lines += self.nest(base.shape[1:], copy)
+        self.lines += [x for x in self.nest(index_node.shape[1:], write) if "ivdep" not in x]
