@@ -21,13 +21,37 @@ constexpr int64_t kBlock = 1024;
 
 /// The highest logit, or NaN when a logit is NaN.
 ECHOC_CLONES float highest_of(const float* x, int64_t n) {
-  float highest = kBanned;
-  int32_t nans = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    highest = x[i] > highest ? x[i] : highest;
-    nans |= x[i] != x[i];
+  constexpr int64_t kLanes = 64;  // independent maxima, so that the loop runs as vectors
+  float best[kLanes];
+  int32_t nans[kLanes] = {};
+  std::fill(best, best + kLanes, kBanned);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const float value = x[i + lane];
+      best[lane] = value > best[lane] ? value : best[lane];
+      nans[lane] |= value != value;
+    }
   }
-  return nans ? std::numeric_limits<float>::quiet_NaN() : highest;
+  for (; i < n; ++i) {
+    best[0] = x[i] > best[0] ? x[i] : best[0];
+    nans[0] |= x[i] != x[i];
+  }
+  float highest = kBanned;
+  int32_t any_nan = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    highest = best[lane] > highest ? best[lane] : highest;
+    any_nan |= nans[lane];
+  }
+  return any_nan ? std::numeric_limits<float>::quiet_NaN() : highest;
+}
+
+/// The first of at most kBlock numbers that is above `bound`, or equals it where `or_equal`; n where there is none.
+ECHOC_CLONES int64_t first_from(const float* x, int64_t n, float bound, bool or_equal) {
+  int32_t found = 0;
+  for (int64_t i = 0; i < n; ++i) found |= (x[i] > bound) | (or_equal & (x[i] == bound));
+  if (!found) return n;
+  return std::find_if(x, x + n, [&](float value) { return value > bound || (or_equal && value == bound); }) - x;
 }
 
 /// out[i] = exp((x[i] - highest) * scale), or 0 below `floor`; returns their sum. n is at most kBlock.
@@ -62,8 +86,14 @@ double sum_of_weights(std::span<const float> x, float highest, float scale, floa
   return total;
 }
 
-int32_t first_equal(std::span<const float> x, float value) {
-  return static_cast<int32_t>(std::find(x.begin(), x.end(), value) - x.begin());
+/// Where the highest number stands first.
+int32_t place_of_highest(std::span<const float> x, float highest) {
+  for (int64_t i = 0; i < std::ssize(x); i += kBlock) {
+    const int64_t count = std::min(kBlock, std::ssize(x) - i);
+    const int64_t place = first_from(x.data() + i, count, highest, true);
+    if (place < count) return static_cast<int32_t>(i + place);
+  }
+  return -1;
 }
 
 struct Candidate {
@@ -75,14 +105,25 @@ bool better(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
 }
 
+/// The tokens whose logits are above `bound`, in order of id.
+std::vector<Candidate> tokens_above(std::span<const float> x, float bound) {
+  constexpr int64_t kStride = 32;
+  std::vector<Candidate> found;
+  for (int64_t begin = 0; begin < std::ssize(x); begin += kStride) {
+    const int64_t end = std::min(begin + kStride, std::ssize(x));
+    for (int64_t i = begin + first_from(x.data() + begin, end - begin, bound, false); i < end; ++i) {
+      if (x[i] > bound) found.push_back({x[i], static_cast<int32_t>(i)});
+    }
+  }
+  return found;
+}
+
 /// The `count` best tokens that are not banned, best first.
 std::vector<Candidate> best_tokens(std::span<const float> x, int64_t count) {
-  constexpr int64_t kStride = 32, kHeapLimit = 2048;
+  constexpr int64_t kStride = 128, kHeapLimit = 2048;
   std::vector<Candidate> best;
   if (count > kHeapLimit) {
-    for (int64_t i = 0; i < std::ssize(x); ++i) {
-      if (x[i] > kBanned) best.push_back({x[i], static_cast<int32_t>(i)});
-    }
+    best = tokens_above(x, kBanned);
     const auto middle = best.begin() + std::min<int64_t>(count, std::ssize(best));
     std::partial_sort(best.begin(), middle, best.end(), better);
     best.erase(middle, best.end());
@@ -91,10 +132,8 @@ std::vector<Candidate> best_tokens(std::span<const float> x, int64_t count) {
   float bound = kBanned;  // of the worst kept candidate once there are `count`; the heap keeps the worst on top
   for (int64_t begin = 0; begin < std::ssize(x); begin += kStride) {
     const int64_t end = std::min(begin + kStride, std::ssize(x));
-    float highest = kBanned;
-    for (int64_t i = begin; i < end; ++i) highest = x[i] > highest ? x[i] : highest;
-    if (!(highest > bound)) continue;
-    for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = first_from(x.data() + begin, end - begin, bound, false);
+    for (int64_t i = begin + first; i < end; ++i) {
       if (!(x[i] > bound)) continue;
       if (std::ssize(best) == count) {
         std::pop_heap(best.begin(), best.end(), better);
@@ -107,6 +146,57 @@ std::vector<Candidate> best_tokens(std::span<const float> x, int64_t count) {
   }
   std::sort(best.begin(), best.end(), better);
   return best;
+}
+
+constexpr int64_t kUsualNucleus = 256;
+
+struct Weighted {
+  double weight;
+  int32_t token;
+};
+
+bool heavier(const Weighted& a, const Weighted& b) {
+  return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
+}
+
+std::vector<Weighted> weighted(const std::vector<Candidate>& tokens, float highest, float scale, float floor) {
+  std::vector<Weighted> out;
+  for (auto [logit, token] : tokens) {
+    const float z = (logit - highest) * scale;
+    if (z >= floor) out.push_back({m::exp(z), token});
+  }
+  return out;
+}
+
+double mass_of(std::span<const Weighted> candidates) {
+  double mass = 0;
+  for (const Weighted& candidate : candidates) mass += candidate.weight;
+  return mass;
+}
+
+/// Leaves the fewest heaviest candidates that together reach `wanted`, at least one: a quickselect by mass.
+void keep_nucleus(std::vector<Weighted>& candidates, double wanted) {
+  constexpr int64_t kSmall = 32;
+  auto begin = candidates.begin(), end = candidates.end();  // the nucleus ends between them; all before begin is in it
+  while (end - begin > kSmall) {
+    const std::array<Weighted, 3> probes{*begin, begin[(end - begin) / 2], end[-1]};
+    const Weighted pivot = heavier(probes[0], probes[1]) == heavier(probes[1], probes[2])   ? probes[1]
+                           : heavier(probes[1], probes[0]) == heavier(probes[0], probes[2]) ? probes[0]
+                                                                                            : probes[2];
+    const auto middle = std::partition(begin, end, [&](const Weighted& c) { return !heavier(pivot, c); });
+    const double mass = mass_of({begin, middle});
+    if (mass >= wanted && middle != end) {
+      end = middle;
+    } else if (mass < wanted) {
+      wanted -= mass;
+      begin = middle;
+    } else {
+      break;  // the pivot was the lightest of them
+    }
+  }
+  std::sort(begin, end, heavier);
+  while (begin != end && (wanted > 0 || begin == candidates.begin())) wanted -= (begin++)->weight;
+  candidates.erase(begin, candidates.end());
 }
 
 }  // namespace
@@ -178,7 +268,7 @@ Sampled Sampler::sample(std::span<const float> logits, std::vector<float>& work)
     return result;
   }
   if (greedy) {
-    result.token = first_equal(edited, highest);
+    result.token = place_of_highest(edited, highest);
   } else {
     if (edited.data() != work.data()) work.assign(logits.begin(), logits.end());
     result.token = draw(work, highest);
@@ -270,29 +360,23 @@ int32_t Sampler::draw_ranked(std::span<const float> logits, float highest, doubl
   const float scale = 1.0f / spec_.temperature;
   const float floor = spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned;
   const bool limited = spec_.top_k > 0 && spec_.top_k < std::ssize(logits);
-  for (int64_t count = limited ? spec_.top_k : 256;; count *= 8) {
-    const std::vector<Candidate> best = best_tokens(logits, count);
-    std::vector<float> weights;
-    double mass = 0;
-    for (const Candidate& c : best) {
-      const float z = (c.logit - highest) * scale;
-      if (!(z >= floor)) break;
-      weights.push_back(m::exp(z));
-      mass += weights.back();
-    }
-    // A nucleus that does not fit into these candidates needs more of them.
-    const double wanted = spec_.top_p * (limited ? mass : total);
-    if (!limited && mass < wanted && weights.size() == best.size() && std::ssize(best) == count) continue;
-    double nucleus = 0;
-    size_t size = 0;
-    while (size < weights.size() && (size == 0 || nucleus < wanted)) nucleus += weights[size++];
-    double below = 0;
-    for (size_t i = 0; i + 1 < size; ++i) {
-      below += weights[i];
-      if (below > u * nucleus) return best[i].token;
-    }
-    return best[size - 1].token;
+  std::vector<Weighted> kept = weighted(best_tokens(logits, limited ? spec_.top_k : kUsualNucleus), highest, scale, floor);
+  double mass = mass_of(kept);
+  const double wanted = spec_.top_p * (limited ? mass : total);
+  if (!limited && mass < wanted && std::ssize(kept) == kUsualNucleus) {
+    // Tokens below the mean's share of what top-p drops weigh less than that together, so none is in the nucleus.
+    const double share = (1 - spec_.top_p) * total / static_cast<double>(logits.size());
+    const auto bound = static_cast<float>(highest + std::log(share) / scale * 1.001);
+    kept = weighted(tokens_above(logits, bound), highest, scale, floor);
   }
+  keep_nucleus(kept, wanted);
+  const double target = u * mass_of(kept);
+  double below = 0;
+  for (const Weighted& candidate : kept) {
+    below += candidate.weight;
+    if (below > target) return candidate.token;
+  }
+  return kept.back().token;
 }
 
 }  // namespace echoc

@@ -265,3 +265,16 @@ def test_token_ids_outside_of_the_vocabulary_are_refused() -> None:
     for values in ({"logit_bias": {99: 1.0}}, {"banned_token_ids": [50]}, {"stop_token_ids": [50]}, {"logprobs": 51}):
         with pytest.raises(RequestError, match="the vocabulary has 50 tokens"):
             SamplingParams(**values).check_vocabulary(VOCAB)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 0.999])
+def test_a_wide_nucleus_is_exact(top_p: float) -> None:
+    logits = np.random.default_rng(5).normal(size=20000).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    size = int(np.searchsorted(np.cumsum(softmax(logits.astype(np.float64))[order]), top_p)) + 1
+    counts = draws(SamplingParams(top_p=top_p), logits, 3000)
+    drawn = np.flatnonzero(counts)
+    assert set(drawn) <= set(order[: size + 1])
+    assert counts[order[: size // 2]].sum() / 3000 == pytest.approx(
+        softmax(logits.astype(np.float64))[order[: size // 2]].sum() / top_p, abs=0.04
+    )
