@@ -316,7 +316,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if len(start) < 8 or not 2 <= length <= _HEADER_LIMIT:
             raise CompileError(f"{path} is not a safetensors file (its first bytes give no plausible header length).")
         if 8 + length > size:
-            raise CompileError(f"{path} is truncated: its header needs {8 + length} bytes, the file has {size}.")
+            raise CompileError(
+                f"{path} is truncated or not a safetensors file: its header would need {8 + length} bytes, the file has "
+                f"{size}."
+            )
         try:
             header = json.loads(file.read(length))
             tensors = {
