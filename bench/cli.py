@@ -1,0 +1,151 @@
+"""The command line of the harness, free of any CLI framework: `python -m echoc.bench MODEL ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from echoc.bench.engines import PEER_NAMES
+from echoc.bench.harness import BenchOptions, Progress, run_benchmark
+from echoc.bench.report import RATIO_COLUMNS, RESULT_COLUMNS, Report, limit_lines, ratio_row, result_row
+from echoc.bench.sampling import SamplingPlan
+from echoc.errors import EchoError
+
+
+def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
+    """Options of a run and where its JSON goes (a path, '-' for stdout, None for nowhere)."""
+    defaults = BenchOptions(model="")
+    parser = argparse.ArgumentParser(prog="echoc bench", description=__doc__)
+    parser.add_argument("model", help="artifact, checkpoint folder, or the name of a shape made at random")
+    parser.add_argument("--checkpoint", help="folder that the artifact was compiled from, for peers")
+    parser.add_argument("--weights-dtype", default="bf16", help="f32, bf16, int8, int4, or several with commas")
+    parser.add_argument("--threads", type=int, default=defaults.threads)
+    parser.add_argument("--prefill", type=_numbers, default=list(defaults.prefill), help="prompt lengths, or 0")
+    parser.add_argument("--decode", type=int, default=defaults.decode_tokens, help="tokens to decode, or 0")
+    parser.add_argument("--context", type=_numbers, default=list(defaults.contexts), help="tokens before decoding")
+    parser.add_argument("--batch", type=_numbers, default=list(defaults.batches), help="sequences at once, or 0")
+    parser.add_argument("--vs", action="append", default=[], help=f"a peer: {', '.join(PEER_NAMES)}")
+    parser.add_argument("--peer-python", action="append", default=[], metavar="PEER=PYTHON")
+    parser.add_argument("--no-own", action="store_true", help="time the peers only")
+    parser.add_argument("--deterministic", action="store_true", help="time echoc's deterministic mode")
+    parser.add_argument("--rounds", type=int, default=defaults.plan.rounds, help="clean samples wanted")
+    parser.add_argument("--max-rounds", type=int, default=None, help="samples tried at most (3 times the rounds)")
+    parser.add_argument("--patience", type=float, default=defaults.plan.patience_seconds, help="s to wait for cores")
+    parser.add_argument("--work", type=Path, default=defaults.work, help="folder for converted models")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (stdout without FILE)")
+    parsed = parser.parse_args(arguments)
+    plan = SamplingPlan(
+        rounds=parsed.rounds, max_rounds=parsed.max_rounds or 3 * parsed.rounds, patience_seconds=parsed.patience
+    )
+    options = BenchOptions(
+        model=parsed.model,
+        checkpoint=parsed.checkpoint,
+        weights_dtypes=parsed.weights_dtype.split(","),
+        threads=parsed.threads,
+        prefill=parsed.prefill,
+        decode_tokens=parsed.decode,
+        contexts=parsed.context,
+        batches=parsed.batch,
+        vs=[name for entry in parsed.vs for name in entry.split(",")],
+        peer_pythons=parse_pythons(parsed.peer_python),
+        own=not parsed.no_own,
+        deterministic=parsed.deterministic,
+        seed=parsed.seed,
+        work=parsed.work,
+        plan=plan,
+    )
+    return options, parsed.json
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers separated by commas; 0 alone means none."""
+    return [number for number in (int(part) for part in text.split(",")) if number]
+
+
+def parse_pythons(entries: Sequence[str]) -> dict[str, str]:
+    """PEER=PYTHON entries as a table."""
+    pythons = {}
+    for entry in entries:
+        peer, equals, python = entry.partition("=")
+        if not equals or peer not in PEER_NAMES or not python:
+            raise EchoError(f"--peer-python {entry!r}: wanted PEER=PYTHON with a peer of {', '.join(PEER_NAMES)}")
+        pythons[peer] = python
+    return pythons
+
+
+def run_with_progress(options: BenchOptions) -> Report:
+    """The run with a progress bar on stderr.
+
+    The bar is drawn between samples only: a refreshing thread would take a core from what is being timed.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total, description=progress.text, refresh=True)
+
+        return run_benchmark(options, show)
+
+
+def print_report(report: Report) -> None:
+    """The report as text and tables on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    machine = report.machine
+    console.print(f"{machine['cpu']}, {machine['cpus']} CPUs, {report.threads} threads; model {report.model['name']}")
+    for limits in report.limits[:1]:
+        for line in limit_lines(limits):
+            console.print(f"  {line} (cores {limits['core_state']})", highlight=False)
+    for title, columns, rows in (
+        ("results", RESULT_COLUMNS, [result_row(result) for result in report.results]),
+        ("speed-up of echoc", RATIO_COLUMNS, [ratio_row(ratio) for ratio in report.ratios]),
+    ):
+        if rows:
+            table = Table(*columns, title=title)
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+    document = report.as_dict()
+    discarded, clean = document["samples_discarded"], document["samples_clean"]
+    console.print(f"{discarded} of {discarded + clean} samples discarded: others had the cores", highlight=False)
+
+
+def write_json(report: Report, target: str) -> None:
+    """The report as JSON to a file, or to stdout for '-'."""
+    text = json.dumps(report.as_dict(), indent=1)
+    if target == "-":
+        print(text)
+        return
+    try:
+        Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EchoError(f"cannot write the report to {target}: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the harness from the command line; returns the exit status."""
+    try:
+        options, target = parse(sys.argv[1:] if arguments is None else arguments)
+        report = run_with_progress(options)
+        if target is not None:
+            write_json(report, target)
+        if target != "-":
+            print_report(report)
+    except EchoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,135 @@
+"""llama.cpp as a peer, through the C API that llama-cpp-python exposes (the same calls as its llama-bench)."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from echoc.bench.peers.worker import Meter
+
+MICRO_BATCH = 512
+
+
+class LlamaCpp:
+    """A GGUF model and one context at a time, made for the number and length of sequences asked for."""
+
+    def __init__(self, options: dict[str, Any], meter: Meter) -> None:
+        import llama_cpp
+        from llama_cpp import llama_cpp as api
+
+        self.api, self.meter = api, meter
+        self.version = llama_cpp.__version__
+        self.path = str(options["model"])
+        self.threads = int(options["threads"])
+        self.random = np.random.default_rng(int(options.get("seed", 0)))
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"no GGUF file at {self.path}")
+        self.log_callback = api.llama_log_callback(lambda _level, _text, _data: None)
+        api.llama_log_set(self.log_callback, ctypes.c_void_p(0))
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(self.path.encode(), api.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot load {self.path}")
+        self.vocab_size = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model)))
+        self.context: Any = None
+        self.context_key = (0, 0)
+        self.cached = 0  # context tokens held by every sequence of the context
+
+    def describe(self) -> dict[str, Any]:
+        """Version, system features, model and its size in bytes."""
+        system = self.api.llama_print_system_info().decode()
+        size = int(self.api.llama_model_size(self.model))
+        return {"version": self.version, "system": system, "model": self.path, "weight_bytes": size}
+
+    def _open(self, sequences: int, length: int) -> None:
+        """A context of `sequences` KV streams of at least `length` tokens; kept while the request stays the same."""
+        key = (sequences, -(-length // 256) * 256)
+        if self.context is not None and key == self.context_key:
+            return
+        if self.context is not None:
+            self.api.llama_free(self.context)
+        params = self.api.llama_context_default_params()
+        params.n_ctx = key[0] * key[1]
+        params.n_seq_max = sequences
+        params.n_batch = max(2048, length)
+        params.n_ubatch = MICRO_BATCH
+        params.n_threads = params.n_threads_batch = self.threads
+        params.no_perf = True
+        self.context = self.api.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise RuntimeError(f"llama.cpp cannot make a context of {sequences} x {length} tokens")
+        self.context_key, self.cached = key, 0
+
+    def _tokens(self, count: int) -> list[int]:
+        return [int(token) for token in self.random.integers(0, self.vocab_size, count)]
+
+    def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
+        """One llama_decode over rows of (token, position, sequence, wants logits)."""
+        batch = self.api.llama_batch_init(len(rows), 0, 1)
+        try:
+            batch.n_tokens = len(rows)
+            for index, (token, position, sequence, wanted) in enumerate(rows):
+                batch.token[index] = token
+                batch.pos[index] = position
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = sequence
+                batch.logits[index] = wanted
+            status = self.api.llama_decode(self.context, batch)
+            if status != 0:
+                raise RuntimeError(f"llama_decode of {len(rows)} tokens returned {status}")
+            self.api.llama_synchronize(self.context)
+        finally:
+            self.api.llama_batch_free(batch)
+
+    def _greedy(self, row: int) -> int:
+        logits = self.api.llama_get_logits_ith(self.context, row)
+        return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self.vocab_size,))))
+
+    def _forget(self, start: int) -> None:
+        memory = self.api.llama_get_memory(self.context)
+        for sequence in range(self.context_key[0]):
+            self.api.llama_memory_seq_rm(memory, sequence, start, -1)
+
+    def _fill(self, sequences: int, context: int, num_tokens: int) -> None:
+        """Makes every sequence hold exactly `context` tokens, computing them only the first time."""
+        self._open(sequences, context + num_tokens)
+        if self.cached == context:
+            self._forget(context)
+            return
+        self._forget(0)
+        for sequence in range(sequences):
+            tokens = self._tokens(context)
+            self._decode([(token, at, sequence, at == context - 1) for at, token in enumerate(tokens)])
+        self.cached = context
+
+    def prefill(self, num_tokens: int) -> None:
+        """Times one pass over a fresh prompt."""
+        self._open(1, num_tokens)
+        self._forget(0)
+        self.cached = 0
+        rows = [(token, at, 0, at == num_tokens - 1) for at, token in enumerate(self._tokens(num_tokens))]
+        with self.meter:
+            self._decode(rows)
+            self._greedy(-1)
+
+    def decode(self, context: int, num_tokens: int) -> None:
+        """Times greedy steps of one sequence."""
+        self.batched(1, context, num_tokens)
+
+    def batched(self, sequences: int, context: int, num_tokens: int) -> None:
+        """Times greedy steps of several sequences."""
+        self._fill(sequences, context, num_tokens)
+        tokens = self._tokens(sequences)
+        with self.meter:
+            for step in range(num_tokens):
+                self._decode([(token, context + step, sequence, True) for sequence, token in enumerate(tokens)])
+                tokens = [self._greedy(row) for row in range(sequences)]
+
+
+def open_engine(options: dict[str, Any], meter: Meter) -> LlamaCpp:
+    """Options: model (GGUF path), threads, seed."""
+    return LlamaCpp(options, meter)

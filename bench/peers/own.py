@@ -1,0 +1,96 @@
+"""echoc itself as an engine, through `echoc.LLM` and the engine inside it, with token-id prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from echoc.bench.peers.worker import Meter
+    from echoc.runtime.engine import Request
+
+
+class Own:
+    """An artifact stepped by echoc's engine.
+
+    The engine schedules by itself, so decoding is timed as whole engine steps, from the moment when every sequence
+    has its first token: each step then gives one token to every sequence.
+    """
+
+    def __init__(self, options: dict[str, Any], meter: Meter) -> None:
+        import echoc
+
+        self.meter, self.params = meter, echoc.SamplingParams
+        self.version = echoc.__version__
+        self.path = str(options["model"])
+        deterministic = bool(options.get("deterministic"))
+        self.llm = echoc.LLM(self.path, num_threads=int(options["threads"]), deterministic=deterministic)
+        self.vocab_size = int(options["vocab_size"])
+        self.random = np.random.default_rng(int(options.get("seed", 0)))
+        self.contexts: dict[tuple[int, int], list[list[int]]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """Version and artifact."""
+        return {"version": self.version, "model": self.path}
+
+    def _prompts(self, sequences: int, length: int) -> list[list[int]]:
+        rows = self.random.integers(0, self.vocab_size, (sequences, length))
+        return [[int(token) for token in row] for row in rows]
+
+    def _add(self, prompt: list[int], num_tokens: int) -> Request:
+        params = self.params(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
+        return self.llm.engine.add(prompt, params)
+
+    def prefill(self, num_tokens: int) -> None:
+        """Times one fresh prompt up to its first token; random tokens never share a prefix."""
+        request = self._add(self._prompts(1, num_tokens)[0], 1)
+        with self.meter:
+            while not request.finished:
+                self.llm.engine.step()
+        raise_failure(request)
+
+    def decode(self, context: int, num_tokens: int) -> None:
+        """Times greedy steps of one sequence."""
+        self.batched(1, context, num_tokens)
+
+    def batched(self, sequences: int, context: int, num_tokens: int) -> None:
+        """Times greedy steps of several sequences. The same contexts come back each time, from the prefix cache."""
+        key = (sequences, context)
+        prompts = self.contexts.setdefault(key, self._prompts(*key))
+        slack = 8 * sequences + 16  # the first sequences decode while the last are still in prefill
+        requests = [self._add(prompt, num_tokens + slack) for prompt in prompts]
+        try:
+            while not all(request.finished or num_generated(request) for request in requests):
+                self.llm.engine.step()
+            before = [num_generated(request) for request in requests]
+            with self.meter:
+                for _ in range(num_tokens):
+                    self.llm.engine.step()
+            for request, count in zip(requests, before, strict=True):
+                raise_failure(request)
+                if num_generated(request) - count != num_tokens:
+                    made = num_generated(request) - count
+                    raise RuntimeError(f"{num_tokens} steps gave a sequence {made} tokens: it left the batch")
+        finally:
+            for request in requests:
+                self.llm.engine.abort(request.request_id)
+
+
+def num_generated(request: Request) -> int:
+    """Tokens that the request's one sequence has beyond its prompt."""
+    if not request.completions:
+        return 0
+    sequence = request.completions[0].sequence
+    return len(sequence.tokens) - sequence.num_prompt
+
+
+def raise_failure(request: Request) -> None:
+    """A request that failed makes the measurement fail."""
+    if request.error is not None:
+        raise request.error
+
+
+def open_engine(options: dict[str, Any], meter: Meter) -> Own:
+    """Options: model (artifact), vocab_size, threads, seed, deterministic."""
+    return Own(options, meter)

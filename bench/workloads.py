@@ -1,0 +1,67 @@
+"""What is timed: prefill of a prompt, decode after a context, and decode of several sequences at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from echoc.errors import EchoError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to time.
+
+    `kind`: "prefill", "decode" or "batched". `context`: tokens of the prompt (prefill) or held before decoding
+    starts. `num_tokens`: decode steps timed (0 for prefill). `sequences`: rows decoded at once.
+    """
+
+    kind: str
+    context: int
+    num_tokens: int = 0
+    sequences: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("prefill", "decode", "batched"):
+            raise EchoError(f"workload kind {self.kind!r}: wanted prefill, decode or batched")
+        if self.context < 1 or self.sequences < 1:
+            raise EchoError(f"workload {self.kind}: context {self.context} and sequences {self.sequences} must be >= 1")
+        if self.kind != "prefill" and self.num_tokens < 1:
+            raise EchoError(f"workload {self.kind}: {self.num_tokens} tokens to decode, wanted at least 1")
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        if self.kind == "prefill":
+            return f"prefill {self.context}"
+        if self.kind == "decode":
+            return f"decode {self.num_tokens} after {self.context}"
+        return f"decode {self.num_tokens} x {self.sequences} after {self.context}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the timed part handles, for tokens/s."""
+        return self.context if self.kind == "prefill" else self.num_tokens * self.sequences
+
+    def request(self) -> tuple[str, dict[str, int]]:
+        """Operation and arguments for an engine process (peers/worker.py)."""
+        if self.kind == "prefill":
+            return "prefill", {"num_tokens": self.context}
+        if self.kind == "decode":
+            return "decode", {"context": self.context, "num_tokens": self.num_tokens}
+        return "batched", {"sequences": self.sequences, "context": self.context, "num_tokens": self.num_tokens}
+
+
+def make_workloads(
+    prefill: Sequence[int], decode_tokens: int, contexts: Sequence[int], batches: Sequence[int]
+) -> list[Workload]:
+    """All workloads of a run: each prefill length, then decode at each context alone and for each batch size."""
+    workloads = [Workload("prefill", length) for length in prefill]
+    if decode_tokens:
+        workloads += [Workload("decode", context, decode_tokens) for context in contexts]
+        workloads += [
+            Workload("batched", context, decode_tokens, batch) for batch in batches if batch > 1 for context in contexts
+        ]
+    if not workloads:
+        raise EchoError("nothing to time: pass a prefill length, or decode tokens and a context length")
+    return workloads
