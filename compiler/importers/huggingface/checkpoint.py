@@ -317,8 +317,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise CompileError(f"{path} is not a safetensors file (its first bytes give no plausible header length).")
         if 8 + length > size:
             raise CompileError(
-                f"{path} is truncated or not a safetensors file: its header would need {8 + length} bytes, the file has "
-                f"{size}."
+                f"{path} is truncated or not a safetensors file: its header would need {8 + length} bytes, the file "
+                f"has {size}."
             )
         try:
             header = json.loads(file.read(length))
