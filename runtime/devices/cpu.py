@@ -161,18 +161,16 @@ def _load_library(artifact: Artifact, num_threads: int) -> _native.Executor:
 
 
 def _weights(artifact: Artifact, num_threads: int) -> list[Bytes]:
-    """The packed weights in manifest order: in place in the file, or random where it has none."""
+    """The weights in manifest order: in place in the file, or random where the artifact says so and has none."""
     manifest = artifact.manifest
-    if manifest.random_seed is not None:
-        return [
-            _random_weight(weight, manifest.random_seed, i, num_threads) for i, weight in enumerate(manifest.weights)
-        ]
-    members = {weight.member: artifact.tensors(weight.member) for weight in manifest.weights}
+    seed = manifest.random_seed
+    names = {weight.member for weight in manifest.weights}
+    members = {name: artifact.tensors(name) for name in names if seed is None or name in artifact.members}
     found = []
-    for i, weight in enumerate(manifest.weights):
-        data = members[weight.member].get(weight.name)
-        if data is None and manifest.random_seed is not None:
-            found.append(_random_weight(weight, manifest.random_seed, i))
+    for index, weight in enumerate(manifest.weights):
+        data = members.get(weight.member, {}).get(weight.name)
+        if data is None and seed is not None and weight.format != "plain":
+            found.append(_random_weight(weight, seed, index, num_threads))
             continue
         if data is None or data.size < weight.nbytes:
             size = "missing" if data is None else f"{data.size} bytes"
