@@ -17,7 +17,7 @@ Echoc = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The pocket model, compiled through the command line."""
     path = tmp_path_factory.mktemp("artifact") / "pocket.echo"
     root = Path(__file__).resolve().parents[2]
@@ -26,6 +26,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "ECHOC_CACHE": str(cache)},
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -88,7 +89,7 @@ def test_another_zip_is_refused(echoc: Echoc, tmp_path: Path) -> None:
     path = tmp_path / "other.echo"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "hello")
-    refused(echoc("inspect", path), "other.echo", "manifest.json")
+    refused(echoc("inspect", path), "other.echo", "hello.txt")
 
 
 @pytest.mark.parametrize("keep", [0.0001, 0.3, 0.9, 0.9999])
@@ -185,7 +186,8 @@ def test_run_converses_line_by_line(echoc: Echoc, artifact: Path) -> None:
     assert "\nimport sys" in done.stdout
 
 
-def test_run_without_a_model_compiles_the_pocket_model_once(echoc: Echoc) -> None:
+def test_run_without_a_model_compiles_the_pocket_model_once(echoc: Echoc, cache: Path) -> None:
+    assert not (cache / "artifacts").exists()
     asked = ("run", "--prompt", "def fibonacci(n):", "--max-tokens", 8, "--temperature", 0)
     first = echoc(*asked)
     assert first.returncode == 0, first.stderr
@@ -215,7 +217,7 @@ def test_absurd_wishes_are_refused(echoc: Echoc, artifact: Path, options: list[s
 
 def test_an_empty_prompt_and_an_endless_one_are_refused(echoc: Echoc, artifact: Path) -> None:
     refused(echoc("run", artifact, "--raw", "--prompt", "", "--max-tokens", 4))
-    refused(echoc("run", artifact, "--raw", "--prompt", "word " * 100_000, "--max-tokens", 4))
+    refused(echoc("run", artifact, "--raw", "--max-tokens", 4, stdin="word " * 100_000))
 
 
 def test_a_reader_that_goes_away_ends_the_run_quietly(artifact: Path) -> None:

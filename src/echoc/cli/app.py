@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+import echoc
 from echoc.cli import bench, compile, doctor, inspect, run
-from echoc.cli.console import package_version
 
 app = typer.Typer(
     name="echoc",
@@ -20,7 +20,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"echoc {package_version('echoc') or 'not installed'}")
+        typer.echo(f"echoc {echoc.__version__}")
         raise typer.Exit()
 
 

@@ -14,7 +14,6 @@ class WeightsDtype(StrEnum):
 
     f32 = "f32"
     bf16 = "bf16"
-    f16 = "f16"
     int8 = "int8"
     int4 = "int4"
 
@@ -50,7 +49,9 @@ TargetOption = Annotated[
 
 @verb
 def command(
-    model: Annotated[Path, typer.Argument(help="Folder with config.json, safetensors and tokenizer.json.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder with config.json, safetensors, tokenizer.json; or a config.json.")
+    ],
     target: TargetOption = "cpu",
     weights_dtype: WeightsDtypeOption = WeightsDtype.bf16,
     group: GroupOption = 32,
@@ -75,7 +76,8 @@ def command(
     """Compile a Hugging Face model folder into one .echo artifact."""
     from echoc.compiler.api import compile as compile_model
 
-    path = output if output is not None else Path(f"{model.resolve().name}.echo")
+    named = model.resolve().parent if model.name == "config.json" else model.resolve()
+    path = output if output is not None else Path(f"{named.name}.echo")
     with stopwatch() as seconds, progress_bar(enabled=not as_json) as progress:
         compile_model(
             str(model),

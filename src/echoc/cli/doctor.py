@@ -5,6 +5,7 @@ import platform
 import sys
 from typing import Any
 
+import echoc
 from echoc.cli.console import COMPILE_PACKAGES, DebugOption, JsonOption, human_bytes, package_version, print_json, verb
 from echoc.cli.probe import LEVELS, Compiler, cpu_facts, probe_compilers
 
@@ -28,7 +29,7 @@ def examine() -> dict[str, Any]:
     packages = {name: package_version(name) for name in (*RUNTIME_PACKAGES, *COMPILE_PACKAGES)}
     native = _try_native()
     report: dict[str, Any] = {
-        "echoc": package_version("echoc") or "not installed",
+        "echoc": echoc.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu,

@@ -183,9 +183,10 @@ def _tensor(described: dict[str, Any]) -> str:
 
 
 def _pairs(values: dict[str, Any] | None, prefix: str = "") -> str:
-    if not values:
-        return ""
-    return prefix + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    """`name value` pairs in one line; what is nested is left to --json."""
+    flat = {name: value for name, value in (values or {}).items() if value not in (None, "", False)}
+    text = ", ".join(f"{name} {value}" for name, value in flat.items() if not isinstance(value, dict))
+    return prefix + text if text else ""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

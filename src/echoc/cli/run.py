@@ -114,8 +114,6 @@ class Speaker:
             prompt = self.llm.model.render_chat(self.messages)
         else:
             prompt = text
-            if show:
-                _write(text)
         reply = self._generate(prompt, show)
         if self.chats:
             self.messages.append({"role": "assistant", "content": reply.text})
@@ -127,7 +125,10 @@ class Speaker:
         reply = Reply()
         with stopwatch() as seconds:
             # A rendered template spells the special tokens itself.
-            for piece in self.llm.stream(prompt, self.params, add_special_tokens=not self.chats):
+            pieces = self.llm.stream(prompt, self.params, add_special_tokens=not self.chats)
+            if show and not self.chats:
+                _write(prompt)  # taken: what follows goes on from it
+            for piece in pieces:
                 reply.text += piece.text
                 reply.token_ids += piece.token_ids
                 reply.finish_reason = piece.finish_reason
