@@ -1,6 +1,7 @@
 """`AsyncLLM`: the engine in a thread of its own, requests from any number of asyncio tasks."""
 
 import asyncio
+import atexit
 import itertools
 import threading
 from collections import deque
@@ -30,6 +31,7 @@ class AsyncLLM:
         self._names = itertools.count()
         self._thread = threading.Thread(target=self._serve, name="echoc-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread inside a step must not outlive the interpreter
 
     def default_sampling_params(self, **changes: Any) -> SamplingParams:
         """The model's own generation defaults, with `changes`."""
@@ -85,6 +87,7 @@ class AsyncLLM:
         self._closed = True
         self._wake.set()
         self._thread.join()
+        atexit.unregister(self.close)
 
     async def __aenter__(self) -> "AsyncLLM":
         return self

@@ -230,8 +230,8 @@ class Executor {
 void bind_executor(nb::module_& m) {
   nb::class_<Executor>(m, "Executor", "A kernel library, a thread team and the launch lists they run.")
       .def(nb::init<const std::string&, int>(), nb::arg("library"), nb::arg("num_threads"))
-      .def("bind", &Executor::bind, nb::arg("arena"), nb::arg("scratch"), nb::arg("scratch_stride"),
-           nb::arg("weights"), nb::arg("states"), nb::arg("num_ports"))
+      .def("bind", &Executor::bind, nb::arg("arena"), nb::arg("scratch"), nb::arg("scratch_stride"), nb::arg("weights"),
+           nb::arg("states"), nb::arg("num_ports"))
       .def("add_variant", &Executor::add_variant, nb::arg("launches"))
       .def("step", &Executor::step, nb::arg("variant"), nb::arg("dims"), nb::arg("ports"))
       .def("copy_pages", &Executor::copy_pages, nb::arg("pairs"))

@@ -58,7 +58,7 @@ class Pager {
     int32_t references = 0;
     int32_t older = -1, newer = -1;  // neighbours in the list of cached pages
     uint64_t node = 0;               // 0: cannot be found
-    uint64_t parent = 0;  // node of the page before, 0 for a first page
+    uint64_t parent = 0;             // node of the page before, 0 for a first page
     uint64_t cache_salt = 0;
     uint64_t hash = 0;
   };

@@ -360,7 +360,8 @@ int32_t Sampler::draw_ranked(std::span<const float> logits, float highest, doubl
   const float scale = 1.0f / spec_.temperature;
   const float floor = spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned;
   const bool limited = spec_.top_k > 0 && spec_.top_k < std::ssize(logits);
-  std::vector<Weighted> kept = weighted(best_tokens(logits, limited ? spec_.top_k : kUsualNucleus), highest, scale, floor);
+  std::vector<Weighted> kept =
+      weighted(best_tokens(logits, limited ? spec_.top_k : kUsualNucleus), highest, scale, floor);
   double mass = mass_of(kept);
   const double wanted = spec_.top_p * (limited ? mass : total);
   if (!limited && mass < wanted && std::ssize(kept) == kUsualNucleus) {

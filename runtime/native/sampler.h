@@ -61,8 +61,9 @@ class Sampler {
   /// The same history continued as output `stream` of the request.
   Sampler fork(uint32_t stream) const;
 
-  /// Order of work: allowed and banned tokens, bad sequences, end tokens before min_tokens, bias, penalties; then greedy
-  /// or temperature, min-p, top-k, top-p and one draw. Ties go to the lower token id. `work` is reused between calls.
+  /// Order of work: allowed and banned tokens, bad sequences, end tokens before min_tokens, bias, penalties; then
+  /// greedy or temperature, min-p, top-k, top-p and one draw. Ties go to the lower token id. `work` is reused between
+  /// calls.
   Sampled sample(std::span<const float> logits, std::vector<float>& work) const;
 
   /// Appends `token` to the history.

@@ -115,7 +115,8 @@ void Team::meet() {
 }
 
 void bind_team(nanobind::module_& m) {
-  m.def("request_amx", &request_amx, "Asks the kernel for AMX tiles once per process; returns whether it granted them.");
+  m.def("request_amx", &request_amx,
+        "Asks the kernel for AMX tiles once per process; returns whether it granted them.");
 }
 
 }  // namespace echoc
