@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from echoc.errors import CompileError
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-pipe")
 TILES = ("tiles_float.cpp", "tiles_int.cpp")
+BATCH = 8
 MACROS = {
     "__AVX2__": "avx2", "__FMA__": "fma", "__F16C__": "f16c", "__BMI2__": "bmi2", "__AVX512F__": "avx512f",
     "__AVX512BW__": "avx512bw", "__AVX512VL__": "avx512vl", "__AVX512DQ__": "avx512dq",
@@ -131,6 +132,17 @@ def _object(name: str, source: str, level: str, folder: Path) -> Path:
     return path
 
 
+def batches(sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Kernels joined into translation units of one family: reading the headers costs more than compiling a kernel."""
+    families: dict[str, list[str]] = {}
+    for name in sorted(sources):
+        families.setdefault(name.rpartition("_")[0], []).append(name)
+    for family, names in families.items():
+        for i in range(0, len(names), BATCH):
+            part = names[i : i + BATCH]
+            yield f"{family}_{i // BATCH}", "\n".join(sources[n] for n in part)
+
+
 def build_library(sources: Mapping[str, str], level: str, progress: Progress | None = None) -> bytes:
     """The shared library of the given kernels and the tiles they call.
 
@@ -141,7 +153,7 @@ def build_library(sources: Mapping[str, str], level: str, progress: Progress | N
     Raises: CompileError when there is no compiler, or it fails.
     """
     folder = cache_folder()
-    jobs = {name: source for name, source in sources.items()}
+    jobs = dict(batches(sources))
     for tile in TILES:
         jobs[tile.removesuffix(".cpp")] = (KERNELS / "cpu" / tile).read_text()
     done = 0
