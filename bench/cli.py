@@ -34,12 +34,16 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
     parser.add_argument("--rounds", type=int, default=defaults.plan.rounds, help="clean samples wanted")
     parser.add_argument("--max-rounds", type=int, default=None, help="samples tried at most (3 times the rounds)")
     parser.add_argument("--patience", type=float, default=defaults.plan.patience_seconds, help="s to wait for cores")
+    parser.add_argument("--max-lost", type=float, default=defaults.plan.max_lost, help="share others may take")
     parser.add_argument("--work", type=Path, default=defaults.work, help="folder for converted models")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (stdout without FILE)")
     parsed = parser.parse_args(arguments)
     plan = SamplingPlan(
-        rounds=parsed.rounds, max_rounds=parsed.max_rounds or 3 * parsed.rounds, patience_seconds=parsed.patience
+        rounds=parsed.rounds,
+        max_rounds=parsed.max_rounds or 3 * parsed.rounds,
+        patience_seconds=parsed.patience,
+        max_lost=parsed.max_lost,
     )
     options = BenchOptions(
         model=parsed.model,
@@ -102,6 +106,7 @@ def print_report(report: Report) -> None:
     from rich.table import Table
 
     console = Console()
+    console = console if console.is_terminal else Console(width=140)
     machine = report.machine
     console.print(f"{machine['cpu']}, {machine['cpus']} CPUs, {report.threads} threads; model {report.model['name']}")
     for limits in report.limits[:1]:
@@ -118,7 +123,8 @@ def print_report(report: Report) -> None:
             console.print(table)
     document = report.as_dict()
     discarded, clean = document["samples_discarded"], document["samples_clean"]
-    console.print(f"{discarded} of {discarded + clean} samples discarded: others had the cores", highlight=False)
+    allowed = f"others had more than {report.max_lost:.0%} of the cores"
+    console.print(f"{discarded} of {discarded + clean} samples discarded: {allowed}", highlight=False)
 
 
 def write_json(report: Report, target: str) -> None:

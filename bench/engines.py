@@ -143,10 +143,26 @@ def transformers_engine(model: Model, setting: Setting) -> EngineSpec:
     )
 
 
+def openvino_engine(model: Model, setting: Setting) -> EngineSpec:
+    """OpenVINO on its own export of the checkpoint."""
+    checkpoint, python = _checkpoint(model, "openvino"), setting.python_of("openvino")
+    install = "install openvino, optimum-intel and nncf there, or name another with --peer-python openvino=PYTHON"
+    output = setting.work / f"{checkpoint.resolve().name}-openvino-{setting.weights_dtype}"
+    require_packages("openvino", python, ("openvino",), install)
+    if not (output / "openvino_model.xml").is_file():
+        require_packages("openvino", python, ("openvino", "optimum.intel", "nncf"), install)
+        setting.note(f"exporting {output.name}")
+        command = [python, str(PEERS / "openvino_convert.py"), str(checkpoint), str(output), setting.weights_dtype]
+        run_task(command, "OpenVINO export")
+    options = _options(output, setting) | {"vocab_size": model.vocab_size}
+    return EngineSpec("openvino", PEERS / "openvino_peer.py", python, install, setting.weights_dtype, options)
+
+
 MAKERS: dict[str, Callable[[Model, Setting], EngineSpec]] = {
     "echoc": own_engine,
     "llama.cpp": llamacpp_engine,
     "transformers": transformers_engine,
+    "openvino": openvino_engine,
 }
 PEER_NAMES = tuple(name for name in MAKERS if name != "echoc")
 
@@ -161,7 +177,13 @@ def make_engine(name: str, model: Model, setting: Setting) -> EngineSpec:
 
 def require_packages(peer: str, python: str, packages: tuple[str, ...], install: str) -> None:
     """Says what to install where a peer's Python lacks a package, before anything is timed."""
-    code = "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n) is None])"
+    code = (
+        "import importlib.util, sys\n"
+        "def missing(name):\n"
+        "    try: return importlib.util.find_spec(name) is None\n"
+        "    except ModuleNotFoundError: return True\n"
+        "print(*filter(missing, sys.argv[1:]))"
+    )
     try:
         found = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=False)
     except OSError as error:

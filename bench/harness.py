@@ -90,6 +90,7 @@ def run_benchmark(options: BenchOptions, on_progress: Callable[[Progress], None]
         versions=describe_versions(),
         model={"name": model.name, "vocab_size": model.vocab_size, "shape": shape.as_dict()},
         threads=options.threads,
+        max_lost=options.plan.max_lost,
     )
     total = len(options.weights_dtypes) * len(workloads)
     for index, dtype in enumerate(options.weights_dtypes):

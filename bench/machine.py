@@ -52,7 +52,7 @@ class Machine:
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for the report."""
-        return asdict(self)
+        return {**asdict(self), "features": list(self.features)}
 
 
 def describe_machine() -> Machine:

@@ -85,7 +85,7 @@ class Ratio:
 
 @dataclass
 class Report:
-    """Everything a run found out. `limits`: each measurement of the machine with the core state it was made in."""
+    """Everything a run found out. `max_lost`: share of the cores others could take unpunished. `limits`: each measurement of the machine with the core state it was made in."""
 
     command: list[str]
     started: str
@@ -93,6 +93,7 @@ class Report:
     versions: dict[str, str]
     model: dict[str, Any]
     threads: int
+    max_lost: float
     limits: list[dict[str, Any]] = field(default_factory=list)
     engines: list[dict[str, Any]] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
@@ -108,6 +109,7 @@ class Report:
             "versions": self.versions,
             "model": self.model,
             "threads": self.threads,
+            "max_lost": self.max_lost,
             "limits": self.limits,
             "engines": self.engines,
             "results": [result.as_dict() for result in self.results],

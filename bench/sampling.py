@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from echoc.bench.probes import CoreState
 from echoc.bench.process import Reply
 
-MAX_RUN_DELAY = 0.02  # of threads * wall time spent runnable without a core
-MAX_FOREIGN = 0.03  # of the machine's CPU time taken by other processes
+MAX_LOST = 0.03  # of the machine's CPU time taken by others, or of threads * wall time spent waiting for a core
 MAX_STEAL = 0.01  # of the machine's CPU time taken by the hypervisor
 FOREIGN_FLOOR_SECONDS = 0.02  # /proc/stat counts in ticks of 10 ms
 
@@ -35,7 +34,9 @@ class Sample:
         return asdict(self)
 
 
-def judge(reply: Reply, before: CoreState, after: CoreState, threads: int, cpus: int) -> tuple[str | None, str]:
+def judge(
+    reply: Reply, before: CoreState, after: CoreState, threads: int, cpus: int, max_lost: float = MAX_LOST
+) -> tuple[str | None, str]:
     """Why a sample must be refused (None if it need not be) and the state of the cores it was taken in.
 
     Run delay counts only where somebody else was busy: an engine with more threads than cores delays itself, and
@@ -48,9 +49,9 @@ def judge(reply: Reply, before: CoreState, after: CoreState, threads: int, cpus:
     reason = None
     if steal > MAX_STEAL and steal * cpus * wall > FOREIGN_FLOOR_SECONDS:
         reason = "stolen by the hypervisor"
-    elif run_delay > MAX_RUN_DELAY and foreign_seen:
+    elif run_delay > max_lost and foreign_seen:
         reason = "waited for a core"
-    elif foreign > MAX_FOREIGN and foreign_seen and threads >= cpus:
+    elif foreign > max_lost and foreign_seen and threads >= cpus:
         reason = "other processes busy"
     elif "contended" in (before.state, after.state):
         reason = "cores busy beside the sample"
@@ -83,12 +84,13 @@ class Lane:
 class SamplingPlan:
     """How many clean rounds are wanted, how many may be tried, and how long to wait for free cores before each.
 
-    `settle_seconds`: pause after a sample, so that an engine's spinning threads park before the next probe.
+    `max_lost`: share of the cores that others may take before a sample is refused. `settle_seconds`: pause after a sample, so that an engine's spinning threads park before the next probe.
     """
 
     rounds: int = 5
     max_rounds: int = 15
     patience_seconds: float = 2.0
+    max_lost: float = MAX_LOST
     settle_seconds: float = 0.05
 
 
@@ -114,7 +116,7 @@ def take_samples(
             reply = lane.run()
             time.sleep(plan.settle_seconds)
             after = probe(0.0)
-            reason, state = judge(reply, before, after, threads, cpus)
+            reason, state = judge(reply, before, after, threads, cpus, plan.max_lost)
             shares = lost_shares(reply, threads, cpus)
             sample = Sample(index, reply.seconds, state, min(before.scaling, after.scaling), *shares, reason)
             samples[lane.name].append(sample)

@@ -1,0 +1,167 @@
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from bench_machines import FREE, LIMITS
+from test_bench_floors import write_checkpoint
+
+from echoc.bench import cli, engines, harness
+from echoc.bench.harness import BenchOptions, Progress, best_limits, run_benchmark
+from echoc.bench.process import EngineSpec
+from echoc.bench.sampling import SamplingPlan
+from echoc.errors import EchoError
+
+ENGINE = """
+import time
+
+class Steady:
+    def __init__(self, options, meter):
+        self.nap, self.meter = options["nap"], meter
+
+    def describe(self):
+        return {"version": "1"}
+
+    def prefill(self, num_tokens):
+        with self.meter:
+            time.sleep(self.nap)
+
+    def decode(self, context, num_tokens):
+        self.prefill(num_tokens)
+
+    def batched(self, sequences, context, num_tokens):
+        self.prefill(num_tokens)
+
+def open_engine(options, meter):
+    return Steady(options, meter)
+"""
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchOptions:
+    """A run over two engines that sleep, on a machine with fixed limits."""
+    file = tmp_path / "steady.py"
+    file.write_text(ENGINE)
+
+    def maker(name: str, nap: float) -> None:
+        spec = EngineSpec(name, file, sys.executable, "", "bf16", {"nap": nap})
+        monkeypatch.setitem(engines.MAKERS, name, lambda _model, _setting: spec)
+
+    maker("echoc", 0.002)
+    maker("llama.cpp", 0.02)
+    monkeypatch.setattr(harness.Probes, "wait_until_free", lambda _self, _patience: FREE)
+    monkeypatch.setattr(harness.Probes, "core_state", lambda _self: FREE)
+    monkeypatch.setattr(harness.Probes, "limits", lambda _self, read: dataclasses.replace(LIMITS, read_bytes=read))
+    model = tmp_path / "model"
+    model.mkdir()
+    write_checkpoint(model, {"embed.weight": [100, 16], "a.weight": [8, 16]})
+    plan = SamplingPlan(rounds=2, max_rounds=4, settle_seconds=0)
+    return BenchOptions(
+        model=str(model), threads=1, vs=["llama.cpp"], decode_tokens=2, batches=[4], plan=plan, work=tmp_path / "work"
+    )
+
+
+def test_a_run_reports_results_ratios_and_limits(options: BenchOptions) -> None:
+    steps: list[Progress] = []
+    report = run_benchmark(options, steps.append).as_dict()
+    assert json.loads(json.dumps(report)) == report
+    assert report["schema"] == "echoc-bench/1"
+    assert set(report) == {
+        "schema", "command", "started", "machine", "versions", "model", "threads", "max_lost", "limits", "engines", "results",
+        "ratios", "samples_clean", "samples_discarded",
+    }  # fmt: skip
+    assert [(r["engine"], r["workload"]["kind"]) for r in report["results"]] == [
+        (name, kind) for kind in ("prefill", "decode", "batched") for name in ("echoc", "llama.cpp")
+    ]
+    for result in report["results"]:
+        assert result["clean"] + sum(result["discarded"].values()) == len(result["samples"])
+        assert result["floor"]["seconds"] > 0
+        if result["seconds"]:
+            assert result["seconds"]["min"] <= result["seconds"]["median"] <= result["seconds"]["max"]
+            assert result["floor_fraction"] == pytest.approx(result["floor"]["seconds"] / result["seconds"]["median"])
+    assert all(ratio["peer"] == "llama.cpp" and ratio["speedup"]["count"] > 0 for ratio in report["ratios"])
+    assert report["limits"][0]["read_all"] == LIMITS.read_all
+    assert (steps[-1].done, steps[-1].total) == (3, 3)
+
+
+def test_the_command_line_writes_json_and_tables(
+    options: BenchOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "report.json"
+    arguments = [options.model, "--threads", "1", "--decode", "0", "--prefill", "8", "--rounds", "1"]
+    assert cli.main([*arguments, "--work", str(options.work), "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["results"][0]["engine"] == "echoc"
+    assert "prefill 8" in capsys.readouterr().out
+    assert cli.main([*arguments, "--work", str(options.work), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "echoc-bench/1"
+
+
+def test_errors_are_one_line_and_status_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["/no/such/model", "--threads", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "no model at /no/such/model" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vs": ["llamafile"]}, r"unknown peer 'llamafile'.*llama\.cpp"),
+        ({"weights_dtypes": ["int3"]}, "unknown weights dtype 'int3'"),
+        ({"own": False, "vs": []}, "nothing to run"),
+        ({"threads": 100000}, "may use 1 to"),
+        ({"plan": SamplingPlan(rounds=3, max_rounds=2)}, "1 <= rounds"),
+    ],
+)
+def test_impossible_options(options: BenchOptions, change: dict[str, object], message: str) -> None:
+    with pytest.raises(EchoError, match=message):
+        dataclasses.replace(options, **change).check()
+
+
+def test_limits_are_the_best_seen() -> None:
+    low = dataclasses.replace(LIMITS, read_all=10e9, dot_int8=900e9)
+    best = best_limits([low, LIMITS])
+    assert (best.read_all, best.dot_int8, best.threads) == (50e9, 900e9, 2)
+
+
+def test_a_peer_that_is_not_installed(tmp_path: Path) -> None:
+    with pytest.raises(EchoError, match=r"llama\.cpp is not installed.*lacks no_such_package"):
+        engines.require_packages("llama.cpp", sys.executable, ("json", "no_such_package"), "install it")
+    with pytest.raises(EchoError, match="cannot run"):
+        engines.require_packages("llama.cpp", "/no/such/python", ("json",), "install it")
+
+
+def test_an_artifact_alone_has_no_peers(tmp_path: Path) -> None:
+    model = engines.Model("m", None, tmp_path / "m.echo", 100)
+    setting = engines.Setting("bf16", 1, 0, tmp_path, {})
+    with pytest.raises(EchoError, match="--checkpoint"):
+        engines.make_engine("llama.cpp", model, setting)
+
+
+def test_a_foreign_file_is_no_artifact(tmp_path: Path) -> None:
+    foreign = tmp_path / "x.echo"
+    foreign.write_bytes(b"not a zip")
+    with pytest.raises(EchoError, match="no artifact of echoc"):
+        engines.open_model(str(foreign), None, tmp_path)
+
+
+def test_peer_pythons() -> None:
+    assert cli.parse_pythons(["llama.cpp=/a/b"]) == {"llama.cpp": "/a/b"}
+    with pytest.raises(EchoError, match="PEER=PYTHON"):
+        cli.parse_pythons(["llama.cpp"])
+
+
+def test_the_environment_names_a_peers_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = engines.Setting("bf16", 1, 0, tmp_path, {"transformers": "/c"})
+    monkeypatch.setenv("ECHOC_PEER_LLAMA_CPP", "/b")
+    assert setting.python_of("llama.cpp") == "/b"
+    assert setting.python_of("transformers") == "/c"
+
+
+def test_importing_the_harness_brings_no_torch() -> None:
+    import subprocess
+
+    code = "import sys, echoc.bench.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    path = ":".join(sys.path)
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False).returncode == 0
