@@ -5,7 +5,9 @@
     python tools/coverage.py --out build/coverage --report   # prints the table of what is there
 
 Stages: `config` (a tiny model builds), `eager` (transformers runs it), `export` (it is traced with a symbolic length),
-`match` (the traced graph gives transformers' logits at two other lengths, within 1e-4 of the largest logit).
+`traced` (the graph gives transformers' logits at two other lengths, within 1e-4 of the largest logit), `step` (it
+becomes a step program), `compile` (an f32 artifact is built), `match` (the artifact gives transformers' logits for a
+whole prompt, and for the same tokens in chunks and one by one). `--through` says how far to go.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from typing import Any
 import causal_lm_zoo as zoo
 import torch
 
-STAGES = ("config", "eager", "export", "match")
+STAGES = ("config", "eager", "export", "traced", "step", "compile", "match")
 LENGTHS = (7, 37)
 TOLERANCE = 1e-4
+CONTEXT = 64
 
 
-def examine(model_type: str, result: dict[str, Any]) -> None:
+def examine(model_type: str, through: str, result: dict[str, Any]) -> None:
     """Takes one model through the stages, writing into `result` as it goes; raises at the stage that fails."""
     started = time.monotonic()
     model = zoo.build_eager(model_type)
@@ -48,12 +51,61 @@ def examine(model_type: str, result: dict[str, Any]) -> None:
         result["stage"] = "export"
         result["ops"] = dict(collections.Counter(_target(node) for node in exported.program.graph.nodes))
         result["ops"].pop("", None)
-        result["seconds"] = round(time.monotonic() - started, 1)
         result["error"] = {length: _difference(exported, *pair) for length, pair in expected.items()}
-    worst = max(result["error"].values())
+        _check("the traced graph", max(result["error"].values()))
+        result["stage"] = "traced"
+        if STAGES.index(through) >= STAGES.index("step"):
+            _step_program(exported)
+            result["stage"] = "step"
+        if STAGES.index(through) >= STAGES.index("compile"):
+            artifact = _compile(folder)
+            result["stage"] = "compile"
+        if STAGES.index(through) >= STAGES.index("match"):
+            result["served"] = _served(artifact, *expected[LENGTHS[-1]])
+            _check("the artifact", max(result["served"].values()))
+            result["stage"] = "match"
+        result["seconds"] = round(time.monotonic() - started, 1)
+        result["reason"] = ""
+
+
+def _check(what: str, worst: float) -> None:
     if not worst <= TOLERANCE:
-        raise ValueError(f"the traced graph differs from transformers by {worst:.1e} of the largest logit")
-    result["stage"] = "match"
+        raise ValueError(f"{what} differs from transformers by {worst:.1e} of the largest logit")
+
+
+def _step_program(exported: Any) -> None:
+    from echoc.compiler.importers.huggingface.convert import prompt_program
+    from echoc.compiler.ir import DType
+    from echoc.compiler.pipeline import language_model_passes, run_passes
+
+    run_passes(prompt_program(exported, CONTEXT), language_model_passes(DType.F32))
+
+
+def _compile(folder: str) -> Path:
+    import echoc
+
+    output = Path(folder) / "model.echo"
+    echoc.compile(folder, weights_dtype="f32", output=output, context_length=CONTEXT)
+    return output
+
+
+def _served(artifact: Path, tokens: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+    """The difference for each way of cutting the prompt into steps: whole, in two chunks, token by token."""
+    import numpy as np
+
+    import echoc
+
+    program = echoc.load(artifact, num_threads=1, num_pages=16)
+    prompt = tokens[0].numpy()
+    cuts = {"whole": [len(prompt)], "chunks": [11, len(prompt) - 11], "single": [1] * len(prompt)}
+    differences = {}
+    for name, sizes in cuts.items():
+        with program.create() as instance:
+            ends = np.cumsum(sizes)
+            rows = [instance.step(prompt[end - size : end], rows="all") for size, end in zip(sizes, ends, strict=True)]
+        logits = torch.from_numpy(np.concatenate(rows))
+        differences[name] = float((logits - expected[0]).abs().max() / expected.abs().max())
+    return differences
 
 
 def _export(folder: str) -> Any:
@@ -80,27 +132,41 @@ def _difference(exported: Any, tokens: torch.Tensor, expected: torch.Tensor) -> 
     return float((logits - expected).abs().max() / expected.abs().max())
 
 
-def _work(model_type: str, path: Path) -> None:
-    result: dict[str, Any] = {"model_type": model_type, "stage": "", "reason": ""}
+class _Result(dict[str, Any]):
+    """What is known of one model so far; each stage that is reached goes to the file at once."""
+
+    def __init__(self, path: Path, model_type: str) -> None:
+        super().__init__(model_type=model_type, stage="", reason="")
+        self.path = path
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        if key in ("stage", "reason", "kind"):
+            self.path.write_text(json.dumps(self))
+
+
+def _work(model_type: str, through: str, path: Path) -> None:
+    result = _Result(path, model_type)
     try:
-        examine(model_type, result)
+        examine(model_type, through, result)
     except BaseException as error:  # whatever foreign code raises is this model's result
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         result["reason"] = f"{type(error).__name__}: {' '.join(lines[:6])[:700]}"
-    path.write_text(json.dumps(result))
 
 
-def run_isolated(model_type: str, path: Path, timeout: float) -> dict[str, Any]:
+def run_isolated(model_type: str, through: str, path: Path, timeout: float) -> dict[str, Any]:
     """The result of one model, from a process of its own; a crash or a hang becomes its result."""
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(model_type, path))
+    process = multiprocessing.get_context("fork").Process(target=_work, args=(model_type, through, path))
     process.start()
     process.join(timeout)
-    if process.is_alive():
+    late = process.is_alive()
+    if late:
         process.kill()
         process.join()
-    if not path.is_file():
-        how = f"took more than {timeout:.0f} s" if process.exitcode == -9 else f"process died ({process.exitcode})"
-        path.write_text(json.dumps({"model_type": model_type, "stage": "", "reason": how}))
+    if late or process.exitcode:
+        known = json.loads(path.read_text()) if path.is_file() else {"model_type": model_type, "stage": ""}
+        known["reason"] = f"took more than {timeout:.0f} s" if late else f"the process died ({process.exitcode})"
+        path.write_text(json.dumps(known))
     result: dict[str, Any] = json.loads(path.read_text())
     return result
 
@@ -127,6 +193,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/coverage"))
     parser.add_argument("--only", default="", help="comma-separated model types")
+    parser.add_argument("--through", choices=STAGES, default=STAGES[-1], help="the last stage to reach")
     parser.add_argument("--again", action="store_true", help="redo finished models")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds per model")
     parser.add_argument("--report", action="store_true", help="print the table and stop")
@@ -152,7 +219,7 @@ def main() -> int:
             continue
         if options.report:
             continue
-        result = run_isolated(name, path, options.timeout)
+        result = run_isolated(name, options.through, path, options.timeout)
         results.append(result)
         print(f"[{index + 1}/{len(names)}] {name:32} {result['stage']:8} {result['reason'][:200]}", flush=True)
     (options.out / "census.txt").write_text(census(results) + "\n")
