@@ -11,7 +11,7 @@ from typing import Any
 from echoc.errors import DeviceError, EchoError
 from echoc.runtime.chat import Message
 from echoc.runtime.engine import Request
-from echoc.runtime.llm import LLM, Prompt, with_output
+from echoc.runtime.llm import LLM, PromptLike, plain_prompt, with_output
 from echoc.runtime.outputs import Increment, RequestOutput
 from echoc.runtime.sampling import SamplingParams
 
@@ -39,7 +39,7 @@ class AsyncLLM:
 
     async def stream(
         self,
-        prompt: Prompt,
+        prompt: PromptLike,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
@@ -51,7 +51,7 @@ class AsyncLLM:
 
     async def generate(
         self,
-        prompt: Prompt,
+        prompt: PromptLike,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
@@ -96,7 +96,7 @@ class AsyncLLM:
         await asyncio.to_thread(self.close)
 
     async def _follow(
-        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, add_special_tokens: bool
+        self, prompt: PromptLike, params: SamplingParams | None, request_id: str | None, add_special_tokens: bool
     ) -> AsyncIterator[tuple[Request, Increment]]:
         if self._closed:
             raise DeviceError("the engine is closed: make a new AsyncLLM")
@@ -112,7 +112,11 @@ class AsyncLLM:
         def add() -> None:
             try:
                 request = self.llm.engine.add(
-                    prompt, chosen, request_id=name, listener=listen, add_special_tokens=add_special_tokens
+                    plain_prompt(prompt),
+                    chosen,
+                    request_id=name,
+                    listener=listen,
+                    add_special_tokens=add_special_tokens,
                 )
             except Exception as error:
                 _post(loop, _set_exception, added, error)

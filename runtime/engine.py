@@ -4,6 +4,8 @@ It knows a `Stepper`, not a device: anything that turns tokens and a block table
 """
 
 import hashlib
+import operator
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -201,7 +203,10 @@ class Engine:
             if self.tokenizer is None:
                 raise RequestError("the artifact has no tokenizer: give the prompt as token ids")
             return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        tokens = [int(token) for token in prompt]
+        try:
+            tokens = [operator.index(token) for token in prompt]
+        except TypeError:
+            raise RequestError(f"the prompt is {reprlib.repr(prompt)}, wanted a text or a list of token ids") from None
         for token in tokens:
             if not 0 <= token < self.stepper.vocab_size:
                 raise RequestError(f"the prompt has token {token}, the vocabulary has 0..{self.stepper.vocab_size - 1}")

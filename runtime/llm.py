@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from echoc.errors import EchoError, RequestError
@@ -15,6 +15,7 @@ from echoc.runtime.outputs import Increment, RequestOutput
 from echoc.runtime.sampling import SamplingParams
 
 Prompt = str | Sequence[int]
+PromptLike = Prompt | Mapping[str, Any]  # {"prompt": text} or {"prompt_token_ids": ids}, as vLLM's users write
 DEFAULT_MAX_NUM_SEQS = 64
 
 
@@ -69,7 +70,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: PromptLike | Sequence[PromptLike],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
@@ -99,13 +100,15 @@ class LLM:
         return self._run(prompts, params, add_special_tokens=False, progress=progress)
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
+        self, prompt: PromptLike, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
     ) -> Iterator[Increment]:
         """Yields what each step adds to the request. Closing the iterator cancels the request."""
         increments: deque[Increment] = deque()
         params = self.model.default_params() if sampling_params is None else sampling_params
         with self._turn:
-            request = self.engine.add(prompt, params, listener=increments.append, add_special_tokens=add_special_tokens)
+            request = self.engine.add(
+                plain_prompt(prompt), params, listener=increments.append, add_special_tokens=add_special_tokens
+            )
         return self._increments(request, increments)
 
     def abort(self, request_id: str) -> None:
@@ -139,7 +142,7 @@ class LLM:
                 self.engine.abort(request.request_id)
 
     def _params_for(
-        self, prompts: Sequence[Prompt], given: SamplingParams | Sequence[SamplingParams] | None
+        self, prompts: Sequence[PromptLike], given: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[SamplingParams]:
         if given is None or isinstance(given, SamplingParams):
             return [self.model.default_params() if given is None else given] * len(prompts)
@@ -150,7 +153,12 @@ class LLM:
         return list(given)
 
     def _run(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, add_special_tokens: bool, progress: bool
+        self,
+        prompts: Sequence[PromptLike],
+        params: Sequence[SamplingParams],
+        *,
+        add_special_tokens: bool,
+        progress: bool,
     ) -> list[RequestOutput]:
         entries: list[Request | RequestOutput] = []
         with self._turn:
@@ -174,29 +182,36 @@ class LLM:
             raise first
         return outputs
 
-    def _add(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Request | RequestOutput:
+    def _add(self, prompt: PromptLike, params: SamplingParams, add_special_tokens: bool) -> Request | RequestOutput:
         """The request in the engine, or the output of one that was refused."""
         try:
-            return self.engine.add(prompt, params, add_special_tokens=add_special_tokens)
+            return self.engine.add(plain_prompt(prompt), params, add_special_tokens=add_special_tokens)
         except EchoError as error:
-            text = prompt if isinstance(prompt, str) else None
-            tokens = [] if isinstance(prompt, str) else list(prompt)
-            return RequestOutput("refused", text, tokens, [], error=error)
+            return RequestOutput("refused", prompt if isinstance(prompt, str) else None, [], [], error=error)
 
 
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
     """One prompt or many: a list of numbers is one prompt of token ids."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | Mapping):
         return [prompts]
     listed = list(prompts)
     if not listed:
         raise RequestError("there is no prompt: give a text, a list of token ids, or a list of either")
-    if all(not isinstance(entry, str) and not hasattr(entry, "__len__") for entry in listed):
+    if all(not hasattr(entry, "__len__") for entry in listed):
         return [cast(Sequence[int], listed)]
-    for entry in listed:
-        if not isinstance(entry, str) and not hasattr(entry, "__len__"):
-            raise RequestError(f"a prompt is {entry!r}, wanted a text or a list of token ids")
-    return cast(list[Prompt], listed)
+    return cast(list[PromptLike], listed)
+
+
+def plain_prompt(prompt: PromptLike) -> Prompt:
+    """The text or token ids of a prompt. Raises RequestError for anything else."""
+    if isinstance(prompt, Mapping):
+        found = prompt.get("prompt_token_ids", prompt.get("prompt"))
+        if found is None:
+            raise RequestError(f"a prompt has {sorted(prompt)}, wanted 'prompt' or 'prompt_token_ids'")
+        prompt = cast(Prompt, found)
+    if isinstance(prompt, bytes | bytearray) or not hasattr(prompt, "__len__"):
+        raise RequestError(f"a prompt is {prompt!r}, wanted a text or a list of token ids")
+    return prompt
 
 
 def with_output(error: EchoError, request: Request) -> EchoError:

@@ -56,6 +56,18 @@ def test_texts_and_token_ids_are_prompts(llm: LLM) -> None:
     assert [o.outputs[0].token_ids for o in both] == [expected("a dog"), expected("the cat", 3)]
 
 
+def test_prompts_may_be_mappings_and_nothing_else(llm: LLM) -> None:
+    outputs = llm.generate([{"prompt": "the cat"}, {"prompt_token_ids": TOKENIZER.encode("a dog")}], GREEDY)
+    assert [o.outputs[0].token_ids for o in outputs] == [expected("the cat"), expected("a dog")]
+    for bad in ({"text": "x"}, [b"bytes"], [[1.5]], [["a"]], [None], {"prompt": 5}):
+        with pytest.raises(RequestError, match="wanted"):
+            llm.generate(bad, GREEDY)  # type: ignore[arg-type]
+    good, refused = llm.generate(["the cat", 5], GREEDY)  # type: ignore[list-item]
+    assert good.outputs[0].token_ids == expected("the cat")
+    assert "a prompt is 5, wanted" in str(refused.error)
+    assert not llm.engine.requests
+
+
 def test_the_models_own_settings_are_the_default(llm: LLM) -> None:
     params = llm.default_sampling_params(max_tokens=3)
     assert (params.temperature, params.top_k, params.max_tokens) == (0.5, 20, 3)
@@ -91,8 +103,6 @@ def test_when_all_fail_the_first_error_is_raised(llm: LLM) -> None:
         llm.generate("", GREEDY)
     with pytest.raises(RequestError, match="no prompt"):
         llm.generate([], GREEDY)
-    with pytest.raises(RequestError, match="a prompt is 5, wanted"):
-        llm.generate(["the", 5], GREEDY)  # type: ignore[list-item]
     with pytest.raises(RequestError, match="2 prompts and 1 sampling"):
         llm.generate(["a", "b"], [GREEDY])
     assert not llm.engine.requests
