@@ -85,7 +85,11 @@ class Ratio:
 
 @dataclass
 class Report:
-    """Everything a run found out. `max_lost`: share of the cores others could take unpunished. `limits`: each measurement of the machine with the core state it was made in."""
+    """Everything a run found out.
+
+    `max_lost`: share of the cores that others could take before a sample was refused. `limits`: each measurement of
+    the machine with the core state it was made in.
+    """
 
     command: list[str]
     started: str

@@ -84,7 +84,8 @@ class Lane:
 class SamplingPlan:
     """How many clean rounds are wanted, how many may be tried, and how long to wait for free cores before each.
 
-    `max_lost`: share of the cores that others may take before a sample is refused. `settle_seconds`: pause after a sample, so that an engine's spinning threads park before the next probe.
+    `max_lost`: share of the cores that others may take before a sample is refused. `settle_seconds`: pause after a
+    sample, so that an engine's spinning threads park before the next probe.
     """
 
     rounds: int = 5

@@ -7,6 +7,7 @@ matrix of the blocks, embeddings and head in 8 bits as OpenVINO does by default.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
@@ -16,24 +17,22 @@ from typing import Any
 
 def compression(dtype: str) -> Any:
     """The weight quantisation to ask of optimum-intel, or None."""
-    from optimum.intel import OVWeightQuantizationConfig
-
+    config = importlib.import_module("optimum.intel").OVWeightQuantizationConfig
     if dtype == "int8":
-        return OVWeightQuantizationConfig(bits=8)
+        return config(bits=8)
     if dtype == "int4":
-        return OVWeightQuantizationConfig(bits=4, sym=True, group_size=32, ratio=1.0)
+        return config(bits=4, sym=True, group_size=32, ratio=1.0)
     return None
 
 
 def convert(folder: Path, output: Path, dtype: str) -> None:
     """Writes the stateful model (KV cache inside) to `output`, which appears only when whole."""
     import torch
-    from optimum.intel import OVModelForCausalLM
 
     kind = torch.float32 if dtype == "f32" else torch.bfloat16
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model = OVModelForCausalLM.from_pretrained(
+    model = importlib.import_module("optimum.intel").OVModelForCausalLM.from_pretrained(
         str(folder),
         export=True,
         compile=False,

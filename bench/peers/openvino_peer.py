@@ -51,7 +51,7 @@ class OpenVino:
         }
         self.request.infer({name: value for name, value in values.items() if name in self.inputs}, share_inputs=True)
         logits: np.ndarray = self.request.get_tensor("logits").data
-        return logits[:, -1:].argmax(-1)
+        return np.asarray(logits[:, -1:].argmax(-1))
 
     def prefill(self, num_tokens: int) -> None:
         """Times one pass over a fresh prompt."""
