@@ -10,9 +10,9 @@ from typing import Any
 
 from echoc.errors import DeviceError, EchoError
 from echoc.runtime.chat import Message
-from echoc.runtime.engine import Request
 from echoc.runtime.llm import LLM, PromptLike, plain_prompt, with_output
 from echoc.runtime.outputs import Increment, RequestOutput
+from echoc.runtime.request import Request
 from echoc.runtime.sampling import SamplingParams
 
 

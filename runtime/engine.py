@@ -7,7 +7,6 @@ import hashlib
 import operator
 import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +15,14 @@ import numpy.typing as npt
 from echoc import _native
 from echoc.errors import EchoError, RequestError
 from echoc.runtime import scheduler
-from echoc.runtime.outputs import CompletionOutput, Increment, Logprob, Logprobs, RequestOutput
+from echoc.runtime.outputs import Increment, Logprob, Logprobs
 from echoc.runtime.pages import IntArray, PagePool
+from echoc.runtime.request import Completion, Request
 from echoc.runtime.sampling import SamplingParams
 from echoc.runtime.scheduler import Chunk, Plan, Scheduler
 from echoc.runtime.tokenizer import Detokenizer, Tokenizer
+
+__all__ = ["Engine", "FloatArray", "Request", "Stepper"]
 
 FloatArray = npt.NDArray[np.float32]
 _EMPTY = "the prompt is empty; to start from nothing, give the begin token's id as the prompt"
@@ -47,66 +49,6 @@ class Stepper(Protocol):
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies the state of whole pages, (source, destination) in order."""
-
-
-@dataclass(eq=False, slots=True)
-class Completion:
-    """One of a request's outputs while it is made."""
-
-    index: int
-    sequence: scheduler.Sequence
-    sampler: _native.Sampler
-    detokenizer: Detokenizer | None
-    logprobs: list[Logprobs] | None
-    cumulative_logprob: float = 0.0
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """A request in the engine. `listener` is called with every increment, in the thread that steps the engine."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    params: SamplingParams
-    listener: Callable[[Increment], None] | None = None
-    completions: list[Completion] = field(default_factory=list)
-    prompt_logprobs: list[Logprobs | None] | None = None
-    error: EchoError | None = None
-    max_new_tokens: int = 0
-    end_tokens: frozenset[int] = frozenset()
-    num_cached_tokens: int = 0
-
-    @property
-    def finished(self) -> bool:
-        return self.error is not None or all(c.finish_reason is not None for c in self.completions)
-
-    def output(self) -> RequestOutput:
-        """What there is by now."""
-        outputs = [
-            CompletionOutput(
-                index=c.index,
-                text="" if c.detokenizer is None else c.detokenizer.text,
-                token_ids=c.sequence.tokens[c.sequence.num_prompt :],
-                cumulative_logprob=None if c.logprobs is None else c.cumulative_logprob,
-                logprobs=c.logprobs,
-                finish_reason=c.finish_reason,
-                stop_reason=c.stop_reason,
-            )
-            for c in self.completions
-        ]
-        return RequestOutput(
-            request_id=self.request_id,
-            prompt=self.prompt,
-            prompt_token_ids=self.prompt_token_ids,
-            outputs=outputs,
-            prompt_logprobs=self.prompt_logprobs,
-            finished=self.finished,
-            error=self.error,
-            num_cached_tokens=self.num_cached_tokens,
-        )
 
 
 class Engine:

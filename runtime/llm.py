@@ -9,9 +9,10 @@ from typing import Any, cast
 from echoc.errors import EchoError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.chat import Message
-from echoc.runtime.engine import Engine, Request
+from echoc.runtime.engine import Engine
 from echoc.runtime.model import Model
 from echoc.runtime.outputs import Increment, RequestOutput
+from echoc.runtime.request import Request
 from echoc.runtime.sampling import SamplingParams
 
 Prompt = str | Sequence[int]

@@ -11,9 +11,10 @@ from toy_model import PAGE_SIZE, VOCAB_SIZE, ToyStepper, expected_greedy, expect
 
 from echoc import _native
 from echoc.errors import RequestError
-from echoc.runtime.engine import Engine, Request
+from echoc.runtime.engine import Engine
 from echoc.runtime.outputs import Increment
 from echoc.runtime.pages import PagePool
+from echoc.runtime.request import Request
 from echoc.runtime.sampling import SamplingParams
 
 EOS = 0

@@ -1,0 +1,71 @@
+"""A request while the engine works on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from echoc import _native
+from echoc.errors import EchoError
+from echoc.runtime import scheduler
+from echoc.runtime.outputs import CompletionOutput, Increment, Logprobs, RequestOutput
+from echoc.runtime.sampling import SamplingParams
+from echoc.runtime.tokenizer import Detokenizer
+
+
+@dataclass(eq=False, slots=True)
+class Completion:
+    """One of a request's outputs while it is made."""
+
+    index: int
+    sequence: scheduler.Sequence
+    sampler: _native.Sampler
+    detokenizer: Detokenizer | None
+    logprobs: list[Logprobs] | None
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A request in the engine. `listener` is called with every increment, in the thread that steps the engine."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    listener: Callable[[Increment], None] | None = None
+    completions: list[Completion] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs | None] | None = None
+    error: EchoError | None = None
+    max_new_tokens: int = 0
+    end_tokens: frozenset[int] = frozenset()
+    num_cached_tokens: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.error is not None or all(c.finish_reason is not None for c in self.completions)
+
+    def output(self) -> RequestOutput:
+        """What there is by now."""
+        outputs = [
+            CompletionOutput(
+                index=c.index,
+                text="" if c.detokenizer is None else c.detokenizer.text,
+                token_ids=c.sequence.tokens[c.sequence.num_prompt :],
+                cumulative_logprob=None if c.logprobs is None else c.cumulative_logprob,
+                logprobs=c.logprobs,
+                finish_reason=c.finish_reason,
+                stop_reason=c.stop_reason,
+            )
+            for c in self.completions
+        ]
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=outputs,
+            prompt_logprobs=self.prompt_logprobs,
+            finished=self.finished,
+            error=self.error,
+            num_cached_tokens=self.num_cached_tokens,
+        )
