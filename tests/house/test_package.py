@@ -13,12 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("bench", "compiler", "kernels", "membranes", "runtime", "templates")
 CARRIED = {".py", ".h", ".cpp", ".j2"}
+COMMIT = subprocess.run(
+    ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.strip()
 
 
 def built(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Path:
     """A wheel or an sdist made from the files that git knows, without fetching a build environment."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp(kind)
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True)
+    archive = subprocess.run(["git", "archive", COMMIT], cwd=ROOT, capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
     call = f"from scikit_build_core import build; print(build.build_{kind}({str(out)!r}))"
     done = subprocess.run([sys.executable, "-c", call], cwd=tree, capture_output=True, text=True, check=False)
@@ -33,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def at_head(folder: str) -> list[str]:
     listed = subprocess.run(
-        ["git", "ls-tree", "-r", "--name-only", "HEAD", folder], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-tree", "-r", "--name-only", COMMIT, folder], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return listed.stdout.splitlines()
 

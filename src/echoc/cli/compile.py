@@ -49,9 +49,7 @@ TargetOption = Annotated[
 
 @verb
 def command(
-    model: Annotated[
-        Path, typer.Argument(help="Folder with config.json, safetensors, tokenizer.json; or a config.json.")
-    ],
+    model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors, or a config.json.")],
     target: TargetOption = "cpu",
     weights_dtype: WeightsDtypeOption = WeightsDtype.bf16,
     group: GroupOption = 32,
