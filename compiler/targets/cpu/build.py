@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,13 +90,22 @@ def cache_folder() -> Path:
     return folder
 
 
-@cache
-def headers_digest() -> str:
-    """A digest of every hand-written file that generated code can include."""
+_INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
+
+
+def headers_digest(source: str) -> str:
+    """A digest of every hand-written file that a source includes, directly or through others."""
     digest = hashlib.sha256()
-    for path in sorted((KERNELS / "cpu").iterdir()):
-        if path.suffix in (".h", ".cpp"):
-            digest.update(path.name.encode() + path.read_bytes())
+    seen: set[Path] = set()
+    texts = [source]
+    while texts:
+        for name in _INCLUDE.findall(texts.pop()):
+            path = KERNELS / "cpu" / name.removeprefix("kernels/cpu/")
+            if path not in seen and path.is_file():
+                seen.add(path)
+                texts.append(path.read_text())
+    for path in sorted(seen):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -117,7 +127,7 @@ def _object(name: str, source: str, level: str, folder: Path) -> Path:
     """The object file of one source, from the cache or the compiler. Written beside and renamed."""
     compiler = find_compiler()
     features = ",".join(target_features(level))
-    path = folder / f"{_key(source, headers_digest(), compiler.version, *FLAGS, level, features)}.o"
+    path = folder / f"{_key(source, headers_digest(source), compiler.version, *FLAGS, level, features)}.o"
     if path.exists():
         os.utime(path)
         return path
