@@ -30,7 +30,7 @@ class ProgramStepper:
         self.context_length = _positive(program, model, "context_length")
         self.page_size = program.pool.page_size
         self.max_tokens = program.max_tokens()
-        self.max_rows = program.max_rows()
+        self.max_rows = min(program.max_rows(), program.bound("block_table", axis=0))
         self._ports = frozenset(port.name for port in program.manifest.ports if port.direction == "in")
 
     def step(

@@ -78,6 +78,14 @@ class Program:
         """The most rows of output one step gives."""
         return self._limit(rule, "R", "max_rows")
 
+    def bound(self, port: str, axis: int) -> int:
+        """The largest size of a port's axis; no limit for a port that the program does not have."""
+        for spec in self.manifest.ports:
+            if spec.name == port:
+                size = spec.shape[axis]
+                return size if isinstance(size, int) else self.manifest.symbols[self._symbols[size]].high
+        return (1 << 31) - 1
+
     def advance(
         self, instances: "Sequence[Instance]", tokens: Sequence[npt.ArrayLike], rows: Literal["last", "all"] = "last"
     ) -> Array:

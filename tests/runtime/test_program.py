@@ -83,6 +83,13 @@ def test_the_smallest_variant_that_fits_runs(program: Program) -> None:
     assert steps() == [1, 0, 1, 0, 1, 0]
 
 
+def test_bounds_of_ports(program: Program) -> None:
+    assert (program.max_tokens(), program.max_rows()) == (64, 32)
+    assert program.bound("block_table", axis=0) == 64
+    assert program.bound("logits", axis=1) == 97
+    assert program.bound("absent", axis=0) == 2**31 - 1
+
+
 def test_instances_step_fork_and_release(program: Program) -> None:
     with program.create() as first:
         np.testing.assert_array_equal(first.step([5, 6, 7])[0], expected_logits([5, 6, 7]))
