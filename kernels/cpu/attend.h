@@ -363,27 +363,30 @@ struct Worker {
   // Ask for the cache lines of two rows of 16; the pages of a block are
   // scattered, so the next ones are asked for early.
   static void fetch_two(const KV* rows) {
-    __builtin_prefetch(rows, 0, 3);
-    if constexpr (sizeof(KV) == 4) __builtin_prefetch(rows + 16, 0, 3);
+    __builtin_prefetch(rows, 0, 2);
+    if constexpr (sizeof(KV) == 4) __builtin_prefetch(rows + 16, 0, 2);
   }
 
   // R rows against P pages of keys read in place.
   template <int R, int P>
-  void direct_scores(const KV* const* pages, const KV* const* next, int64_t piece, int64_t row, float* s) const {
+  void direct_scores(const KV* const* pages, const KV* const* next, int64_t piece, int64_t ahead, int64_t row,
+                     float* s) const {
     Vec acc[R][P][kParts] = {};
     const float* const query = scratch + at.q + row * at.dim;
-    for (int d = 0; d < shape.head_dim; d += 2)
+    for (int d = 0; d < shape.head_dim; d += 2) {
+      Vec first[P][kParts], second[P][kParts];
       for (int p = 0; p < P; ++p) {
-        fetch_two(next[p] + piece + d * 16);
-        for (int i = 0; i < kParts; ++i) {
-          Vec first, second;
-          Kv::load_two(pages[p] + piece + d * 16, i, &first, &second);
-          for (int r = 0; r < R; ++r) {
-            acc[r][p][i] = fma(splat(query[r * at.dim + d]), first, acc[r][p][i]);
-            acc[r][p][i] = fma(splat(query[r * at.dim + d + 1]), second, acc[r][p][i]);
-          }
-        }
+        fetch_two(next[p] + ahead + d * 16);
+        for (int i = 0; i < kParts; ++i) Kv::load_two(pages[p] + piece + d * 16, i, &first[p][i], &second[p][i]);
       }
+      for (int r = 0; r < R; ++r) {
+        const Vec x = splat(query[r * at.dim + d]), y = splat(query[r * at.dim + d + 1]);
+        for (int p = 0; p < P; ++p)
+          for (int i = 0; i < kParts; ++i) acc[r][p][i] = fma(x, first[p][i], acc[r][p][i]);
+        for (int p = 0; p < P; ++p)
+          for (int i = 0; i < kParts; ++i) acc[r][p][i] = fma(y, second[p][i], acc[r][p][i]);
+      }
+    }
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p)
         for (int i = 0; i < kParts; ++i) store(s + r * kBlock + p * kPage + i * kLanes, acc[r][p][i]);
@@ -391,8 +394,8 @@ struct Worker {
 
   // R rows: C panels of output columns += weights * values read in place.
   template <int R, int C>
-  void direct_values(const Pages& pages, const Pages& next, int64_t piece, int64_t row, int panel, const float* s,
-                     const float* factor) const {
+  void direct_values(const Pages& pages, const Pages& next, int64_t piece, int64_t piece_ahead, int64_t row, int panel,
+                     const float* s, const float* factor) const {
     Vec acc[R][C][kParts];
     float* const o = scratch + at.out + row * at.v_dim + panel * 16;
     for (int r = 0; r < R; ++r)
@@ -400,22 +403,26 @@ struct Worker {
         for (int i = 0; i < kParts; ++i) acc[r][c][i] = load(o + r * at.v_dim + c * 16 + i * kLanes) * splat(factor[r]);
     for (int page = pages.first; page < pages.end; ++page) {
       const KV* const from = pages.v[page] + piece + panel * 256;
-      const KV* const ahead = next.v[page] + piece + panel * 256;
+      const KV* const ahead = next.v[page] + piece_ahead + panel * 256;
       const float* const weight = s + page * kPage;
       const int count = page + 1 < pages.end ? kPage : pages.last_count;
-      for (int j = 0; j < count; j += 2)
+      for (int j = 0; j < count; j += 2) {
+        Vec first[C][kParts], second[C][kParts];
         for (int c = 0; c < C; ++c) {
           fetch_two(ahead + c * 256 + j * 16);
           for (int i = 0; i < kParts; ++i) {
-            Vec first, second;
-            Kv::load_two(from + c * 256 + j * 16, i, &first, &second);
-            second = j + 1 < count ? second : Vec{};
-            for (int r = 0; r < R; ++r) {
-              acc[r][c][i] = fma(splat(weight[r * kBlock + j]), first, acc[r][c][i]);
-              acc[r][c][i] = fma(splat(weight[r * kBlock + j + 1]), second, acc[r][c][i]);
-            }
+            Kv::load_two(from + c * 256 + j * 16, i, &first[c][i], &second[c][i]);
+            second[c][i] = j + 1 < count ? second[c][i] : Vec{};
           }
         }
+        for (int r = 0; r < R; ++r) {
+          const Vec x = splat(weight[r * kBlock + j]), y = splat(weight[r * kBlock + j + 1]);
+          for (int c = 0; c < C; ++c)
+            for (int i = 0; i < kParts; ++i) acc[r][c][i] = fma(x, first[c][i], acc[r][c][i]);
+          for (int c = 0; c < C; ++c)
+            for (int i = 0; i < kParts; ++i) acc[r][c][i] = fma(y, second[c][i], acc[r][c][i]);
+        }
+      }
     }
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c)
@@ -426,18 +433,23 @@ struct Worker {
   void direct_rows(const Item& item, const Pages& pages, const Pages& next, int64_t block, int64_t row) const {
     constexpr int kRoom = kAccumulators / (R * kParts);
     constexpr int kWide = kRoom >= 4 ? 4 : kRoom >= 2 ? 2 : 1;
+    const int64_t k_size = shape.head_dim * kPage, v_size = shape.v_head_dim * kPage;
     const int64_t head = row / item.per_head();
-    const int64_t k_piece = head * shape.head_dim * kPage, v_piece = head * shape.v_head_dim * kPage;
+    // What comes next: the neighbouring head of these pages, then the first head of the next ones.
+    const bool stay = head + 1 < item.heads;
+    const Pages& soon = stay ? pages : next;
+    const int64_t soon_head = stay ? head + 1 : 0;
     float* const s = scratch + at.scores;
     for (int p = 0; p < kPages; p += kWide)
-      direct_scores<R, kWide>(pages.k + p, next.k + p, k_piece, row, s + p * kPage);
+      direct_scores<R, kWide>(pages.k + p, soon.k + p, head * k_size, soon_head * k_size, row, s + p * kPage);
     float factor[R];
     softmax<R>(item, row, R, block * kBlock, s, factor);
     const int panels = shape.v_head_dim / 16;
     int c = 0;
-    for (; c + kWide <= panels; c += kWide) direct_values<R, kWide>(pages, next, v_piece, row, c, s, factor);
+    for (; c + kWide <= panels; c += kWide)
+      direct_values<R, kWide>(pages, soon, head * v_size, soon_head * v_size, row, c, s, factor);
     if constexpr (kWide > 1)
-      for (; c < panels; ++c) direct_values<R, 1>(pages, next, v_piece, row, c, s, factor);
+      for (; c < panels; ++c) direct_values<R, 1>(pages, soon, head * v_size, soon_head * v_size, row, c, s, factor);
   }
 
   // Few rows: keys and values are read where they lie, once from memory and

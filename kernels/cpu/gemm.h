@@ -11,32 +11,32 @@ namespace echoc {
 
 // The part of a [rows, panels] output that one thread computes.
 struct Share {
-    Range rows;
-    Range panels;
+  Range rows;
+  Range panels;
 };
 
 // Cuts the output into a grid of at most nthreads parts. Panels are cut first, so that a weight is read once; rows as
 // well when that leaves less for the busiest thread. `unit_bytes` is what a panel costs to read, `row_bytes` a row.
 inline Share share_output(const Call& call, int64_t T, int64_t panels, int64_t unit_bytes, int64_t row_bytes) {
-    constexpr int64_t kRowUnit = 32;
-    int64_t best_cuts = 1;
-    double best = 0;
-    const int64_t most_cuts = std::min<int64_t>(call.nthreads, (T + kRowUnit - 1) / kRowUnit);
-    for (int64_t cuts = 1; cuts <= most_cuts; ++cuts) {
-        const int64_t across = call.nthreads / cuts;
-        const auto rows = static_cast<double>((T + cuts - 1) / cuts);
-        const auto wide = static_cast<double>((panels + across - 1) / across);
-        // A byte brought to the core costs about as much as the arithmetic of 4 rows on it.
-        const double cost = rows * wide * static_cast<double>(unit_bytes) +
-                            4.0 * (wide * static_cast<double>(unit_bytes) + rows * static_cast<double>(row_bytes));
-        if (cuts == 1 || cost < best * 0.98) {
-            best = cost;
-            best_cuts = cuts;
-        }
+  constexpr int64_t kRowUnit = 32;
+  int64_t best_cuts = 1;
+  double best = 0;
+  const int64_t most_cuts = std::min<int64_t>(call.nthreads, (T + kRowUnit - 1) / kRowUnit);
+  for (int64_t cuts = 1; cuts <= most_cuts; ++cuts) {
+    const int64_t across = call.nthreads / cuts;
+    const auto rows = static_cast<double>((T + cuts - 1) / cuts);
+    const auto wide = static_cast<double>((panels + across - 1) / across);
+    // A byte brought to the core costs about as much as the arithmetic of 4 rows on it.
+    const double cost = rows * wide * static_cast<double>(unit_bytes) +
+                        4.0 * (wide * static_cast<double>(unit_bytes) + rows * static_cast<double>(row_bytes));
+    if (cuts == 1 || cost < best * 0.98) {
+      best = cost;
+      best_cuts = cuts;
     }
-    const int64_t across = call.nthreads / best_cuts;
-    if (call.tid >= across * best_cuts) return {{0, 0}, {0, 0}};
-    return {share(T, call.tid / across, best_cuts), share(panels, call.tid % across, across)};
+  }
+  const int64_t across = call.nthreads / best_cuts;
+  if (call.tid >= across * best_cuts) return {{0, 0}, {0, 0}};
+  return {share(T, call.tid / across, best_cuts), share(panels, call.tid % across, across)};
 }
 
 namespace detail {
@@ -46,29 +46,29 @@ namespace detail {
 template <class W, int NW, class Epilogue>
 void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N, int64_t K, bool deterministic,
               Epilogue&& epilogue) {
-    const auto* activations = static_cast<const std::byte*>(x);
-    const auto* weights = static_cast<const std::byte*>(w);
-    const Blocking blocking = W::blocking(rows.end - rows.begin, K);
-    const int64_t unit = std::max<int64_t>(1, blocking.panels / NW);
-    const int64_t most_rows = std::min(blocking.rows, kAccumulators / (unit * NW * W::kPanel));
-    float* const acc = accumulators();
-    for (int64_t p = panels.begin; p < panels.end; p += unit) {
-        const int64_t wide = std::min(unit, panels.end - p);
-        const int64_t n0 = p * W::kPanel;
-        const int64_t count = std::min(wide * W::kPanel, N - n0);
-        for (int64_t t = rows.begin; t < rows.end; t += most_rows) {
-            const int64_t high = std::min(most_rows, rows.end - t);
-            const int64_t ld = wide * W::kPanel;
-            const int64_t plane = high * ld;
-            W::tile(activations + t * W::row_bytes(K), weights + p * NW * W::panel_bytes(K), K, high, wide * NW, acc,
-                    ld, NW, plane, deterministic);
-            for (int64_t r = 0; r < high; ++r) {
-                const float* segments[NW];
-                for (int i = 0; i < NW; ++i) segments[i] = acc + i * plane + r * ld;
-                epilogue(t + r, n0, count, segments);
-            }
-        }
+  const auto* activations = static_cast<const std::byte*>(x);
+  const auto* weights = static_cast<const std::byte*>(w);
+  const Blocking blocking = W::blocking(rows.end - rows.begin, K);
+  const int64_t unit = std::max<int64_t>(1, blocking.panels / NW);
+  const int64_t most_rows = std::min(blocking.rows, kAccumulators / (unit * NW * W::kPanel));
+  float* const acc = accumulators();
+  for (int64_t p = panels.begin; p < panels.end; p += unit) {
+    const int64_t wide = std::min(unit, panels.end - p);
+    const int64_t n0 = p * W::kPanel;
+    const int64_t count = std::min(wide * W::kPanel, N - n0);
+    for (int64_t t = rows.begin; t < rows.end; t += most_rows) {
+      const int64_t high = std::min(most_rows, rows.end - t);
+      const int64_t ld = wide * W::kPanel;
+      const int64_t plane = high * ld;
+      W::tile(activations + t * W::row_bytes(K), weights + p * NW * W::panel_bytes(K), K, high, wide * NW, acc, ld, NW,
+              plane, deterministic);
+      for (int64_t r = 0; r < high; ++r) {
+        const float* segments[NW];
+        for (int i = 0; i < NW; ++i) segments[i] = acc + i * plane + r * ld;
+        epilogue(t + r, n0, count, segments);
+      }
     }
+  }
 }
 
 }  // namespace detail
@@ -83,11 +83,11 @@ void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N,
 template <class W, int NW, class Epilogue>
 void gemm(const Call& call, const void* x, const void* w, int64_t T, int64_t N, int64_t K, bool deterministic,
           Epilogue&& epilogue) {
-    const Share mine = share_output(call, T, layout::panels(N), NW * W::panel_bytes(K), W::row_bytes(K));
-    if (mine.rows.begin == mine.rows.end || mine.panels.begin == mine.panels.end) return;
-    W::begin();
-    detail::multiply<W, NW>(x, w, mine.rows, mine.panels, N, K, deterministic, epilogue);
-    W::end();
+  const Share mine = share_output(call, T, layout::panels(N), NW * W::panel_bytes(K), W::row_bytes(K));
+  if (mine.rows.begin == mine.rows.end || mine.panels.begin == mine.panels.end) return;
+  W::begin();
+  detail::multiply<W, NW>(x, w, mine.rows, mine.panels, N, K, deterministic, epilogue);
+  W::end();
 }
 
 // The same where output row i multiplies prepared row i / rows_per_x with expert ids[i] of E; experts are packed one
@@ -96,25 +96,24 @@ void gemm(const Call& call, const void* x, const void* w, int64_t T, int64_t N, 
 template <class W, int NW, class Epilogue>
 void gemm_experts(const Call& call, const void* x, int64_t rows_per_x, const void* w, int64_t E, const int32_t* ids,
                   int64_t rows, int64_t N, int64_t K, bool deterministic, Epilogue&& epilogue) {
-    const auto* activations = static_cast<const std::byte*>(x);
-    const auto* weights = static_cast<const std::byte*>(w);
-    const int64_t expert_bytes = layout::packed_bytes(W::kBits, W::kGroup, NW, N, K);
-    const Range panels = share(layout::panels(N), call.tid, call.nthreads);
-    if (panels.begin == panels.end) return;
-    W::begin();
-    for (int64_t i = 0; i < rows;) {
-        int64_t run = 1;
-        while (rows_per_x == 1 && i + run < rows && ids[i + run] == ids[i]) ++run;
-        if (ids[i] >= 0 && ids[i] < E) {
-            detail::multiply<W, NW>(
-                activations + i / rows_per_x * W::row_bytes(K), weights + ids[i] * expert_bytes, {0, run}, panels, N, K,
-                deterministic, [&](int64_t t, int64_t n0, int64_t count, const float* const* acc) {
-                    epilogue(i + t, n0, count, acc);
-                });
-        }
-        i += run;
+  const auto* activations = static_cast<const std::byte*>(x);
+  const auto* weights = static_cast<const std::byte*>(w);
+  const int64_t expert_bytes = layout::packed_bytes(W::kBits, W::kGroup, NW, N, K);
+  const Range panels = share(layout::panels(N), call.tid, call.nthreads);
+  if (panels.begin == panels.end) return;
+  W::begin();
+  for (int64_t i = 0; i < rows;) {
+    int64_t run = 1;
+    while (rows_per_x == 1 && i + run < rows && ids[i + run] == ids[i]) ++run;
+    if (ids[i] >= 0 && ids[i] < E) {
+      detail::multiply<W, NW>(
+          activations + i / rows_per_x * W::row_bytes(K), weights + ids[i] * expert_bytes, {0, run}, panels, N, K,
+          deterministic,
+          [&](int64_t t, int64_t n0, int64_t count, const float* const* acc) { epilogue(i + t, n0, count, acc); });
     }
-    W::end();
+    i += run;
+  }
+  W::end();
 }
 
 }  // namespace echoc

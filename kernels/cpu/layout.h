@@ -25,7 +25,7 @@ constexpr int64_t offset_of(int bits) { return int64_t{1} << (bits - 1); }
 
 // K as a weight of this format stores it.
 constexpr int64_t padded_k(int bits, int group, int64_t K) {
-    return bits == 32 ? K : round_up(K, bits == 16 ? kBf16Step : 2 * int64_t{group});
+  return bits == 32 ? K : round_up(K, bits == 16 ? kBf16Step : 2 * int64_t{group});
 }
 
 constexpr int64_t groups(int group, int64_t K) { return padded_k(8, group, K) / group; }
@@ -37,15 +37,15 @@ constexpr int64_t group_bytes(int bits, int group) { return int64_t{group} * kPa
 constexpr int64_t block_bytes(int bits, int group) { return 2 * group_bytes(bits, group) + kLine; }
 
 constexpr int64_t panel_bytes(int bits, int group, int64_t K) {
-    if (bits >= 16) return padded_k(bits, group, K) * kPanel * bits / 8;
-    return padded_k(bits, group, K) / (2 * group) * block_bytes(bits, group);
+  if (bits >= 16) return padded_k(bits, group, K) * kPanel * bits / 8;
+  return padded_k(bits, group, K) / (2 * group) * block_bytes(bits, group);
 }
 
 constexpr int64_t panels(int64_t N) { return (N + kPanel - 1) / kPanel; }
 
 // Bytes of `interleave` weights [N, K] packed together.
 constexpr int64_t packed_bytes(int bits, int group, int64_t interleave, int64_t N, int64_t K) {
-    return interleave * panels(N) * panel_bytes(bits, group, K);
+  return interleave * panels(N) * panel_bytes(bits, group, K);
 }
 
 // A prepared activation row, all parts 64-byte aligned and zero beyond K:
@@ -55,16 +55,16 @@ constexpr int64_t packed_bytes(int bits, int group, int64_t interleave, int64_t 
 //          then (read by the large AMX tiles only) the values in bf16
 constexpr int64_t row_scales(int group, int64_t K) { return round_up(padded_k(8, group, K), kLine); }
 constexpr int64_t row_sums(int group, int64_t K) {
-    return row_scales(group, K) + round_up(groups(group, K) * 4, kLine);
+  return row_scales(group, K) + round_up(groups(group, K) * 4, kLine);
 }
 constexpr int64_t row_bf16(int group, int64_t K) { return row_sums(group, K) + round_up(groups(group, K) * 4, kLine); }
 
 // The stride of prepared rows: an odd number of cache lines, so that the same k of many rows lies in many cache sets.
 // It does not depend on the feature level.
 constexpr int64_t row_bytes(int bits, int group, int64_t K) {
-    const int64_t used = bits >= 16 ? padded_k(bits, group, K) * 4 : row_bf16(group, K) + padded_k(8, group, K) * 2;
-    const int64_t lines = round_up(used, kLine) / kLine;
-    return (lines | 1) * kLine;
+  const int64_t used = bits >= 16 ? padded_k(bits, group, K) * 4 : row_bf16(group, K) + padded_k(8, group, K) * 2;
+  const int64_t lines = round_up(used, kLine) / kLine;
+  return (lines | 1) * kLine;
 }
 
 }  // namespace echoc::layout

@@ -25,22 +25,22 @@
 namespace echoc::packing {
 
 struct Format {
-    int bits;   // 32, 16, 8 or 4
-    int group;  // 32, 64 or 128 for 8 and 4 bits, else 0
+  int bits;   // 32, 16, 8 or 4
+  int group;  // 32, 64 or 128 for 8 and 4 bits, else 0
 
-    bool valid() const {
-        return ((bits == 32 || bits == 16) && group == 0) ||
-               ((bits == 8 || bits == 4) && (group == 32 || group == 64 || group == 128));
-    }
+  bool valid() const {
+    return ((bits == 32 || bits == 16) && group == 0) ||
+           ((bits == 8 || bits == 4) && (group == 32 || group == 64 || group == 128));
+  }
 };
 
 enum class Element { f32, bf16, f16 };
 
 // A dense matrix: [N, K], or [K, N] when transposed.
 struct Source {
-    const void* data;
-    Element element;
-    bool transposed;
+  const void* data;
+  Element element;
+  bool transposed;
 };
 
 inline constexpr int64_t kLanes = layout::kPanel;
@@ -49,164 +49,164 @@ inline constexpr int64_t kTileK = 256;  // k of a tile: a multiple of every bloc
 namespace detail {
 
 ECHOC_CLONES inline void widen(const void* from, Element element, int64_t first, float* out, int64_t count) {
-    switch (element) {
-        case Element::f32: std::memcpy(out, static_cast<const float*>(from) + first, count * sizeof(float)); break;
-        case Element::bf16:
-            for (int64_t i = 0; i < count; ++i) out[i] = to_float(static_cast<const bf16_t*>(from)[first + i]);
-            break;
-        case Element::f16:
-            for (int64_t i = 0; i < count; ++i) out[i] = to_float(static_cast<const f16_t*>(from)[first + i]);
-            break;
-    }
+  switch (element) {
+    case Element::f32:
+      std::memcpy(out, static_cast<const float*>(from) + first, count * sizeof(float));
+      break;
+    case Element::bf16:
+      for (int64_t i = 0; i < count; ++i) out[i] = to_float(static_cast<const bf16_t*>(from)[first + i]);
+      break;
+    case Element::f16:
+      for (int64_t i = 0; i < count; ++i) out[i] = to_float(static_cast<const f16_t*>(from)[first + i]);
+      break;
+  }
 }
 
 // tile[k][lane] = source[n0 + lane][k0 + k]; zero beyond N and K.
 inline void gather(const Source& source, int64_t N, int64_t K, int64_t n0, int64_t k0, float* tile) {
-    const int64_t lanes = std::min(kLanes, N - n0);
-    const int64_t depth = std::min(kTileK, K - k0);
-    if (lanes < kLanes || depth < kTileK) std::fill_n(tile, kTileK * kLanes, 0.0f);
-    if (source.transposed) {
-        for (int64_t k = 0; k < depth; ++k)
-            widen(source.data, source.element, (k0 + k) * N + n0, tile + k * kLanes, lanes);
-        return;
-    }
-    float row[kTileK];
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-        widen(source.data, source.element, (n0 + lane) * K + k0, row, depth);
-        for (int64_t k = 0; k < depth; ++k) tile[k * kLanes + lane] = row[k];
-    }
+  const int64_t lanes = std::min(kLanes, N - n0);
+  const int64_t depth = std::min(kTileK, K - k0);
+  if (lanes < kLanes || depth < kTileK) std::fill_n(tile, kTileK * kLanes, 0.0f);
+  if (source.transposed) {
+    for (int64_t k = 0; k < depth; ++k) widen(source.data, source.element, (k0 + k) * N + n0, tile + k * kLanes, lanes);
+    return;
+  }
+  float row[kTileK];
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    widen(source.data, source.element, (n0 + lane) * K + k0, row, depth);
+    for (int64_t k = 0; k < depth; ++k) tile[k * kLanes + lane] = row[k];
+  }
 }
 
 // Rounds to the nearest integer (ties to even), |value| < 2^22.
 inline float nearest(float value) { return (value + 12582912.0f) - 12582912.0f; }
 
 inline float quantise(float value, float inverse, float low, float high) {
-    const float q = nearest(std::min(std::max(value * inverse, low), high));
-    return q;
+  const float q = nearest(std::min(std::max(value * inverse, low), high));
+  return q;
 }
 
 inline float as_f16(float value) { return to_float(to_f16(value)); }
 
 // Scales of an i8 group, one a lane: amax / 127 as an f16.
 inline void scales_i8(const float* tile, int64_t group, float* scale) {
-    float most[kLanes] = {};
-    for (int64_t k = 0; k < group; ++k)
-        for (int64_t i = 0; i < kLanes; ++i) most[i] = std::max(most[i], std::fabs(tile[k * kLanes + i]));
-    for (int64_t i = 0; i < kLanes; ++i) scale[i] = as_f16(most[i] / 127.0f);
+  float most[kLanes] = {};
+  for (int64_t k = 0; k < group; ++k)
+    for (int64_t i = 0; i < kLanes; ++i) most[i] = std::max(most[i], std::fabs(tile[k * kLanes + i]));
+  for (int64_t i = 0; i < kLanes; ++i) scale[i] = as_f16(most[i] / 127.0f);
 }
 
 // Scales of an i4 group: of some candidates that put the value of largest size at or beyond -8, the one with the least
 // squared error, then the least-squares scale for its integers if that is better still.
 inline void scales_i4(const float* tile, int64_t group, float* scale) {
-    constexpr float kCandidates[] = {-7.0f, -7.5f, -8.0f, -8.5f, -9.0f, -9.7f, -10.5f};
-    float high[kLanes] = {};
-    float low[kLanes] = {};
+  constexpr float kCandidates[] = {-7.0f, -7.5f, -8.0f, -8.5f, -9.0f, -9.7f, -10.5f};
+  float high[kLanes] = {};
+  float low[kLanes] = {};
+  for (int64_t k = 0; k < group; ++k) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      high[i] = std::max(high[i], tile[k * kLanes + i]);
+      low[i] = std::min(low[i], tile[k * kLanes + i]);
+    }
+  }
+  float best[kLanes];
+  float dots[kLanes];
+  float squares[kLanes];
+  std::fill_n(best, kLanes, INFINITY);
+  std::fill_n(scale, kLanes, 0.0f);
+  std::fill_n(dots, kLanes, 0.0f);
+  std::fill_n(squares, kLanes, 0.0f);
+  const auto attempt = [&](const float* candidate) __attribute__((always_inline)) {
+    float inverse[kLanes];
+    float error[kLanes] = {};
+    float dot[kLanes] = {};
+    float square[kLanes] = {};
+    for (int64_t i = 0; i < kLanes; ++i) inverse[i] = candidate[i] != 0.0f ? 1.0f / candidate[i] : 0.0f;
     for (int64_t k = 0; k < group; ++k) {
-        for (int64_t i = 0; i < kLanes; ++i) {
-            high[i] = std::max(high[i], tile[k * kLanes + i]);
-            low[i] = std::min(low[i], tile[k * kLanes + i]);
-        }
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const float value = tile[k * kLanes + i];
+        const float q = quantise(value, inverse[i], -8.0f, 7.0f);
+        const float miss = value - q * candidate[i];
+        error[i] += miss * miss;
+        dot[i] += value * q;
+        square[i] += q * q;
+      }
     }
-    float best[kLanes];
-    float dots[kLanes];
-    float squares[kLanes];
-    std::fill_n(best, kLanes, INFINITY);
-    std::fill_n(scale, kLanes, 0.0f);
-    std::fill_n(dots, kLanes, 0.0f);
-    std::fill_n(squares, kLanes, 0.0f);
-    const auto attempt = [&](const float* candidate) __attribute__((always_inline)) {
-        float inverse[kLanes];
-        float error[kLanes] = {};
-        float dot[kLanes] = {};
-        float square[kLanes] = {};
-        for (int64_t i = 0; i < kLanes; ++i) inverse[i] = candidate[i] != 0.0f ? 1.0f / candidate[i] : 0.0f;
-        for (int64_t k = 0; k < group; ++k) {
-            for (int64_t i = 0; i < kLanes; ++i) {
-                const float value = tile[k * kLanes + i];
-                const float q = quantise(value, inverse[i], -8.0f, 7.0f);
-                const float miss = value - q * candidate[i];
-                error[i] += miss * miss;
-                dot[i] += value * q;
-                square[i] += q * q;
-            }
-        }
-        for (int64_t i = 0; i < kLanes; ++i) {
-            const bool better = error[i] < best[i];
-            best[i] = better ? error[i] : best[i];
-            scale[i] = better ? candidate[i] : scale[i];
-            dots[i] = better ? dot[i] : dots[i];
-            squares[i] = better ? square[i] : squares[i];
-        }
-    };
-    float candidate[kLanes];
-    for (const float divisor : kCandidates) {
-        for (int64_t i = 0; i < kLanes; ++i)
-            candidate[i] = as_f16((high[i] > -low[i] ? high[i] : low[i]) / divisor);
-        attempt(candidate);
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const bool better = error[i] < best[i];
+      best[i] = better ? error[i] : best[i];
+      scale[i] = better ? candidate[i] : scale[i];
+      dots[i] = better ? dot[i] : dots[i];
+      squares[i] = better ? square[i] : squares[i];
     }
-    for (int64_t i = 0; i < kLanes; ++i) candidate[i] = squares[i] > 0.0f ? as_f16(dots[i] / squares[i]) : 0.0f;
+  };
+  float candidate[kLanes];
+  for (const float divisor : kCandidates) {
+    for (int64_t i = 0; i < kLanes; ++i) candidate[i] = as_f16((high[i] > -low[i] ? high[i] : low[i]) / divisor);
     attempt(candidate);
+  }
+  for (int64_t i = 0; i < kLanes; ++i) candidate[i] = squares[i] > 0.0f ? as_f16(dots[i] / squares[i]) : 0.0f;
+  attempt(candidate);
 }
 
 // Writes one group: its values at `values`, its scales at `scales`.
 template <int Bits>
 inline __attribute__((always_inline)) void emit_group(const float* tile, int64_t group, uint32_t* values,
                                                       f16_t* scales) {
-    constexpr float kLow = Bits == 8 ? -127.0f : -8.0f;
-    constexpr float kHigh = Bits == 8 ? 127.0f : 7.0f;
-    constexpr auto kOffset = static_cast<float>(layout::offset_of(Bits));
-    constexpr int kPerWord = 32 / Bits;
-    float scale[kLanes];
-    float inverse[kLanes];
-    if constexpr (Bits == 8) {
-        scales_i8(tile, group, scale);
-    } else {
-        scales_i4(tile, group, scale);
+  constexpr float kLow = Bits == 8 ? -127.0f : -8.0f;
+  constexpr float kHigh = Bits == 8 ? 127.0f : 7.0f;
+  constexpr auto kOffset = static_cast<float>(layout::offset_of(Bits));
+  constexpr int kPerWord = 32 / Bits;
+  float scale[kLanes];
+  float inverse[kLanes];
+  if constexpr (Bits == 8) {
+    scales_i8(tile, group, scale);
+  } else {
+    scales_i4(tile, group, scale);
+  }
+  for (int64_t i = 0; i < kLanes; ++i) {
+    inverse[i] = scale[i] != 0.0f ? 1.0f / scale[i] : 0.0f;
+    scales[i] = to_f16(scale[i]);
+  }
+  for (int64_t k = 0; k < group; k += kPerWord) {
+    uint32_t word[kLanes] = {};
+    for (int j = 0; j < kPerWord; ++j) {
+      const int shift = Bits == 8 ? 8 * j : 8 * (j % 4) + 4 * (j / 4);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const float q = quantise(tile[(k + j) * kLanes + i], inverse[i], kLow, kHigh);
+        word[i] |= static_cast<uint32_t>(static_cast<int32_t>(q + kOffset)) << shift;
+      }
     }
-    for (int64_t i = 0; i < kLanes; ++i) {
-        inverse[i] = scale[i] != 0.0f ? 1.0f / scale[i] : 0.0f;
-        scales[i] = to_f16(scale[i]);
-    }
-    for (int64_t k = 0; k < group; k += kPerWord) {
-        uint32_t word[kLanes] = {};
-        for (int j = 0; j < kPerWord; ++j) {
-            const int shift = Bits == 8 ? 8 * j : 8 * (j % 4) + 4 * (j / 4);
-            for (int64_t i = 0; i < kLanes; ++i) {
-                const float q = quantise(tile[(k + j) * kLanes + i], inverse[i], kLow, kHigh);
-                word[i] |= static_cast<uint32_t>(static_cast<int32_t>(q + kOffset)) << shift;
-            }
-        }
-        std::memcpy(values + k / kPerWord * kLanes, word, sizeof word);
-    }
+    std::memcpy(values + k / kPerWord * kLanes, word, sizeof word);
+  }
 }
 
 // Writes tile[0 .. depth) in the given format; depth is a whole number of steps or blocks.
 ECHOC_CLONES inline void emit(Format format, const float* tile, int64_t depth, std::byte* out) {
-    if (format.bits == 32) {
-        std::memcpy(out, tile, depth * kLanes * sizeof(float));
-    } else if (format.bits == 16) {
-        auto* words = reinterpret_cast<uint32_t*>(out);
-        for (int64_t k = 0; k < depth; k += 2) {
-            for (int64_t i = 0; i < kLanes; ++i) {
-                words[k / 2 * kLanes + i] = to_bf16(tile[k * kLanes + i]).bits |
-                                            uint32_t{to_bf16(tile[(k + 1) * kLanes + i]).bits} << 16;
-            }
-        }
-    } else {
-        const int64_t group_bytes = layout::group_bytes(format.bits, format.group);
-        const int64_t block_bytes = layout::block_bytes(format.bits, format.group);
-        for (int64_t k = 0; k < depth; k += format.group) {
-            const int64_t g = k / format.group;
-            std::byte* block = out + g / 2 * block_bytes;
-            auto* values = reinterpret_cast<uint32_t*>(block + g % 2 * group_bytes);
-            auto* scales = reinterpret_cast<f16_t*>(block + 2 * group_bytes) + g % 2 * kLanes;
-            if (format.bits == 8) {
-                emit_group<8>(tile + k * kLanes, format.group, values, scales);
-            } else {
-                emit_group<4>(tile + k * kLanes, format.group, values, scales);
-            }
-        }
+  if (format.bits == 32) {
+    std::memcpy(out, tile, depth * kLanes * sizeof(float));
+  } else if (format.bits == 16) {
+    auto* words = reinterpret_cast<uint32_t*>(out);
+    for (int64_t k = 0; k < depth; k += 2) {
+      for (int64_t i = 0; i < kLanes; ++i) {
+        words[k / 2 * kLanes + i] =
+            to_bf16(tile[k * kLanes + i]).bits | uint32_t{to_bf16(tile[(k + 1) * kLanes + i]).bits} << 16;
+      }
     }
+  } else {
+    const int64_t group_bytes = layout::group_bytes(format.bits, format.group);
+    const int64_t block_bytes = layout::block_bytes(format.bits, format.group);
+    for (int64_t k = 0; k < depth; k += format.group) {
+      const int64_t g = k / format.group;
+      std::byte* block = out + g / 2 * block_bytes;
+      auto* values = reinterpret_cast<uint32_t*>(block + g % 2 * group_bytes);
+      auto* scales = reinterpret_cast<f16_t*>(block + 2 * group_bytes) + g % 2 * kLanes;
+      if (format.bits == 8) {
+        emit_group<8>(tile + k * kLanes, format.group, values, scales);
+      } else {
+        emit_group<4>(tile + k * kLanes, format.group, values, scales);
+      }
+    }
+  }
 }
 
 inline int64_t tile_bytes(Format format) { return layout::panel_bytes(format.bits, format.group, kTileK); }
@@ -214,109 +214,105 @@ inline int64_t tile_bytes(Format format) { return layout::panel_bytes(format.bit
 // Calls make(which, n0, k0, tile) for every tile of every panel and packs what it makes.
 template <class Make>
 void pack_tiles(Format format, int64_t interleave, int64_t N, int64_t K, std::byte* out, int threads, Make&& make) {
-    const int64_t panels = layout::panels(N) * interleave;
-    const int64_t panel_bytes = layout::panel_bytes(format.bits, format.group, K);
-    const int64_t padded = layout::padded_k(format.bits, format.group, K);
-    const auto work = [&](int64_t begin, int64_t end) {
-        alignas(64) float tile[kTileK * kLanes];
-        for (int64_t p = begin; p < end; ++p) {
-            std::byte* at = out + p * panel_bytes;
-            for (int64_t k = 0; k < padded; k += kTileK, at += tile_bytes(format)) {
-                make(p % interleave, p / interleave * kLanes, k, tile);
-                emit(format, tile, std::min(kTileK, padded - k), at);
-            }
-        }
-    };
-    std::vector<std::thread> team;
-    for (int t = 1; t < threads; ++t) team.emplace_back(work, panels * t / threads, panels * (t + 1) / threads);
-    work(0, panels / std::max(threads, 1));
-    for (auto& thread : team) thread.join();
+  const int64_t panels = layout::panels(N) * interleave;
+  const int64_t panel_bytes = layout::panel_bytes(format.bits, format.group, K);
+  const int64_t padded = layout::padded_k(format.bits, format.group, K);
+  const auto work = [&](int64_t begin, int64_t end) {
+    alignas(64) float tile[kTileK * kLanes];
+    for (int64_t p = begin; p < end; ++p) {
+      std::byte* at = out + p * panel_bytes;
+      for (int64_t k = 0; k < padded; k += kTileK, at += tile_bytes(format)) {
+        make(p % interleave, p / interleave * kLanes, k, tile);
+        emit(format, tile, std::min(kTileK, padded - k), at);
+      }
+    }
+  };
+  std::vector<std::thread> team;
+  for (int t = 1; t < threads; ++t) team.emplace_back(work, panels * t / threads, panels * (t + 1) / threads);
+  work(0, panels / std::max(threads, 1));
+  for (auto& thread : team) thread.join();
 }
 
 inline uint64_t mix(uint64_t value) {  // splitmix64, Steele et al. 2014
-    value += 0x9e3779b97f4a7c15u;
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-    return value ^ (value >> 31);
+  value += 0x9e3779b97f4a7c15u;
+  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
+  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
+  return value ^ (value >> 31);
 }
 
 // tile[k][lane] from the hash of (key of the lane's row, k0 + k): the sum of the four bytes of a 32-bit hash, which is
 // nearly normal (Irwin-Hall of four), centred and scaled to `std`.
 ECHOC_CLONES inline void random_tile(const uint32_t* keys, int64_t k0, int64_t depth, float std, float* tile) {
-    constexpr float kDeviation = 147.801f;  // sqrt(4 * (256^2 - 1) / 12)
-    const float scale = std / kDeviation;
-    for (int64_t k = 0; k < depth; ++k) {
-        const uint32_t counter = static_cast<uint32_t>(k0 + k) * 0x9e3779b9u;
-        for (int64_t i = 0; i < kLanes; ++i) {
-            uint32_t hash = counter ^ keys[i];
-            hash = (hash ^ (hash >> 16)) * 0x7feb352du;
-            hash = (hash ^ (hash >> 15)) * 0x846ca68bu;
-            hash ^= hash >> 16;
-            const uint32_t pairs = (hash & 0x00ff00ffu) + ((hash >> 8) & 0x00ff00ffu);
-            const auto sum = static_cast<int32_t>((pairs & 0xffffu) + (pairs >> 16));
-            tile[k * kLanes + i] = static_cast<float>(sum - 510) * scale;
-        }
+  constexpr float kDeviation = 147.801f;  // sqrt(4 * (256^2 - 1) / 12)
+  const float scale = std / kDeviation;
+  for (int64_t k = 0; k < depth; ++k) {
+    const uint32_t counter = static_cast<uint32_t>(k0 + k) * 0x9e3779b9u;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      uint32_t hash = counter ^ keys[i];
+      hash = (hash ^ (hash >> 16)) * 0x7feb352du;
+      hash = (hash ^ (hash >> 15)) * 0x846ca68bu;
+      hash ^= hash >> 16;
+      const uint32_t pairs = (hash & 0x00ff00ffu) + ((hash >> 8) & 0x00ff00ffu);
+      const auto sum = static_cast<int32_t>((pairs & 0xffffu) + (pairs >> 16));
+      tile[k * kLanes + i] = static_cast<float>(sum - 510) * scale;
     }
+  }
 }
 
 }  // namespace detail
 
 // Bytes of `interleave` weights [N, K] packed together.
 inline int64_t packed_bytes(Format format, int64_t interleave, int64_t N, int64_t K) {
-    return layout::packed_bytes(format.bits, format.group, interleave, N, K);
+  return layout::packed_bytes(format.bits, format.group, interleave, N, K);
 }
 
 // Packs sources of equal shape with interleaved panels into out (packed_bytes, 64-byte aligned or not).
 inline void pack(Format format, const std::vector<Source>& sources, int64_t N, int64_t K, std::byte* out, int threads) {
-    detail::pack_tiles(format, static_cast<int64_t>(sources.size()), N, K, out, threads,
-                       [&](int64_t which, int64_t n0, int64_t k0, float* tile) {
-                           detail::gather(sources[which], N, K, n0, k0, tile);
-                       });
+  detail::pack_tiles(
+      format, static_cast<int64_t>(sources.size()), N, K, out, threads,
+      [&](int64_t which, int64_t n0, int64_t k0, float* tile) { detail::gather(sources[which], N, K, n0, k0, tile); });
 }
 
 // Random weights, nearly normal with the given standard deviation. The value of an element depends on (seed, index,
 // which, n, k) alone; every format rounds the same values.
 inline void fill_random(Format format, int64_t interleave, int64_t N, int64_t K, uint64_t seed, uint64_t index,
                         float std, std::byte* out, int threads) {
-    detail::pack_tiles(format, interleave, N, K, out, threads,
-                       [&](int64_t which, int64_t n0, int64_t k0, float* tile) {
-                           uint32_t keys[kLanes];
-                           const uint64_t stream = detail::mix(detail::mix(detail::mix(seed) + index) + which);
-                           for (int64_t i = 0; i < kLanes; ++i)
-                               keys[i] = static_cast<uint32_t>(detail::mix(stream + n0 + i) >> 32);
-                           const int64_t depth = std::min(kTileK, K - k0);
-                           detail::random_tile(keys, k0, depth, std, tile);
-                           std::fill(tile + depth * kLanes, tile + kTileK * kLanes, 0.0f);
-                           for (int64_t i = std::max<int64_t>(0, N - n0); i < kLanes; ++i)
-                               for (int64_t k = 0; k < depth; ++k) tile[k * kLanes + i] = 0.0f;
-                       });
+  detail::pack_tiles(format, interleave, N, K, out, threads, [&](int64_t which, int64_t n0, int64_t k0, float* tile) {
+    uint32_t keys[kLanes];
+    const uint64_t stream = detail::mix(detail::mix(detail::mix(seed) + index) + which);
+    for (int64_t i = 0; i < kLanes; ++i) keys[i] = static_cast<uint32_t>(detail::mix(stream + n0 + i) >> 32);
+    const int64_t depth = std::min(kTileK, K - k0);
+    detail::random_tile(keys, k0, depth, std, tile);
+    std::fill(tile + depth * kLanes, tile + kTileK * kLanes, 0.0f);
+    for (int64_t i = std::max<int64_t>(0, N - n0); i < kLanes; ++i)
+      for (int64_t k = 0; k < depth; ++k) tile[k * kLanes + i] = 0.0f;
+  });
 }
 
 // The packed value of weight `which` at [n, k].
 inline float packed_value(Format format, int64_t interleave, int64_t K, const std::byte* packed, int64_t which,
                           int64_t n, int64_t k) {
-    const int64_t lane = n % kLanes;
-    const std::byte* panel =
-        packed + (n / kLanes * interleave + which) * layout::panel_bytes(format.bits, format.group, K);
-    if (format.bits == 32) return reinterpret_cast<const float*>(panel)[k * kLanes + lane];
-    if (format.bits == 16) return to_float(reinterpret_cast<const bf16_t*>(panel)[k / 2 * 32 + lane * 2 + k % 2]);
-    const int64_t group_bytes = layout::group_bytes(format.bits, format.group);
-    const int64_t g = k / format.group;
-    const int64_t i = k % format.group;
-    const std::byte* block = panel + g / 2 * layout::block_bytes(format.bits, format.group);
-    const auto* values = reinterpret_cast<const uint8_t*>(block + g % 2 * group_bytes);
-    const float scale = to_float(reinterpret_cast<const f16_t*>(block + 2 * group_bytes)[g % 2 * kLanes + lane]);
-    if (format.bits == 8) return static_cast<float>(values[i / 4 * 64 + lane * 4 + i % 4] - 128) * scale;
-    const int nibble = values[i / 8 * 64 + lane * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
-    return static_cast<float>(nibble - 8) * scale;
+  const int64_t lane = n % kLanes;
+  const std::byte* panel =
+      packed + (n / kLanes * interleave + which) * layout::panel_bytes(format.bits, format.group, K);
+  if (format.bits == 32) return reinterpret_cast<const float*>(panel)[k * kLanes + lane];
+  if (format.bits == 16) return to_float(reinterpret_cast<const bf16_t*>(panel)[k / 2 * 32 + lane * 2 + k % 2]);
+  const int64_t group_bytes = layout::group_bytes(format.bits, format.group);
+  const int64_t g = k / format.group;
+  const int64_t i = k % format.group;
+  const std::byte* block = panel + g / 2 * layout::block_bytes(format.bits, format.group);
+  const auto* values = reinterpret_cast<const uint8_t*>(block + g % 2 * group_bytes);
+  const float scale = to_float(reinterpret_cast<const f16_t*>(block + 2 * group_bytes)[g % 2 * kLanes + lane]);
+  if (format.bits == 8) return static_cast<float>(values[i / 4 * 64 + lane * 4 + i % 4] - 128) * scale;
+  const int nibble = values[i / 8 * 64 + lane * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
+  return static_cast<float>(nibble - 8) * scale;
 }
 
 // out [interleave][N][K] f32 from packed weights.
 inline void unpack(Format format, int64_t interleave, int64_t N, int64_t K, const std::byte* packed, float* out) {
-    for (int64_t which = 0; which < interleave; ++which)
-        for (int64_t n = 0; n < N; ++n)
-            for (int64_t k = 0; k < K; ++k)
-                *out++ = packed_value(format, interleave, K, packed, which, n, k);
+  for (int64_t which = 0; which < interleave; ++which)
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t k = 0; k < K; ++k) *out++ = packed_value(format, interleave, K, packed, which, n, k);
 }
 
 }  // namespace echoc::packing

@@ -9,41 +9,41 @@ namespace echoc {
 
 // How the driver cuts a gemm for tile(): rows of x and panels of w per call.
 struct Blocking {
-    int64_t rows;
-    int64_t panels;
+  int64_t rows;
+  int64_t panels;
 };
 
 // A weight format: Bits 32 (f32) or 16 (bf16) with Group 0; Bits 8 or 4 with Group 32, 64 or 128.
 // The logical weight is [N, K] and serves out[t][n] = sum over k of x[t][k] * w[n][k].
 template <int Bits, int Group>
 struct Weight {
-    static constexpr int kBits = Bits;
-    static constexpr int kGroup = Group;
-    static constexpr int kPanel = layout::kPanel;
+  static constexpr int kBits = Bits;
+  static constexpr int kGroup = Group;
+  static constexpr int kPanel = layout::kPanel;
 
-    static constexpr int64_t panel_bytes(int64_t K) { return layout::panel_bytes(Bits, Group, K); }
-    // Stride of prepared activation rows; a multiple of 64.
-    static constexpr int64_t row_bytes(int64_t K) { return layout::row_bytes(Bits, Group, K); }
+  static constexpr int64_t panel_bytes(int64_t K) { return layout::panel_bytes(Bits, Group, K); }
+  // Stride of prepared activation rows; a multiple of 64.
+  static constexpr int64_t row_bytes(int64_t K) { return layout::row_bytes(Bits, Group, K); }
 
-    // Prepares one activation row x [K] into `row` (row_bytes(K) bytes, 64-byte aligned).
-    static void prepare(const float* x, int64_t K, void* row);
+  // Prepares one activation row x [K] into `row` (row_bytes(K) bytes, 64-byte aligned).
+  static void prepare(const float* x, int64_t K, void* row);
 
-    // acc[(p % planes) * plane + r * ld + (p / planes) * 16 + lane] = row r times row `lane` of panel p.
-    // `rows` are prepared rows row_bytes(K) apart, `panels` are panel_bytes(K) apart; acc is 64-byte aligned, ld and
-    // plane are multiples of 16. With `deterministic` the result of a row does not depend on num_rows or num_panels.
-    // Called between begin() and end().
-    static void tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels, float* acc,
-                     int64_t ld, int64_t planes, int64_t plane, bool deterministic);
+  // acc[(p % planes) * plane + r * ld + (p / planes) * 16 + lane] = row r times row `lane` of panel p.
+  // `rows` are prepared rows row_bytes(K) apart, `panels` are panel_bytes(K) apart; acc is 64-byte aligned, ld and
+  // plane are multiples of 16. With `deterministic` the result of a row does not depend on num_rows or num_panels.
+  // Called between begin() and end().
+  static void tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels, float* acc,
+                   int64_t ld, int64_t planes, int64_t plane, bool deterministic);
 
-    // Row n of the packed weight as f32 [K]; `interleave` weights share the panels and this is number `which`.
-    static void unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave = 1, int64_t which = 0);
+  // Row n of the packed weight as f32 [K]; `interleave` weights share the panels and this is number `which`.
+  static void unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave = 1, int64_t which = 0);
 
-    // Blocks for a gemm over T rows; rows * panels * 16 <= kAccumulators.
-    static Blocking blocking(int64_t T, int64_t K);
+  // Blocks for a gemm over T rows; rows * panels * 16 <= kAccumulators.
+  static Blocking blocking(int64_t T, int64_t K);
 
-    // Before the first and after the last tile of a kernel on each thread.
-    static void begin();
-    static void end();
+  // Before the first and after the last tile of a kernel on each thread.
+  static void begin();
+  static void end();
 };
 
 // Floats in accumulators(), this thread's 64-byte aligned buffer for results of tile().

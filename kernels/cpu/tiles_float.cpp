@@ -7,9 +7,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "vec16.h"
 #include "tiles.h"
-#if defined(ECHOC_AMX) && __has_include("amx.h")
+#include "vec16.h"
+#if defined(ECHOC_AMX)
 #include "amx.h"
 #endif
 
@@ -23,35 +23,35 @@ constexpr int kChains = 2;
 
 // One step of a panel against one row: what to load of each and how to accumulate.
 struct StepF32 {
-    static constexpr int64_t kRowBytes = 4;
-    using Vector = f32x16;
-    static ECHOC_INLINE Vector load(const std::byte* w) { return vec16::load(reinterpret_cast<const float*>(w)); }
-    static ECHOC_INLINE f32x16 step(f32x16 sum, Vector w, const std::byte* x) {
-        return fma(w, splat(read<float>(x)), sum);
-    }
+  static constexpr int64_t kRowBytes = 4;
+  using Vector = f32x16;
+  static ECHOC_INLINE Vector load(const std::byte* w) { return vec16::load(reinterpret_cast<const float*>(w)); }
+  static ECHOC_INLINE f32x16 step(f32x16 sum, Vector w, const std::byte* x) {
+    return fma(w, splat(read<float>(x)), sum);
+  }
 };
 
 #if defined(ECHOC_BF16_DOT)
 constexpr bool kBf16Rows = true;
 struct StepBf16 {
-    static constexpr int64_t kRowBytes = 4;
-    using Vector = __m512i;
-    static ECHOC_INLINE Vector load(const std::byte* w) { return _mm512_load_si512(w); }
-    static ECHOC_INLINE f32x16 step(f32x16 sum, Vector w, const std::byte* x) {
-        return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(read<int32_t>(x)));
-    }
+  static constexpr int64_t kRowBytes = 4;
+  using Vector = __m512i;
+  static ECHOC_INLINE Vector load(const std::byte* w) { return _mm512_load_si512(w); }
+  static ECHOC_INLINE f32x16 step(f32x16 sum, Vector w, const std::byte* x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(read<int32_t>(x)));
+  }
 };
 #else
 constexpr bool kBf16Rows = false;
 struct StepBf16 {
-    static constexpr int64_t kRowBytes = 8;
-    struct Vector {
-        f32x16 even, odd;
-    };
-    static ECHOC_INLINE Vector load(const std::byte* w) { return {even_bf16(w), odd_bf16(w)}; }
-    static ECHOC_INLINE f32x16 step(f32x16 sum, const Vector& w, const std::byte* x) {
-        return fma(w.odd, splat(read<float>(x + 4)), fma(w.even, splat(read<float>(x)), sum));
-    }
+  static constexpr int64_t kRowBytes = 8;
+  struct Vector {
+    f32x16 even, odd;
+  };
+  static ECHOC_INLINE Vector load(const std::byte* w) { return {even_bf16(w), odd_bf16(w)}; }
+  static ECHOC_INLINE f32x16 step(f32x16 sum, const Vector& w, const std::byte* x) {
+    return fma(w.odd, splat(read<float>(x + 4)), fma(w.even, splat(read<float>(x)), sum));
+  }
 };
 #endif
 
@@ -64,149 +64,150 @@ constexpr int kWide = 0;
 #endif
 
 struct Job {
-    const std::byte* rows;
-    int64_t row_stride;
-    const std::byte* panel;
-    int64_t panel_stride;
-    int64_t steps;
-    float* acc[2];
-    int64_t ld;
+  const std::byte* rows;
+  int64_t row_stride;
+  const std::byte* panel;
+  int64_t panel_stride;
+  int64_t steps;
+  float* acc[2];
+  int64_t ld;
 };
 
 // R rows times P panels.
 template <class Step, int R, int P>
 void block(const Job& job) {
-    f32x16 sum[kChains][R][P];
-    ECHOC_UNROLL
-    for (int i = 0; i < kChains * R * P; ++i) sum[i / (R * P)][i / P % R][i % P] = zero();
-    const std::byte* w = job.panel;
-    const std::byte* x = job.rows;
-    const auto advance = [&](int c, int64_t at) __attribute__((always_inline)) {
-        typename Step::Vector v[P];
-        ECHOC_UNROLL
-        for (int p = 0; p < P; ++p) v[p] = Step::load(w + p * job.panel_stride + at * kStepBytes);
-        ECHOC_UNROLL
-        for (int r = 0; r < R; ++r) {
-            ECHOC_UNROLL
-            for (int p = 0; p < P; ++p)
-                sum[c][r][p] = Step::step(sum[c][r][p], v[p], x + r * job.row_stride + at * Step::kRowBytes);
-        }
-    };
-    int64_t s = 0;
-    for (; s + kChains <= job.steps; s += kChains) {
-        ECHOC_UNROLL
-        for (int c = 0; c < kChains; ++c) advance(c, s + c);
-    }
-    if (s < job.steps) advance(0, s);
-    ECHOC_UNROLL
-    for (int r = 0; r < R; ++r) {
-        ECHOC_UNROLL
-        for (int p = 0; p < P; ++p) store(job.acc[p] + r * job.ld, add(sum[0][r][p], sum[1][r][p]));
-    }
+  f32x16 sum[kChains][R][P];
+  unroll<kChains * R * P>([&](auto i) ECHOC_INLINE_LAMBDA { sum[i / (R * P)][i / P % R][i % P] = zero(); });
+  const std::byte* w = job.panel;
+  const std::byte* x = job.rows;
+  const auto advance = [&](auto c) ECHOC_INLINE_LAMBDA {
+    typename Step::Vector v[P];
+    unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { v[p] = Step::load(w + p * job.panel_stride + c * kStepBytes); });
+    unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
+      sum[c][r][p] = Step::step(sum[c][r][p], v[p], x + r * job.row_stride + c * Step::kRowBytes);
+    });
+  };
+  int64_t s = 0;
+  for (; s + kChains <= job.steps; s += kChains, w += kChains * kStepBytes, x += kChains * Step::kRowBytes)
+    unroll<kChains>(advance);
+  if (s < job.steps) advance(std::integral_constant<int, 0>{});
+  unroll<R, P>([&](auto r, auto p)
+                   ECHOC_INLINE_LAMBDA { store(job.acc[p] + r * job.ld, add(sum[0][r][p], sum[1][r][p])); });
 }
 
 template <class Step, int P, int... R>
 void dispatch(int64_t rows, const Job& job, std::integer_sequence<int, R...>) {
-    using Block = void (*)(const Job&);
-    static constexpr Block kBlocks[] = {block<Step, R + 1, P>...};
-    kBlocks[rows - 1](job);
+  using Block = void (*)(const Job&);
+  static constexpr Block kBlocks[] = {block<Step, R + 1, P>...};
+  kBlocks[rows - 1](job);
 }
 
 // All row blocks of P panels, of near-equal height.
 template <class Step, int P, int Most>
 void sweep(Job job, int64_t num_rows) {
-    const int64_t blocks = (num_rows + Most - 1) / Most;
-    for (int64_t b = 0, r = 0; b < blocks; ++b) {
-        const int64_t end = num_rows * (b + 1) / blocks;
-        Job part = job;
-        part.rows += r * job.row_stride;
-        for (int p = 0; p < P; ++p) part.acc[p] += r * job.ld;
-        dispatch<Step, P>(end - r, part, std::make_integer_sequence<int, Most>{});
-        r = end;
-    }
+  const int64_t blocks = (num_rows + Most - 1) / Most;
+  for (int64_t b = 0, r = 0; b < blocks; ++b) {
+    const int64_t end = num_rows * (b + 1) / blocks;
+    Job part = job;
+    part.rows += r * job.row_stride;
+    for (int p = 0; p < P; ++p) part.acc[p] += r * job.ld;
+    dispatch<Step, P>(end - r, part, std::make_integer_sequence<int, Most>{});
+    r = end;
+  }
 }
 
-template <class Step>
+// place(p) is where panel p's results go.
+template <class Step, class Place>
 void multiply(const void* rows, int64_t row_stride, const void* panels, int64_t panel_stride, int64_t steps,
-              int64_t num_rows, int64_t num_panels, float* acc, int64_t ld, int64_t planes, int64_t plane) {
-    const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * layout::kPanel; };
-    Job job{static_cast<const std::byte*>(rows), row_stride, static_cast<const std::byte*>(panels), panel_stride,
-            steps, {}, ld};
-    int64_t p = 0;
-    if constexpr (kWide > 0) {
-        for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
-            job.acc[0] = place(p);
-            job.acc[1] = place(p + 1);
-            sweep<Step, 2, kWide>(job, num_rows);
-            job.panel += 2 * panel_stride;
-        }
+              int64_t num_rows, int64_t num_panels, int64_t ld, Place&& place) {
+  Job job{static_cast<const std::byte*>(rows),
+          row_stride,
+          static_cast<const std::byte*>(panels),
+          panel_stride,
+          steps,
+          {},
+          ld};
+  int64_t p = 0;
+  if constexpr (kWide > 0) {
+    for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
+      job.acc[0] = place(p);
+      job.acc[1] = place(p + 1);
+      sweep<Step, 2, kWide>(job, num_rows);
+      job.panel += 2 * panel_stride;
     }
-    for (; p < num_panels; ++p) {
-        job.acc[0] = place(p);
-        sweep<Step, 1, kTall>(job, num_rows);
-        job.panel += panel_stride;
-    }
+  }
+  for (; p < num_panels; ++p) {
+    job.acc[0] = place(p);
+    sweep<Step, 1, kTall>(job, num_rows);
+    job.panel += panel_stride;
+  }
 }
 
 }  // namespace
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
-    const int64_t padded = layout::padded_k(Bits, Group, K);
-    using Element = std::conditional_t<(Bits == 16 && kBf16Rows), bf16_t, float>;
-    auto* out = static_cast<Element*>(row);
-    from_float(x, out, K);
-    std::fill(out + K, out + padded, Element{});
+  const int64_t padded = layout::padded_k(Bits, Group, K);
+  using Element = std::conditional_t<(Bits == 16 && kBf16Rows), bf16_t, float>;
+  auto* out = static_cast<Element*>(row);
+  from_float(x, out, K);
+  std::fill(out + K, out + padded, Element{});
 }
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
-                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic) {
-#if defined(ECHOC_AMX) && __has_include("amx.h")
-    if constexpr (Bits == 16) {
-        if (amx::multiply_bf16(rows, row_bytes(K), panels, panel_bytes(K), layout::padded_k(16, 0, K), num_rows,
-                               num_panels, acc, ld, planes, plane, deterministic))
-            return;
+                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool) {
+  const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
+#if defined(ECHOC_AMX)
+  if constexpr (Bits == 16) {
+    if (amx::available()) {
+      const auto* weights = static_cast<const std::byte*>(panels);
+      amx::multiply_bf16(
+          static_cast<const std::byte*>(rows), row_bytes(K), num_rows, num_panels,
+          layout::padded_k(16, 0, K) / layout::kBf16Step, ld,
+          [&](int64_t p, int64_t step, int64_t, int) { return weights + p * panel_bytes(K) + step * 1024; }, place);
+      return;
     }
+  }
 #endif
-    (void)deterministic;
-    using Step = std::conditional_t<Bits == 16, StepBf16, StepF32>;
-    const int64_t steps = panel_bytes(K) / kStepBytes;
-    multiply<Step>(rows, row_bytes(K), panels, panel_bytes(K), steps, num_rows, num_panels, acc, ld, planes, plane);
+  using Step = std::conditional_t<Bits == 16, StepBf16, StepF32>;
+  const int64_t steps = panel_bytes(K) / kStepBytes;
+  multiply<Step>(rows, row_bytes(K), panels, panel_bytes(K), steps, num_rows, num_panels, ld, place);
 }
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave,
                                      int64_t which) {
-    constexpr int64_t kPacked = 32 / Bits;  // consecutive k of a lane
-    using Element = std::conditional_t<Bits == 16, bf16_t, float>;
-    const auto* panel = static_cast<const std::byte*>(w) + (n / kPanel * interleave + which) * panel_bytes(K);
-    const auto* values = reinterpret_cast<const Element*>(panel) + n % kPanel * kPacked;
-    for (int64_t k = 0; k < K; ++k) out[k] = to_float(values[k / kPacked * kPacked * kPanel + k % kPacked]);
+  constexpr int64_t kPacked = 32 / Bits;  // consecutive k of a lane
+  using Element = std::conditional_t<Bits == 16, bf16_t, float>;
+  const auto* panel = static_cast<const std::byte*>(w) + (n / kPanel * interleave + which) * panel_bytes(K);
+  const auto* values = reinterpret_cast<const Element*>(panel) + n % kPanel * kPacked;
+  for (int64_t k = 0; k < K; ++k) out[k] = to_float(values[k / kPacked * kPacked * kPanel + k % kPacked]);
 }
 
 template <int Bits, int Group>
 Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
-    return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
+#if defined(ECHOC_AMX)
+  if (Bits == 16 && T > 32) return {512, 16};
+#endif
+  return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
 }
 
 template <int Bits, int Group>
-void Weight<Bits, Group>::begin() {
-#if defined(ECHOC_AMX) && __has_include("amx.h")
-    if constexpr (Bits == 16) amx::acquire();
-#endif
-}
+void Weight<Bits, Group>::begin() {}
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::end() {
-#if defined(ECHOC_AMX) && __has_include("amx.h")
-    if constexpr (Bits == 16) amx::release();
+#if defined(ECHOC_AMX)
+  if constexpr (Bits == 16) {
+    if (amx::available()) amx::release();
+  }
 #endif
 }
 
 float* accumulators() {
-    alignas(64) static thread_local float buffer[kAccumulators];
-    return buffer;
+  alignas(64) static thread_local float buffer[kAccumulators];
+  return buffer;
 }
 
 template struct Weight<32, 0>;

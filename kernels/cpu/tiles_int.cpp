@@ -9,6 +9,9 @@
 
 #include "bytes.h"
 #include "vec16.h"
+#if defined(ECHOC_AMX)
+#include "amx.h"
+#endif
 #include "tiles.h"
 
 namespace echoc {
@@ -17,224 +20,226 @@ namespace {
 using namespace vec16;
 
 #if defined(ECHOC_AVX512)
-constexpr int kTall = 12;  // most rows of a block one panel wide: few rows, bound by the weight's stream
-constexpr int kWide = 6;   // most rows of a block two panels wide: many rows, bound by arithmetic
+constexpr int kTall = 8;  // most rows of a block one panel wide: few rows, bound by the weight's stream
+constexpr int kWide = 6;  // most rows of a block two panels wide: many rows, bound by arithmetic
 #else
-constexpr int kTall = 3;
+constexpr int kTall = 2;
 constexpr int kWide = 0;
 #endif
 
+#if defined(ECHOC_AMX)
+constexpr int64_t kAmxRows = 5;  // fewer are quicker without tiles
+#endif
+
 struct Job {
-    const std::byte* rows;
-    int64_t row_stride;
-    int64_t scales;  // offsets in a row
-    int64_t sums;
-    const std::byte* panel;
-    int64_t panel_stride;
-    int64_t blocks;  // of two groups
-    int group;
-    float* acc[2];
-    int64_t ld;
+  const std::byte* rows;
+  int64_t row_stride;
+  int64_t scales;  // offsets in a row
+  int64_t sums;
+  const std::byte* panel;
+  int64_t panel_stride;
+  int64_t blocks;  // of two groups
+  int group;
+  float* acc[2];
+  int64_t ld;
 };
 
 // One group: `w` points at its values, `g` counts groups, `scales` are the panel's.
 template <int Bits, int R, int P>
 ECHOC_INLINE void add_group(const Job& job, const std::byte* w, const std::byte* scales, int64_t g,
                             f32x16 (&sum)[R][P]) {
-    using Dot = ByteDot<Bits>;
-    constexpr int kPartBytes = 32 * 16 * Bits / 8;  // a group goes in parts of 32 k, eight steps
-    const std::byte* row_group = job.rows + g * 4;
-    const std::byte* x = job.rows + g * job.group;
-    typename Dot::Sum dot[R][P];
-    ECHOC_UNROLL
-    for (int r = 0; r < R; ++r) {
-        ECHOC_UNROLL
-        for (int p = 0; p < P; ++p) dot[r][p] = Dot::start(read<int32_t>(row_group + r * job.row_stride + job.sums));
-    }
-    for (int64_t part = 0; part < job.group; part += 32, w += kPartBytes, x += 32) {
-        ECHOC_UNROLL
-        for (int s = 0; s < kPartBytes / 64; ++s) {
-            typename Dot::Vector v[P][Dot::kVectors];
-            ECHOC_UNROLL
-            for (int p = 0; p < P; ++p) Dot::load(w + p * job.panel_stride + s * 64, v[p]);
-            ECHOC_UNROLL
-            for (int i = 0; i < Dot::kVectors; ++i) {
-                ECHOC_UNROLL
-                for (int r = 0; r < R; ++r) {
-                    ECHOC_UNROLL
-                    for (int p = 0; p < P; ++p)
-                        Dot::step(dot[r][p], v[p][i], x + r * job.row_stride + (s * Dot::kVectors + i) * 4);
-                }
-            }
-        }
-        ECHOC_UNROLL
-        for (int r = 0; r < R; ++r) {
-            ECHOC_UNROLL
-            for (int p = 0; p < P; ++p) Dot::flush(dot[r][p]);
-        }
-    }
-    f32x16 scale[P];
-    ECHOC_UNROLL
-    for (int p = 0; p < P; ++p) scale[p] = load_f16(scales + p * job.panel_stride);
-    ECHOC_UNROLL
-    for (int r = 0; r < R; ++r) {
-        const f32x16 row_scale = splat(read<float>(row_group + r * job.row_stride + job.scales));
-        ECHOC_UNROLL
-        for (int p = 0; p < P; ++p) sum[r][p] = fma(Dot::finish(dot[r][p]), mul(scale[p], row_scale), sum[r][p]);
-    }
+  using Dot = ByteDot<Bits>;
+  constexpr int kPartBytes = 32 * 16 * Bits / 8;  // a group goes in parts of 32 k, eight steps
+  const std::byte* row_group = job.rows + g * 4;
+  const std::byte* x = job.rows + g * job.group;
+  typename Dot::Sum dot[R][P];
+  unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
+    dot[r][p] = Dot::start(read<int32_t>(row_group + r * job.row_stride + job.sums));
+  });
+  for (int64_t part = 0; part < job.group; part += 32, w += kPartBytes, x += 32) {
+    unroll<kPartBytes / 64>([&](auto s) ECHOC_INLINE_LAMBDA {
+      typename Dot::Vector v[P][Dot::kVectors];
+      unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { Dot::load(w + p * job.panel_stride + s * 64, v[p]); });
+      unroll<Dot::kVectors>([&](auto i) ECHOC_INLINE_LAMBDA {
+        unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
+          Dot::step(dot[r][p], v[p][i], x + r * job.row_stride + (s * Dot::kVectors + i) * 4);
+        });
+      });
+    });
+    unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA { Dot::flush(dot[r][p]); });
+  }
+  f32x16 scale[P];
+  unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { scale[p] = load_f16(scales + p * job.panel_stride); });
+  unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
+    const f32x16 row_scale = splat(read<float>(row_group + r * job.row_stride + job.scales));
+    sum[r][p] = fma(Dot::finish(dot[r][p]), mul(scale[p], row_scale), sum[r][p]);
+  });
 }
 
 // R rows times P panels.
 template <int Bits, int R, int P>
 void block(const Job& job) {
-    const int64_t group_bytes = layout::group_bytes(Bits, job.group);
-    const int64_t block_bytes = layout::block_bytes(Bits, job.group);
-    f32x16 sum[R][P];
-    ECHOC_UNROLL
-    for (int r = 0; r < R; ++r) {
-        ECHOC_UNROLL
-        for (int p = 0; p < P; ++p) sum[r][p] = zero();
-    }
-    for (int64_t b = 0; b < job.blocks; ++b) {
-        const std::byte* w = job.panel + b * block_bytes;
-        const std::byte* scales = w + 2 * group_bytes;
-        for (int64_t h = 0; h < 2; ++h)
-            add_group<Bits, R, P>(job, w + h * group_bytes, scales + h * 32, 2 * b + h, sum);
-    }
-    ECHOC_UNROLL
-    for (int r = 0; r < R; ++r) {
-        ECHOC_UNROLL
-        for (int p = 0; p < P; ++p) store(job.acc[p] + r * job.ld, sum[r][p]);
-    }
+  const int64_t group_bytes = layout::group_bytes(Bits, job.group);
+  const int64_t block_bytes = layout::block_bytes(Bits, job.group);
+  f32x16 sum[R][P];
+  unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA { sum[r][p] = zero(); });
+  for (int64_t b = 0; b < job.blocks; ++b) {
+    const std::byte* w = job.panel + b * block_bytes;
+    const std::byte* scales = w + 2 * group_bytes;
+    for (int64_t h = 0; h < 2; ++h) add_group<Bits, R, P>(job, w + h * group_bytes, scales + h * 32, 2 * b + h, sum);
+  }
+  unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA { store(job.acc[p] + r * job.ld, sum[r][p]); });
 }
 
 template <int Bits, int P, int... R>
 void dispatch(int64_t rows, const Job& job, std::integer_sequence<int, R...>) {
-    using Block = void (*)(const Job&);
-    static constexpr Block kBlocks[] = {block<Bits, R + 1, P>...};
-    kBlocks[rows - 1](job);
+  using Block = void (*)(const Job&);
+  static constexpr Block kBlocks[] = {block<Bits, R + 1, P>...};
+  kBlocks[rows - 1](job);
 }
 
 // All row blocks of P panels, of near-equal height.
 template <int Bits, int P, int Most>
 void sweep(const Job& job, int64_t num_rows) {
-    const int64_t blocks = (num_rows + Most - 1) / Most;
-    for (int64_t b = 0, r = 0; b < blocks; ++b) {
-        const int64_t end = num_rows * (b + 1) / blocks;
-        Job part = job;
-        part.rows += r * job.row_stride;
-        for (int p = 0; p < P; ++p) part.acc[p] += r * job.ld;
-        dispatch<Bits, P>(end - r, part, std::make_integer_sequence<int, Most>{});
-        r = end;
-    }
+  const int64_t blocks = (num_rows + Most - 1) / Most;
+  for (int64_t b = 0, r = 0; b < blocks; ++b) {
+    const int64_t end = num_rows * (b + 1) / blocks;
+    Job part = job;
+    part.rows += r * job.row_stride;
+    for (int p = 0; p < P; ++p) part.acc[p] += r * job.ld;
+    dispatch<Bits, P>(end - r, part, std::make_integer_sequence<int, Most>{});
+    r = end;
+  }
 }
 
 template <int Group>
 void prepare_group(const float* x, int count, int8_t* out, float* scale, int32_t* sum) {
-    float most = 0.0f;
-    for (int i = 0; i < count; ++i) {
-        const float size = std::fabs(x[i]);
-        most = most < size ? size : most;
-    }
-    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    int32_t total = 0;
-    for (int i = 0; i < count; ++i) {
-        // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, in the mantissa's low bits.
-        const float rounded = x[i] * inverse + 12582912.0f;
-        const auto value = static_cast<int8_t>(std::bit_cast<int32_t>(rounded) & 0xff);
-        out[i] = value;
-        total += value;
-    }
-    *scale = most / 127.0f;
-    *sum = total;
+  float most = 0.0f;
+  for (int i = 0; i < count; ++i) {
+    const float size = std::fabs(x[i]);
+    most = most < size ? size : most;
+  }
+  const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+  int32_t total = 0;
+  for (int i = 0; i < count; ++i) {
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, in the mantissa's low bits.
+    const float rounded = x[i] * inverse + 12582912.0f;
+    const auto value = static_cast<int8_t>(std::bit_cast<int32_t>(rounded) & 0xff);
+    out[i] = value;
+    total += value;
+  }
+  *scale = most / 127.0f;
+  *sum = total;
 }
 
 }  // namespace
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
-    auto* bytes = static_cast<std::byte*>(row);
-    auto* values = reinterpret_cast<int8_t*>(bytes);
-    auto* scales = reinterpret_cast<float*>(bytes + layout::row_scales(Group, K));
-    auto* sums = reinterpret_cast<int32_t*>(bytes + layout::row_sums(Group, K));
-    constexpr auto kOffset = static_cast<int32_t>(layout::offset_of(Bits));
-    const int64_t groups = layout::groups(Group, K);
-    for (int64_t g = 0; g < groups; ++g) {
-        float padded[Group];
-        const float* group = x + g * Group;
-        const int64_t count = std::clamp<int64_t>(K - g * Group, 0, Group);
-        if (count < Group) {
-            std::fill(std::copy_n(group, count, padded), padded + Group, 0.0f);
-            group = padded;
-        }
-        prepare_group<Group>(group, Group, values + g * Group, scales + g, sums + g);
-        sums[g] *= -kOffset;
+  auto* bytes = static_cast<std::byte*>(row);
+  auto* values = reinterpret_cast<int8_t*>(bytes);
+  auto* scales = reinterpret_cast<float*>(bytes + layout::row_scales(Group, K));
+  auto* sums = reinterpret_cast<int32_t*>(bytes + layout::row_sums(Group, K));
+  constexpr auto kOffset = static_cast<int32_t>(layout::offset_of(Bits));
+  const int64_t groups = layout::groups(Group, K);
+  for (int64_t g = 0; g < groups; ++g) {
+    float padded[Group];
+    const float* group = x + g * Group;
+    const int64_t count = std::clamp<int64_t>(K - g * Group, 0, Group);
+    if (count < Group) {
+      std::fill(std::copy_n(group, count, padded), padded + Group, 0.0f);
+      group = padded;
     }
+    prepare_group<Group>(group, Group, values + g * Group, scales + g, sums + g);
+    sums[g] *= -kOffset;
+  }
 }
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
                                float* acc, int64_t ld, int64_t planes, int64_t plane, bool) {
-    const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
-    Job job{static_cast<const std::byte*>(rows),
-            row_bytes(K),
-            layout::row_scales(Group, K),
-            layout::row_sums(Group, K),
-            static_cast<const std::byte*>(panels),
-            panel_bytes(K),
-            layout::groups(Group, K) / 2,
-            Group,
-            {},
-            ld};
-    int64_t p = 0;
-    if constexpr (kWide > 0) {
-        for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
-            job.acc[0] = place(p);
-            job.acc[1] = place(p + 1);
-            sweep<Bits, 2, kWide>(job, num_rows);
-            job.panel += 2 * job.panel_stride;
-        }
+  const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
+#if defined(ECHOC_AMX)
+  if (num_rows >= kAmxRows && amx::available()) {
+    const amx::IntJob tiled{static_cast<const std::byte*>(rows),
+                            row_bytes(K),
+                            layout::row_scales(Group, K),
+                            layout::row_sums(Group, K),
+                            static_cast<const std::byte*>(panels),
+                            layout::groups(Group, K) / 2,
+                            Group,
+                            nullptr,
+                            ld};
+    amx::multiply_int<Bits>(tiled, panel_bytes(K), num_rows, num_panels, place);
+    return;
+  }
+#endif
+  Job job{static_cast<const std::byte*>(rows),
+          row_bytes(K),
+          layout::row_scales(Group, K),
+          layout::row_sums(Group, K),
+          static_cast<const std::byte*>(panels),
+          panel_bytes(K),
+          layout::groups(Group, K) / 2,
+          Group,
+          {},
+          ld};
+  int64_t p = 0;
+  if constexpr (kWide > 0) {
+    for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
+      job.acc[0] = place(p);
+      job.acc[1] = place(p + 1);
+      sweep<Bits, 2, kWide>(job, num_rows);
+      job.panel += 2 * job.panel_stride;
     }
-    for (; p < num_panels; ++p) {
-        job.acc[0] = place(p);
-        sweep<Bits, 1, kTall>(job, num_rows);
-        job.panel += job.panel_stride;
-    }
+  }
+  for (; p < num_panels; ++p) {
+    job.acc[0] = place(p);
+    sweep<Bits, 1, kTall>(job, num_rows);
+    job.panel += job.panel_stride;
+  }
 }
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave,
                                      int64_t which) {
-    const auto* panel = static_cast<const std::byte*>(w) + (n / kPanel * interleave + which) * panel_bytes(K);
-    const int64_t lane = n % kPanel;
-    constexpr int64_t kGroupBytes = layout::group_bytes(Bits, Group);
-    constexpr auto kOffset = static_cast<int>(layout::offset_of(Bits));
-    for (int64_t k = 0; k < K; ++k) {
-        const int64_t g = k / Group;
-        const int64_t i = k % Group;
-        const std::byte* block = panel + g / 2 * layout::block_bytes(Bits, Group);
-        const auto* values = reinterpret_cast<const uint8_t*>(block + g % 2 * kGroupBytes);
-        const f16_t scale = reinterpret_cast<const f16_t*>(block + 2 * kGroupBytes)[g % 2 * kPanel + lane];
-        int stored = 0;
-        if constexpr (Bits == 8) {
-            stored = values[i / 4 * 64 + lane * 4 + i % 4];
-        } else {
-            stored = values[i / 8 * 64 + lane * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
-        }
-        out[k] = static_cast<float>(stored - kOffset) * to_float(scale);
+  const auto* panel = static_cast<const std::byte*>(w) + (n / kPanel * interleave + which) * panel_bytes(K);
+  const int64_t lane = n % kPanel;
+  constexpr int64_t kGroupBytes = layout::group_bytes(Bits, Group);
+  constexpr auto kOffset = static_cast<int>(layout::offset_of(Bits));
+  for (int64_t k = 0; k < K; ++k) {
+    const int64_t g = k / Group;
+    const int64_t i = k % Group;
+    const std::byte* block = panel + g / 2 * layout::block_bytes(Bits, Group);
+    const auto* values = reinterpret_cast<const uint8_t*>(block + g % 2 * kGroupBytes);
+    const f16_t scale = reinterpret_cast<const f16_t*>(block + 2 * kGroupBytes)[g % 2 * kPanel + lane];
+    int stored = 0;
+    if constexpr (Bits == 8) {
+      stored = values[i / 4 * 64 + lane * 4 + i % 4];
+    } else {
+      stored = values[i / 8 * 64 + lane * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
     }
+    out[k] = static_cast<float>(stored - kOffset) * to_float(scale);
+  }
 }
 
 template <int Bits, int Group>
 Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
-    return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
+#if defined(ECHOC_AMX)
+  if (T > 32) return {512, 16};
+#endif
+  return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
 }
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::begin() {}
 
 template <int Bits, int Group>
-void Weight<Bits, Group>::end() {}
+void Weight<Bits, Group>::end() {
+#if defined(ECHOC_AMX)
+  if (amx::available()) amx::release();
+#endif
+}
 
 template struct Weight<8, 32>;
 template struct Weight<8, 64>;

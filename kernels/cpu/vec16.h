@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "half.h"
 
@@ -34,22 +36,32 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
-#if !defined(ECHOC_AVX512) && !defined(ECHOC_AVX2)
-#define ECHOC_UNROLL  // arrays of lanes would unroll to whole pages of scalar code
-#elif defined(__clang__)
-#define ECHOC_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define ECHOC_UNROLL _Pragma("GCC unroll 32")
-#endif
 #define ECHOC_INLINE inline __attribute__((always_inline))
+#define ECHOC_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace echoc::vec16 {
 
+// f(0), ..., f(N - 1) with constant arguments: written out before arrays are taken apart, so that arrays of vectors
+// indexed by them live in registers. Loops unrolled by a pragma come too late for that.
+template <class F, int... I>
+ECHOC_INLINE void unroll(F&& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+ECHOC_INLINE void unroll(F&& f) {
+  unroll(f, std::make_integer_sequence<int, N>{});
+}
+// f(i, j) for i < N, j < M.
+template <int N, int M, class F>
+ECHOC_INLINE void unroll(F&& f) {
+  unroll<N>([&](auto i) ECHOC_INLINE_LAMBDA { unroll<M>([&](auto j) ECHOC_INLINE_LAMBDA { f(i, j); }); });
+}
+
 template <class T>
 ECHOC_INLINE T read(const void* from) {
-    T value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
 }
 
 #if defined(ECHOC_AVX512)
@@ -63,89 +75,89 @@ ECHOC_INLINE f32x16 add(f32x16 a, f32x16 b) { return _mm512_add_ps(a, b); }
 ECHOC_INLINE f32x16 mul(f32x16 a, f32x16 b) { return _mm512_mul_ps(a, b); }
 ECHOC_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return _mm512_fmadd_ps(a, b, c); }
 ECHOC_INLINE f32x16 load_f16(const void* from) {
-    return _mm512_cvtph_ps(_mm256_load_si256(static_cast<const __m256i*>(from)));
+  return _mm512_cvtph_ps(_mm256_load_si256(static_cast<const __m256i*>(from)));
 }
 // bf16 pairs [16][2] as two f32 vectors.
 ECHOC_INLINE f32x16 even_bf16(const void* from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_load_si512(from), 16));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_load_si512(from), 16));
 }
 ECHOC_INLINE f32x16 odd_bf16(const void* from) {
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(_mm512_load_si512(from), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_load_si512(from), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 #elif defined(ECHOC_AVX2)
 
 struct f32x16 {
-    __m256 low, high;
+  __m256 low, high;
 };
 ECHOC_INLINE f32x16 splat(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 ECHOC_INLINE f32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 ECHOC_INLINE f32x16 load(const float* from) { return {_mm256_load_ps(from), _mm256_load_ps(from + 8)}; }
 ECHOC_INLINE void store(float* to, f32x16 value) {
-    _mm256_store_ps(to, value.low);
-    _mm256_store_ps(to + 8, value.high);
+  _mm256_store_ps(to, value.low);
+  _mm256_store_ps(to + 8, value.high);
 }
 ECHOC_INLINE f32x16 add(f32x16 a, f32x16 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 ECHOC_INLINE f32x16 mul(f32x16 a, f32x16 b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
 ECHOC_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
-    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 ECHOC_INLINE f32x16 load_f16(const void* from) {
-    const auto* half = static_cast<const __m128i*>(from);
-    return {_mm256_cvtph_ps(_mm_load_si128(half)), _mm256_cvtph_ps(_mm_load_si128(half + 1))};
+  const auto* half = static_cast<const __m128i*>(from);
+  return {_mm256_cvtph_ps(_mm_load_si128(half)), _mm256_cvtph_ps(_mm_load_si128(half + 1))};
 }
 ECHOC_INLINE f32x16 even_bf16(const void* from) {
-    const auto* pairs = static_cast<const __m256i*>(from);
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_load_si256(pairs), 16)),
-            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_load_si256(pairs + 1), 16))};
+  const auto* pairs = static_cast<const __m256i*>(from);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_load_si256(pairs), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_load_si256(pairs + 1), 16))};
 }
 ECHOC_INLINE f32x16 odd_bf16(const void* from) {
-    const auto* pairs = static_cast<const __m256i*>(from);
-    const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-    return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_load_si256(pairs), mask)),
-            _mm256_castsi256_ps(_mm256_and_si256(_mm256_load_si256(pairs + 1), mask))};
+  const auto* pairs = static_cast<const __m256i*>(from);
+  const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_load_si256(pairs), mask)),
+          _mm256_castsi256_ps(_mm256_and_si256(_mm256_load_si256(pairs + 1), mask))};
 }
 
 #else
 
 struct f32x16 {
-    float lane[16];
+  float lane[16];
 };
 template <class F>
 ECHOC_INLINE f32x16 each(F&& f) {
-    f32x16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = f(i);
-    return out;
+  f32x16 out;
+  for (int i = 0; i < 16; ++i) out.lane[i] = f(i);
+  return out;
 }
 ECHOC_INLINE f32x16 splat(float value) {
-    return each([&](int) { return value; });
+  return each([&](int) { return value; });
 }
 ECHOC_INLINE f32x16 zero() { return splat(0.0f); }
 ECHOC_INLINE f32x16 load(const float* from) {
-    return each([&](int i) { return from[i]; });
+  return each([&](int i) { return from[i]; });
 }
 ECHOC_INLINE void store(float* to, f32x16 value) { std::memcpy(to, value.lane, sizeof value.lane); }
 ECHOC_INLINE f32x16 add(f32x16 a, f32x16 b) {
-    return each([&](int i) { return a.lane[i] + b.lane[i]; });
+  return each([&](int i) { return a.lane[i] + b.lane[i]; });
 }
 ECHOC_INLINE f32x16 mul(f32x16 a, f32x16 b) {
-    return each([&](int i) { return a.lane[i] * b.lane[i]; });
+  return each([&](int i) { return a.lane[i] * b.lane[i]; });
 }
 ECHOC_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
-    return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
 ECHOC_INLINE f32x16 load_f16(const void* from) {
-    const auto* half = static_cast<const f16_t*>(from);
-    return each([&](int i) { return to_float(half[i]); });
+  const auto* half = static_cast<const f16_t*>(from);
+  return each([&](int i) { return to_float(half[i]); });
 }
 ECHOC_INLINE f32x16 even_bf16(const void* from) {
-    const auto* pairs = static_cast<const bf16_t*>(from);
-    return each([&](int i) { return to_float(pairs[2 * i]); });
+  const auto* pairs = static_cast<const bf16_t*>(from);
+  return each([&](int i) { return to_float(pairs[2 * i]); });
 }
 ECHOC_INLINE f32x16 odd_bf16(const void* from) {
-    const auto* pairs = static_cast<const bf16_t*>(from);
-    return each([&](int i) { return to_float(pairs[2 * i + 1]); });
+  const auto* pairs = static_cast<const bf16_t*>(from);
+  return each([&](int i) { return to_float(pairs[2 * i + 1]); });
 }
 
 #endif

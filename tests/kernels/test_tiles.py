@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiles import FORMATS, LEVELS, Format, Level, Tiles, build, runnable_levels  # noqa: E402
+from tiles import FORMATS, LEVELS, Format, Level, Tiles, build, runnable_levels
 
 SHAPES = [(1, 1, 1), (1, 16, 32), (1, 50, 257), (2, 33, 64), (5, 17, 100), (12, 48, 96), (13, 40, 130)]
 SHAPES += [(16, 64, 64), (17, 31, 65), (33, 272, 320), (70, 100, 192), (130, 272, 1100)]
@@ -57,7 +57,7 @@ def test_gemm_matches_float64(tiles: Tiles, fmt: Format, T: int, N: int, K: int)
     for nthreads in (1, 3):
         out, writes = tiles.gemm(fmt, x, packed, N, nthreads=nthreads)
         assert (writes == 1).all()
-        wanted = np.einsum("tk,snk->stn", x.astype(np.float64), stored.astype(np.float64))
+        wanted = x.astype(np.float64) @ stored.astype(np.float64).transpose(0, 2, 1)
         assert error(out, wanted, x, stored) < fmt.tolerance
 
 
@@ -110,17 +110,14 @@ def test_experts(tiles: Tiles, fmt: Format, rows: int, rows_per_x: int) -> None:
     np.random.default_rng(3).shuffle(ids[: rows // 2])
     ids[1] = -1
     x = rows_of(rows // rows_per_x, K)
-    out, writes = tiles.gemm(
-        *(fmt, x, joined, N),
-        **dict(interleave=interleave, nthreads=2, deterministic=True),
-        **dict(ids=ids, rows_per_x=rows_per_x, experts=experts),
-    )
+    how = {"interleave": interleave, "deterministic": True}
+    out, writes = tiles.gemm(fmt, x, joined, N, nthreads=2, ids=ids, rows_per_x=rows_per_x, experts=experts, **how)
     assert (writes[ids >= 0] == 1).all()
     assert (writes[ids < 0] == 0).all()
     for i, e in enumerate(ids):
         if e >= 0:
             row = x[i // rows_per_x : i // rows_per_x + 1]
-            alone, _ = tiles.gemm(fmt, row, packed[e], N, interleave=interleave, deterministic=True)
+            alone, _ = tiles.gemm(fmt, row, packed[e], N, **how)
             np.testing.assert_array_equal(out[:, i], alone[:, 0])
 
 

@@ -77,7 +77,7 @@ FORMATS = [Format(32, 0, 2e-6), Format(16, 0, 4e-3)] + [
 class Problem(ctypes.Structure):
     """The C struct of the same name in tiles_driver.cpp."""
 
-    _fields_ = [  # noqa: RUF012  ctypes reads a plain list
+    _fields_ = [
         ("T", ctypes.c_int64),
         ("N", ctypes.c_int64),
         ("K", ctypes.c_int64),

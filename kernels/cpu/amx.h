@@ -1,0 +1,249 @@
+// Intel AMX: multiplies blocks of up to 32 rows and 2 panels in tile registers.
+//
+// Tiles 0 to 3 hold results (0 and 1 of the first 16 rows, 2 and 3 of the second), 4 and 5 rows of x, 6 and 7 panels of
+// w. A packed bf16 panel is a sequence of tiles as it lies, and so is an i8 one.
+#pragma once
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+#include "vec16.h"
+
+namespace echoc::amx {
+
+using vec16::f32x16;
+
+// Whether the system lets this process use tiles; asks for it on first use.
+inline bool available() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
+// Shapes the tiles for blocks of first + second rows and `depth` bytes of k a tile. Leaves the tiles zero.
+inline void configure(int64_t first, int64_t second, int64_t depth) {
+  struct alignas(64) {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t column_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } config;
+  const auto shape = [&](int tile, int64_t rows, int64_t column_bytes) {
+    config.rows[tile] = static_cast<uint8_t>(rows);
+    config.column_bytes[tile] = static_cast<uint16_t>(rows > 0 ? column_bytes : 0);
+  };
+  for (int i = 0; i < 2; ++i) {
+    shape(i, first, 64);
+    shape(2 + i, second, 64);
+    shape(6 + i, depth / 4, 64);
+  }
+  shape(4, first, depth);
+  shape(5, second, depth);
+  _tile_loadconfig(&config);
+}
+
+// Frees the tile state, so that the core can sleep deeply and switches stay cheap.
+inline void release() { _tile_release(); }
+
+// The compiler's tile instructions do not all say that they read memory.
+ECHOC_INLINE void fence() { asm volatile("" ::: "memory"); }
+
+// Where a block lies: x at its first row and k, panels at the same k.
+struct Block {
+  const std::byte* x;
+  int64_t x_stride;
+  const std::byte* w[2];
+  int64_t steps;  // of 32 k
+  float* acc[2];
+  int64_t ld;
+  bool resume;  // add to what acc holds
+};
+
+// One block of bf16: rows of tile 0 (and of tile 2 when Tall) times one panel (two when Wide). k ascends in steps of
+// 32 in one chain, through memory or not, so that a result does not depend on how blocks were cut.
+template <bool Tall, bool Wide>
+void block_bf16(const Block& b) {
+  const int64_t acc_stride = b.ld * static_cast<int64_t>(sizeof(float));
+  fence();
+  if (b.resume) {
+    _tile_loadd(0, b.acc[0], acc_stride);
+    if constexpr (Wide) _tile_loadd(1, b.acc[1], acc_stride);
+    if constexpr (Tall) _tile_loadd(2, b.acc[0] + 16 * b.ld, acc_stride);
+    if constexpr (Tall && Wide) _tile_loadd(3, b.acc[1] + 16 * b.ld, acc_stride);
+  } else {
+    _tile_zero(0);
+    if constexpr (Wide) _tile_zero(1);
+    if constexpr (Tall) _tile_zero(2);
+    if constexpr (Tall && Wide) _tile_zero(3);
+  }
+  const std::byte* x = b.x;
+  for (int64_t s = 0; s < b.steps; ++s, x += 64) {
+    _tile_loadd(4, x, b.x_stride);
+    _tile_loadd(6, b.w[0] + s * 1024, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (Wide) {
+      _tile_loadd(7, b.w[1] + s * 1024, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (Tall) {
+      _tile_loadd(5, x + 16 * b.x_stride, b.x_stride);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if constexpr (Tall && Wide) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, b.acc[0], acc_stride);
+  if constexpr (Wide) _tile_stored(1, b.acc[1], acc_stride);
+  if constexpr (Tall) _tile_stored(2, b.acc[0] + 16 * b.ld, acc_stride);
+  if constexpr (Tall && Wide) _tile_stored(3, b.acc[1] + 16 * b.ld, acc_stride);
+  fence();
+}
+
+// Multiplies num_rows bf16 rows with num_panels panels. panels(p, step, steps) returns steps [step, step + steps) of
+// panel p as bf16 tiles; a pointer stays valid until panels() is called for another pair. place(p) is where panel p's
+// results go.
+template <class Panels, class Place>
+void multiply_bf16(const std::byte* x, int64_t x_stride, int64_t num_rows, int64_t num_panels, int64_t steps,
+                   int64_t ld, Panels&& panels, Place&& place) {
+  // Many rows: 16 KiB of a panel at a time, which then stay in the first-level cache for all rows.
+  constexpr int64_t kChunk = 16;
+  const int64_t chunk = num_rows > 32 ? kChunk : steps;
+  const int64_t width = num_rows > 16 ? 2 : 1;
+  const auto sweep = [&](int64_t begin, int64_t end) {  // rows, in blocks of 32 or fewer of one height
+    const int64_t height = std::min<int64_t>(32, end - begin);
+    configure(std::min<int64_t>(16, height), std::max<int64_t>(0, height - 16), 64);
+    for (int64_t s = 0; s < steps; s += chunk) {
+      for (int64_t p = 0; p < num_panels; p += width) {
+        const bool wide = width == 2 && p + 1 < num_panels;
+        Block b{nullptr, x_stride, {}, std::min(chunk, steps - s), {}, ld, s > 0};
+        b.w[0] = panels(p, s, b.steps, 0);
+        b.w[1] = wide ? panels(p + 1, s, b.steps, 1) : nullptr;
+        for (int64_t r = begin; r < end; r += height) {
+          b.x = x + r * x_stride + s * 64;
+          b.acc[0] = place(p) + r * ld;
+          b.acc[1] = wide ? place(p + 1) + r * ld : nullptr;
+          if (height > 16) {
+            wide ? block_bf16<true, true>(b) : block_bf16<true, false>(b);
+          } else {
+            wide ? block_bf16<false, true>(b) : block_bf16<false, false>(b);
+          }
+        }
+      }
+    }
+  };
+  const int64_t whole = num_rows / 32 * 32;
+  if (whole > 0) sweep(0, whole);
+  if (whole < num_rows) sweep(whole, num_rows);
+}
+
+// Rows of int8 with their scales, and one panel of i8 or i4.
+struct IntJob {
+  const std::byte* rows;
+  int64_t row_stride;
+  int64_t scales;  // offsets in a row
+  int64_t sums;
+  const std::byte* panel;
+  int64_t blocks;  // of two groups
+  int group;
+  float* acc;
+  int64_t ld;
+};
+
+// [group/8][16][4] bytes of nibbles to [group/4][16][4] signed bytes.
+ECHOC_INLINE void unpack_i4(const std::byte* from, int group, std::byte* to) {
+  const __m512i mask = _mm512_set1_epi8(0x0f);
+  const __m512i eight = _mm512_set1_epi8(8);
+  for (int s = 0; s < group / 8; ++s) {
+    const __m512i packed = _mm512_load_si512(from + s * 64);
+    const __m512i low = _mm512_and_si512(packed, mask);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+    _mm512_store_si512(to + s * 128, _mm512_sub_epi8(low, eight));
+    _mm512_store_si512(to + s * 128 + 64, _mm512_sub_epi8(high, eight));
+  }
+}
+
+// Up to M rows times one panel, M <= 16; the tiles are configured for the rows and for min(group, 64) bytes.
+// Exact group sums from the tiles, then the same scaling, in the same order, as without AMX.
+template <int Bits, int M>
+void block_int(const IntJob& job, int num_rows) {
+  const int64_t group_bytes = layout::group_bytes(Bits, job.group);
+  const int64_t block_bytes = layout::block_bytes(Bits, job.group);
+  const int64_t depth = std::min(job.group, 64);
+  alignas(64) int32_t dots[2][16 * 16];
+  alignas(64) std::byte unpacked[2][Bits == 4 ? 128 * 16 : 1];
+  const std::byte* row[M];
+  vec16::unroll<M>(
+      [&](auto r) ECHOC_INLINE_LAMBDA { row[r] = job.rows + std::min<int64_t>(r, num_rows - 1) * job.row_stride; });
+  f32x16 sum[M];
+  vec16::unroll<M>([&](auto r) ECHOC_INLINE_LAMBDA { sum[r] = vec16::zero(); });
+  for (int64_t b = 0; b < job.blocks; ++b) {
+    const std::byte* block = job.panel + b * block_bytes;
+    vec16::unroll<2>([&](auto h) ECHOC_INLINE_LAMBDA {
+      const int64_t g = 2 * b + h;
+      const std::byte* w = block + h * group_bytes;
+      if constexpr (Bits == 4) {
+        unpack_i4(w, job.group, unpacked[h]);
+        w = unpacked[h];
+      }
+      fence();
+      _tile_zero(0);
+      const std::byte* x = job.rows + g * job.group;
+      for (int64_t part = 0; part < job.group; part += depth) {
+        _tile_loadd(4, x + part, job.row_stride);
+        _tile_loadd(6, w + part * layout::kPanel, 64);
+        if constexpr (Bits == 4) {
+          _tile_dpbssd(0, 4, 6);
+        } else {
+          _tile_dpbsud(0, 4, 6);
+        }
+      }
+      _tile_stored(0, dots[h], 64);
+      fence();
+      const f32x16 scale = vec16::load_f16(block + 2 * group_bytes + h * 32);
+      vec16::unroll<M>([&](auto r) ECHOC_INLINE_LAMBDA {
+        __m512i dot = _mm512_load_si512(dots[h] + r * 16);
+        if constexpr (Bits == 8)
+          dot = _mm512_add_epi32(dot, _mm512_set1_epi32(vec16::read<int32_t>(row[r] + job.sums + g * 4)));
+        const f32x16 row_scale = vec16::splat(vec16::read<float>(row[r] + job.scales + g * 4));
+        sum[r] = vec16::fma(_mm512_cvtepi32_ps(dot), vec16::mul(scale, row_scale), sum[r]);
+      });
+    });
+  }
+  vec16::unroll<M>([&](auto r) ECHOC_INLINE_LAMBDA {
+    if (r < num_rows) vec16::store(job.acc + r * job.ld, sum[r]);
+  });
+}
+
+// Rows in blocks of 16 times one panel after another. place(p) is where panel p's results go.
+template <int Bits, class Place>
+void multiply_int(IntJob job, int64_t panel_stride, int64_t num_rows, int64_t num_panels, Place&& place) {
+  const std::byte* const rows = job.rows;
+  const std::byte* const panels = job.panel;
+  const auto sweep = [&](int64_t begin, int64_t end) {
+    const int64_t height = std::min<int64_t>(16, end - begin);
+    configure(height, 0, std::min(job.group, 64));
+    for (int64_t p = 0; p < num_panels; ++p) {
+      job.panel = panels + p * panel_stride;
+      for (int64_t r = begin; r < end; r += height) {
+        job.rows = rows + r * job.row_stride;
+        job.acc = place(p) + r * job.ld;
+        if (height > 8) {
+          block_int<Bits, 16>(job, static_cast<int>(height));
+        } else {
+          block_int<Bits, 8>(job, static_cast<int>(height));
+        }
+      }
+    }
+  };
+  const int64_t whole = num_rows / 16 * 16;
+  if (whole > 0) sweep(0, whole);
+  if (whole < num_rows) sweep(whole, num_rows);
+}
+
+}  // namespace echoc::amx
