@@ -1,13 +1,11 @@
 // Attention over paged keys and values.
 //
-// Softmax runs over blocks of 64 tokens that start at multiples of 64 in the
-// sequence, with a running maximum and sum (Milakov and Gimelshein 2018; Dao et
-// al. 2022). Both routines below, the direct one for few queries and the packed
-// one for many, do the same arithmetic in the same order for a query, so a
-// result does not depend on which queries share the call, on how a prompt was
-// cut into chunks, or on the number of threads. The one exception is the split
-// of long contexts between threads, which needs a workspace and which
-// `deterministic` switches off.
+// Softmax runs over blocks of 64 tokens that start at multiples of 64 in the sequence, with a running maximum and sum
+// (Milakov and Gimelshein 2018; Dao et al. 2022). Both routines below, the direct one for few queries and the packed
+// one for many, do the same arithmetic in the same order for a query, so a result does not depend on which queries
+// share the call, on how a prompt was cut into chunks, or on the number of threads. Two exceptions are switched off by
+// `deterministic`: bf16 products for many queries (attend_dot.h), and the split of long contexts between threads, which
+// needs a workspace.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +13,7 @@
 #include <type_traits>
 
 #include "abi.h"
+#include "attend_dot.h"
 #include "attend_pages.h"
 #include "attend_plan.h"
 #include "half.h"
@@ -39,8 +38,7 @@ inline constexpr int kRowTile = 4, kColTile = 4, kAccumulators = 8;
 #endif
 static_assert(kMaxRows % kRowTile == 0);
 
-// 2^t for t <= 0 (or barely above), 0 below -126.5; NaN stays. 2^0 is
-// exactly 1.
+// 2^t for t <= 0 (or barely above), 0 below -126.5; NaN stays. 2^0 is exactly 1.
 inline Vec exp2_nonpositive(Vec t) {
   t = t < -127.0f ? splat(-127.0f) : t;
   const Vec biased = t + m::detail::kMagic;
@@ -55,8 +53,7 @@ inline Vec exp2_nonpositive(Vec t) {
   return p * reinterpret_cast<Vec>(power);
 }
 
-// Divide a row by its sum, a sink's logit included, and write it out. A row
-// that saw no key gives zeros.
+// Divide a row by its sum, a sink's logit included, and write it out. A row that saw no key gives zeros.
 inline void write_row(const AttendShape& shape, const float* sinks, int head, float maximum, float sum,
                       const float* from, float* to) {
   float factor = 1.0f / sum;
@@ -73,23 +70,25 @@ inline void write_row(const AttendShape& shape, const float* sinks, int head, fl
 // Where the pieces of the scratch memory lie, in floats.
 struct Layout {
   int64_t dim, v_dim;  // padded to 16
-  int64_t q, scores, out, k, v, maximum, sum, low, high, size;
+  int64_t q, out, k, v, scores, weights, narrow_q, maximum, sum, low, high, size;
 
   constexpr Layout(int head_dim, int v_head_dim)
       : dim(round_up(head_dim, 16)),
         v_dim(round_up(v_head_dim, 16)),
         q(0),
-        scores(q + kMaxRows * dim),
-        out(scores + kRowTileMax * kBlock),
+        out(q + kMaxRows * dim),
         k(out + kMaxRows * v_dim),
         v(k + kBlock * dim),
-        maximum(v + kBlock * v_dim),
+        scores(v + kBlock * v_dim),
+        weights(scores + kTallRows * kBlock),
+        narrow_q(weights + kTallRows * kBlock / 2),
+        maximum(narrow_q + kMaxRows * (dim + 16) / 2),
         sum(maximum + kMaxRows),
         low(sum + kMaxRows),
         high(low + kMaxRows * 2),
         size(high + kMaxRows * 2) {}
 
-  static constexpr int kRowTileMax = 8;
+  static constexpr int kTallRows = 32;  // rows of scores at a time
 };
 
 template <class KV, class Score>
@@ -106,6 +105,7 @@ struct Worker {
   const int32_t* pos;
   const Score& score;
   float* scratch;
+  bool dots;  // bf16 dot products may be used: faster, but not the direct routine's arithmetic
   Layout at{shape.head_dim, shape.v_head_dim};
 
   int group() const { return shape.heads / shape.kv_heads; }
@@ -125,8 +125,7 @@ struct Worker {
     return (item.kv_head + static_cast<int>(row / item.per_head())) * group() + static_cast<int>(inside);
   }
 
-  // Gather and scale the queries, note each row's visible keys, clear the
-  // running state.
+  // Gather and scale the queries, note each row's visible keys, clear the running state.
   void begin(const Item& item) const {
     const int64_t rows = item.rows();
     int64_t* const low = reinterpret_cast<int64_t*>(scratch + at.low);
@@ -170,8 +169,7 @@ struct Worker {
     }
   }
 
-  // R rows of scores (of which `rows` are real) become weights; factor[r] is
-  // for what row r accumulated before.
+  // R rows of scores (of which `rows` are real) become weights; factor[r] is for what row r accumulated before.
   template <int R>
   void softmax(const Item& item, int64_t row, int rows, int64_t key0, float* s, float* factor) const {
     constexpr int kRound = R <= kLanes ? kLanes : 2 * kLanes;
@@ -216,8 +214,7 @@ struct Worker {
     }
   }
 
-  // c[r][...] = (c[r][...] * factor[r] or 0) + a[r][0..count) * b, b in panels
-  // [count][16] `stride` floats apart.
+  // c[r][...] = (c[r][...] * factor[r] or 0) + a[r][0..count) * b, b in panels [count][16] `stride` floats apart.
   template <int Panels>
   static void multiply(const float* a, int64_t lda, const float* b, int64_t stride, int64_t count, float* c,
                        int64_t ldc, const float* factor) {
@@ -262,9 +259,8 @@ struct Worker {
       for (int j = 0; j < 16; ++j) to[d * 16 + j] = to_float(page[d * 16 + j]);
   }
 
-  // Widen one page's values to panels [64][16] f32, `from` tokens into the
-  // block; tokens from `count` on are zero, whatever the page holds there, and
-  // so are the columns past v_head_dim.
+  // Widen one page's values to panels [64][16] f32, `from` tokens into the block; tokens from `count` on are zero,
+  // whatever the page holds there, and so are the columns past v_head_dim.
   void pack_v(const KV* page, int count, float* to, int from) const {
     const int Dv = shape.v_head_dim;
     for (int c = 0; c < at.v_dim; c += 16) {
@@ -300,14 +296,13 @@ struct Worker {
     return {first.low, last.high};
   }
 
-  // Many rows: a block's keys and values are widened once and reused by all
-  // rows, six at a time.
+  // Many rows: a block's keys and values are widened once and reused by all rows, six at a time.
   void packed(const Item& item) const {
     const int64_t rows = item.rows();
     const int64_t* const low = reinterpret_cast<const int64_t*>(scratch + at.low);
     const int64_t* const high = reinterpret_cast<const int64_t*>(scratch + at.high);
     const Span keys = keys_of(item);
-    float factor[Layout::kRowTileMax];
+    float factor[kRowTile];
     for (int64_t block = item.block0; block < item.block1; ++block) {
       const int64_t key0 = block * kBlock;
       const Span pages = pages_of(keys, block);
@@ -336,8 +331,86 @@ struct Worker {
     }
   }
 
-  // Where a block's pages lie. A page nobody sees is not read: another stands
-  // in for it and its scores are masked.
+#if defined(ECHOC_ATTEND_DOT)
+  // A block's values as they lie, but with the tokens from the sequence's end on and the columns past v_head_dim zero.
+  void copy_v(const KV* page, int count, KV* to, int from) const {
+    const int Dv = shape.v_head_dim;
+    for (int c = 0; c < at.v_dim; c += 16) {
+      KV* const panel = to + int64_t{c / 16} * kBlock * 16 + from * 16;
+      const int width = Dv - c < 16 ? Dv - c : 16;
+      if (width == 16 && count == kPage) {
+        __builtin_memcpy(panel, page + c * 16, 256 * sizeof(KV));
+        continue;
+      }
+      for (int j = 0; j < kPage; ++j)
+        for (int i = 0; i < 16; ++i)
+          panel[(j / 2) * 32 + i * 2 + (j & 1)] = j < count && i < width ? page[Kv::v_index(Dv, j, c + i)] : KV{0};
+    }
+  }
+
+  // A page's keys with head_dim padded to whole steps, where it is not.
+  const KV* whole_k(const KV* page, KV* to) const {
+    const int D = shape.head_dim;
+    if (D % kStep == 0) return page;
+    for (int64_t d = 0; d < round_up(D, kStep); ++d)
+      for (int j = 0; j < kPage; ++j) to[(d / 2) * 32 + j * 2 + (d & 1)] = d < D ? page[Kv::k_index(D, d, j)] : KV{0};
+    return to;
+  }
+
+  // Many rows with bf16 dot products: queries and weights are rounded to bf16, sums stay in f32.
+  void dotted(const Item& item) const {
+    const int64_t rows = item.rows(), steps = round_up(shape.head_dim, kStep) / kStep, depth = steps * kStep;
+    const int64_t* const low = reinterpret_cast<const int64_t*>(scratch + at.low);
+    const int64_t* const high = reinterpret_cast<const int64_t*>(scratch + at.high);
+    const Span keys = keys_of(item);
+    float* const s = scratch + at.scores;
+    KV* const weights = reinterpret_cast<KV*>(scratch + at.weights);
+    KV* const queries = reinterpret_cast<KV*>(scratch + at.narrow_q);
+    KV* const k = reinterpret_cast<KV*>(scratch + at.k);
+    KV* const v = reinterpret_cast<KV*>(scratch + at.v);
+    for (int64_t r = 0; r < round_up(rows, 16); ++r)
+      for (int64_t d = 0; d < depth; ++d)
+        queries[r * depth + d] = r < rows && d < shape.head_dim ? to_bf16(scratch[at.q + r * at.dim + d]) : KV{0};
+    begin_tiles();
+    for (int64_t block = item.block0; block < item.block1; ++block) {
+      const int64_t key0 = block * kBlock;
+      const Pages pages = gather(item, keys, block);
+      const KV* k_panels[kPages];
+      for (int i = 0; i < kPages; ++i) {
+        const bool used = i >= pages.first && i < pages.end;
+        k_panels[i] = whole_k(pages.k[i], k + i * depth * kPage);
+        copy_v(pages.v[i], !used ? 0 : i + 1 < pages.end ? kPage : pages.last_count, v, i * kPage);
+      }
+      for (int64_t r = 0; r < rows; r += kDotRows) {
+        const int64_t count = rows - r < kDotRows ? rows - r : kDotRows;
+        const bool tall = count > 16;
+        bool seen = false;
+        for (int64_t i = r; i < r + count; ++i) seen |= low[i] < key0 + kBlock && high[i] > key0;
+        if (!seen) continue;
+        product(queries + r * depth, depth, k_panels, kPages, steps, s, kBlock, tall, false);
+        for (int64_t i = 0; i < count; i += 8) {
+          float factor[8];
+          const int some = static_cast<int>(count - i < 8 ? count - i : 8);
+          softmax<8>(item, r + i, some, key0, s + i * kBlock, factor);
+          narrow(s + i * kBlock, weights + i * kBlock, 8 * kBlock);
+          for (int j = 0; j < some; ++j) {
+            if (factor[j] == 1.0f) continue;
+            float* const o = scratch + at.out + (r + i + j) * at.v_dim;
+            for (int64_t c = 0; c < at.v_dim; c += kLanes) store(o + c, load(o + c) * splat(factor[j]));
+          }
+        }
+        for (int64_t c = 0; c < at.v_dim; c += 32) {
+          const KV* const v_panels[2] = {v + c * kBlock, v + (c + 16) * kBlock};
+          product(weights, kBlock, v_panels, c + 16 < at.v_dim ? 2 : 1, kBlock / kStep,
+                  scratch + at.out + r * at.v_dim + c, at.v_dim, tall, true);
+        }
+      }
+    }
+    end_tiles();
+  }
+#endif
+
+  // Where a block's pages lie. A page nobody sees is not read: another stands in for it and its scores are masked.
   struct Pages {
     const KV* k[kPages];
     const KV* v[kPages];
@@ -360,8 +433,8 @@ struct Worker {
     return pages;
   }
 
-  // Ask for the cache lines of two rows of 16; the pages of a block are
-  // scattered, so the next ones are asked for early.
+  // Ask for the cache lines of two rows of 16; the pages of a block are scattered, so the next ones are asked for
+  // early.
   static void fetch_two(const KV* rows) {
     __builtin_prefetch(rows, 0, 2);
     if constexpr (sizeof(KV) == 4) __builtin_prefetch(rows + 16, 0, 2);
@@ -452,8 +525,7 @@ struct Worker {
       for (; c < panels; ++c) direct_values<R, 1>(pages, soon, head * v_size, soon_head * v_size, row, c, s, factor);
   }
 
-  // Few rows: keys and values are read where they lie, once from memory and
-  // again from the nearest cache.
+  // Few rows: keys and values are read where they lie, once from memory and again from the nearest cache.
   void direct(const Item& item) const {
     if (item.block0 >= item.block1) return;
     const Span keys = keys_of(item);
@@ -491,12 +563,21 @@ struct Worker {
     for (int64_t i = 0; i < item.rows() * at.v_dim; ++i) partial[2 * kMaxRows + i] = from[i];
   }
 
+  void many(const Item& item) const {
+#if defined(ECHOC_ATTEND_DOT)
+    if constexpr (std::is_same_v<KV, bf16_t>) {
+      if (dots && has_dots()) return dotted(item);
+    }
+#endif
+    packed(item);
+  }
+
   void run(const Item& item, float* partial) const {
     begin(item);
     if (direct_shape(shape) && item.per_head() <= kDirectRows)
       direct(item);
     else
-      packed(item);
+      many(item);
     if (partial)
       leave(item, partial);
     else
@@ -506,8 +587,7 @@ struct Worker {
 
 inline constexpr int64_t partial_floats(int v_head_dim) { return kMaxRows * (2 + round_up(v_head_dim, 16)); }
 
-// One row from the partial results of `slots`: the sums meet at the largest
-// maximum.
+// One row from the partial results of `slots`: the sums meet at the largest maximum.
 inline void merge_row(const Plan& plan, const float* partials, const int64_t* slots, int64_t count, int64_t row,
                       const float* sinks, int head, float* to) {
   const int64_t size = partial_floats(plan.shape.v_head_dim), v_dim = round_up(plan.shape.v_head_dim, 16);
@@ -550,15 +630,13 @@ inline void merge(const Call& call, const Plan& plan, const float* partials, con
 
 }  // namespace attn
 
-// Memory that all threads of a call share, in which contexts split between
-// threads leave their partial results.
+// Memory that all threads of a call share, in which contexts split between threads leave their partial results.
 struct AttendWorkspace {
   void* data = nullptr;
   int64_t bytes = 0;
 };
 
-// Bytes of a workspace with which a team of nthreads may split contexts. A
-// smaller one is left unused.
+// Bytes of a workspace with which a team of nthreads may split contexts. A smaller one is left unused.
 constexpr int64_t attend_workspace_bytes(int v_head_dim, int nthreads) {
   return 2 * nthreads * attn::partial_floats(v_head_dim) * 4;
 }
@@ -578,15 +656,14 @@ inline bool may_split(const Call& call, const AttendShape& shape, bool determini
 
 }  // namespace attn
 
-// Attention of T new tokens over their sequences' pages, in which their own
-// keys and values already lie.
-//   q     [T][heads][head_dim] f32, row stride ldq      out
-//   [T][heads][v_head_dim] f32, dense seq, pos  [T] i32: tokens of one sequence
-//   are adjacent with ascending positions sinks [heads] f32 or null: a logit
-//   that enters only the softmax denominator score (float s, int head, int64
-//   qpos, int64 kpos) -> float: after scale and soft cap; -inf hides a key
-// With a workspace, attend_merge must follow with the same arguments after a
-// barrier: it completes what was split.
+// Attention of T new tokens over their sequences' pages, in which their own keys and values already lie.
+//   q     [T][heads][head_dim] f32, row stride ldq      out  [T][heads][v_head_dim] f32, dense
+//   seq, pos  [T] i32: tokens of one sequence are adjacent with ascending positions
+//   sinks [heads] f32 or null: a logit that enters only the softmax denominator
+//   score (float s, int head, int64 qpos, int64 kpos) -> float: after scale and soft cap; -inf hides a key
+//   deterministic: a query's result has the same bits whatever shares the call and however the work is cut; over bf16
+//                  pages its queries and weights then stay f32, at the price of the bf16 products of attend_dot.h
+// With a workspace, attend_merge must follow with the same arguments after a barrier: it completes what was split.
 template <class KV, class Score = PlainScore>
 void attend(const Call& call, const AttendShape& shape, const float* q, int64_t ldq, float* out, const void* k_base,
             const void* v_base, const float* sinks, int64_t T, const int32_t* seq, const int32_t* pos,
@@ -603,15 +680,15 @@ void attend(const Call& call, const AttendShape& shape, const float* q, int64_t 
                                                             sinks,
                                                             pos,
                                                             score,
-                                                            reinterpret_cast<float*>(call.scratch)};
+                                                            reinterpret_cast<float*>(call.scratch),
+                                                            !deterministic};
   plan.mine(call.tid, [&](const attn::Item& item, int64_t slot) {
     float* const partials = static_cast<float*>(workspace.data);
     worker.run(item, slot < 0 ? nullptr : partials + slot * attn::partial_floats(shape.v_head_dim));
   });
 }
 
-// Joins the partial results that attend left in the workspace and writes those
-// rows of out.
+// Joins the partial results that attend left in the workspace and writes those rows of out.
 inline void attend_merge(const Call& call, const AttendShape& shape, float* out, const float* sinks, int64_t T,
                          const int32_t* seq, const int32_t* pos, bool deterministic, AttendWorkspace workspace) {
   if (!attn::may_split(call, shape, deterministic, workspace)) return;

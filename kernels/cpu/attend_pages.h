@@ -1,17 +1,13 @@
-// How keys and values lie in pages, and append_k and append_v, which put them
-// there.
+// How keys and values lie in pages, and append_k and append_v, which put them there.
 //
-// A page holds 16 tokens of one sequence; block_table[sequence][position / 16]
-// names it, and page p lies at base + p * bytes_per_page. Inside a page every
-// key/value head is one contiguous piece:
+// A page holds 16 tokens of one sequence; block_table[sequence][position / 16] names it, and page p lies at base + p *
+// bytes_per_page. Inside a page every key/value head is one contiguous piece:
 //   K  [kv_head][head_dim][16 tokens]                 a column of 16 scores per
 //   step over head_dim V  [kv_head][v_head_dim / 16][16 tokens][16]      one
 //   panel of 16 output columns after another
-// bf16 interleaves the summed index in pairs, K [head_dim/2][16][2] and V
-// panels [16/2][16][2], the operand order of bf16 dot products; widening is
-// then a shift and a mask. A last odd dimension or narrow panel is stored
-// without padding, so bytes_per_page is always kv_heads * dim * 16 *
-// sizeof(element).
+// bf16 interleaves the summed index in pairs, K [head_dim/2][16][2] and V panels [16/2][16][2], the operand order of
+// bf16 dot products; widening is then a shift and a mask. A last odd dimension or narrow panel is stored without
+// padding, so bytes_per_page is always kv_heads * dim * 16 * sizeof(element).
 #pragma once
 
 #include <cstddef>
@@ -38,8 +34,7 @@ using simd::VecBits;
 
 inline constexpr int kPage = 16;  // tokens a page
 
-// Element types: how two rows of 16 (keys of two dimensions, or columns of two
-// tokens) are stored and read back.
+// Element types: how two rows of 16 (keys of two dimensions, or columns of two tokens) are stored and read back.
 template <class KV>
 struct Store {
   static constexpr bool kPaired = std::is_same_v<KV, bf16_t>;
@@ -102,8 +97,7 @@ void append(const Call& call, void* base, const float* x, int64_t ld, int64_t T,
 
 }  // namespace attn
 
-// Write T tokens' keys [T][kv_heads][head_dim] (f32, row stride ld) into their
-// pages. Tokens are shared out by thread.
+// Write T tokens' keys [T][kv_heads][head_dim] (f32, row stride ld) into their pages. Tokens are shared out by thread.
 template <class KV>
 void append_k(const Call& call, void* base, const float* k, int64_t ld, int64_t T, int kv_heads, int head_dim,
               const int32_t* seq, const int32_t* pos, const int32_t* block_table, int64_t max_blocks) {

@@ -1,10 +1,8 @@
 // How a call of attention is cut into work for the threads of a team.
 //
-// An item is a block of (query, head) rows of one sequence that share key/value
-// heads. Items go to threads by their share of the total cost, so causal
-// prompts and ragged batches stay balanced. Where whole items are too coarse
-// and the caller lends a workspace, long contexts are split between threads at
-// multiples of 64 tokens.
+// An item is a block of (query, head) rows of one sequence that share key/value heads. Items go to threads by their
+// share of the total cost, so causal prompts and ragged batches stay balanced. Where whole items are too coarse and the
+// caller lends a workspace, long contexts are split between threads at multiples of 64 tokens.
 #pragma once
 
 #include <cstdint>
@@ -32,17 +30,15 @@ inline constexpr int kDirectRows = 8;          // at most so many rows a kv head
 
 inline constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// One sequence's tokens in this call: t in [begin, end), and its cached length
-// including them.
+// One sequence's tokens in this call: t in [begin, end), and its cached length including them.
 struct Run {
   int64_t begin, end;
   int64_t length;
   const int32_t* table;
 };
 
-// Rows [row0, row1) of (query, head in group) of one run for each of `heads` kv
-// heads, over the softmax blocks [block0, block1). Row r of an item is row row0
-// + r % per_head() of kv head kv_head + r / per_head().
+// Rows [row0, row1) of (query, head in group) of one run for each of `heads` kv heads, over the softmax blocks [block0,
+// block1). Row r of an item is row row0 + r % per_head() of kv head kv_head + r / per_head().
 struct Item {
   Run run;
   int kv_head, heads;
@@ -93,8 +89,7 @@ struct Plan {
   int group() const { return shape.heads / shape.kv_heads; }
   bool direct(int64_t rows) const { return rows <= kDirectRows && direct_shape(shape); }
 
-  // Reading neighbouring heads of a page together is kinder to caches and page
-  // tables; a head each balances best.
+  // Reading neighbouring heads of a page together is kinder to caches and page tables; a head each balances best.
   void choose_heads() {
     int64_t direct_runs = 0, most = 1;
     runs([&](const Run& run) {
@@ -148,17 +143,14 @@ struct Plan {
     });
   }
 
-  // Work in units of one row against one block; reading and widening a block
-  // costs about as much as a few rows.
+  // Work in units of one row against one block; reading and widening a block costs about as much as a few rows.
   static int64_t cost(const Item& item) { return (item.block1 - item.block0) * (item.per_head() + 4) * item.heads + 1; }
 
-  // The blocks of an item (whose cost begins at `done`) that thread `tid`
-  // takes.
+  // The blocks of an item (whose cost begins at `done`) that thread `tid` takes.
   Span share_of(const Item& item, int64_t done, int64_t tid) const {
     const int64_t price = cost(item), blocks = item.block1 - item.block0;
     if (!split) {
-      // An item belongs to the thread in whose share of the total its middle
-      // falls.
+      // An item belongs to the thread in whose share of the total its middle falls.
       const bool mine = (2 * done + price) * nthreads / (2 * total) == tid;
       return {item.block0, mine ? item.block1 : item.block0};
     }
@@ -169,8 +161,7 @@ struct Plan {
     return {place(total * tid / nthreads), place(total * (tid + 1) / nthreads)};
   }
 
-  // visit(item, slot) for the share of one thread; slot is -1 for a whole item,
-  // else where its partial result goes.
+  // visit(item, slot) for the share of one thread; slot is -1 for a whole item, else where its partial result goes.
   template <class Visit>
   void mine(int64_t tid, Visit&& visit) const {
     int64_t done = 0;
@@ -187,8 +178,7 @@ struct Plan {
     });
   }
 
-  // A thread leaves at most two items unfinished: the one that began before its
-  // share, and the one that ends after it.
+  // A thread leaves at most two items unfinished: the one that began before its share, and the one that ends after it.
   int64_t slot_of(int64_t done, int64_t tid) const { return 2 * tid + (done < total * tid / nthreads ? 0 : 1); }
 };
 

@@ -14,10 +14,12 @@ HEADERS = ROOT / "kernels" / "cpu"
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-shared")
 
 # The CPU flags (as Linux names them) that a level's code may use; "x86-64" is the plain C++ path.
+_V4 = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"})
 _NEEDS = {
     "x86-64": frozenset(),
     "x86-64-v3": frozenset({"avx2", "fma", "f16c", "bmi2"}),
-    "x86-64-v4": frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}),
+    "x86-64-v4": _V4,
+    "cooperlake": _V4 | {"avx512_vnni", "avx512_bf16"},  # bf16 dot products without tiles
 }
 
 
@@ -29,13 +31,16 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def levels() -> list[str]:
-    """Feature levels whose code this machine can run, "native" last. Never empty."""
+def levels(*wanted: str) -> list[str]:
+    """Feature levels whose code this machine can run, of those `wanted` (all but cooperlake when none is named).
+
+    "native" is always among them, so the list is never empty.
+    """
     flags = cpu_flags()
     named = [level for level, needs in _NEEDS.items() if needs and needs <= flags]
-    if "avx2" in flags or not flags & {"asimd"}:
+    if "asimd" not in flags:
         named.insert(0, "x86-64")
-    return [*named, "native"]
+    return [level for level in [*named, "native"] if level in (wanted or set(_NEEDS) - {"cooperlake"} | {"native"})]
 
 
 def compiler() -> str:

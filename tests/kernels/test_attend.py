@@ -28,11 +28,11 @@ struct Args {
 
 struct Bias {
     const float* slopes;
-    bool alibi;
+    int kind;
     float operator()(float s, int head, int64_t qpos, int64_t kpos) const {
         const float sloped = s + slopes[head] * static_cast<float>(kpos - qpos);
         const float thinned = kpos % 3 == 1 && kpos != qpos ? -m::kInfinity : s;  // hides every third key but its own
-        return alibi ? sloped : thinned;
+        return kind == 0 ? s : kind == 1 ? sloped : thinned;
     }
 };
 
@@ -43,10 +43,10 @@ void one(const Args& a, int tid) {
         attend<KV>(call, a.shape, a.q, a.ldq, a.out, a.k, a.v, a.sinks, a.T, a.seq, a.pos, a.table, a.max_blocks,
                    a.deterministic != 0, score, a.workspace);
     };
-    if (a.functor == 0)
-        go(PlainScore{});
-    else
-        go(Bias{a.extra, a.functor == 1});
+    if constexpr (std::is_same_v<KV, bf16_t>) {  // the other types do without, which halves the compiler's work
+        if (a.functor == 0) return go(PlainScore{});
+    }
+    go(Bias{a.extra, a.functor});
 }
 
 #define EACH(NAME, KV)                                                                                             \
@@ -156,7 +156,7 @@ class Problem:
         c, rng = self.case, np.random.default_rng(self.case.seed)
         for cached, new in c.contexts:
             n = cached + new
-            self.q.append(rng.standard_normal((n, c.heads, c.head_dim), dtype=np.float32) * 2)
+            self.q.append(rounded(rng.standard_normal((n, c.heads, c.head_dim), dtype=np.float32) * 2, c.dtype))
             self.k.append(rng.standard_normal((n, c.kv_heads, c.head_dim), dtype=np.float32))
             self.v.append(rng.standard_normal((n, c.kv_heads, c.v_head_dim), dtype=np.float32))
         self.sinks = rng.standard_normal(c.heads).astype(np.float32) * 3 if c.sinks else None
@@ -272,20 +272,26 @@ def prefill(library: ctypes.CDLL, case: Case) -> Array:
     return machine.step([(s, old + i) for s, (old, new) in enumerate(case.contexts) for i in range(new)])
 
 
-def close(found: Array, wanted: Array, bound: float = 4e-6) -> None:
+def close(case: Case, found: Array, wanted: Array) -> None:
+    """Within f32 rounding; where bf16 dot products may serve, within the bf16 rounding of queries and weights."""
+    bound = 4e-6
+    if case.dtype == "bf16" and not case.deterministic:
+        bound = 3e-3 if case.head_dim in {4, 16, 64, 256} else 8e-3  # the scaled query is exact for these
     assert found.size > 0
     assert np.isfinite(found).all()
     error = np.abs(found - wanted).max() / np.abs(wanted).max()
     assert error < bound, f"relative error {error:.2e}, at most {bound:.0e} wanted"
 
 
-@pytest.fixture(scope="module", params=levels())
+@pytest.fixture(scope="module", params=levels("x86-64", "x86-64-v3", "cooperlake", "native"))
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder: Path = tmp_path_factory.mktemp("attend")
-    return build(SOURCE, request.param, folder)
+    force = ("-DECHOC_ATTEND_DOT=1",) if request.param == "cooperlake" else ()  # bf16 products without tiles
+    return build(SOURCE, request.param, folder, force)
 
 
 RAGGED = ((0, 1), (3, 1), (200, 1), (63, 2), (64, 1), (0, 70), (129, 33))
+FREE: dict[str, Any] = {"dtype": "bf16", "deterministic": False}  # bf16 dot products and tiles, where they are
 NAMED = {
     "decode": Case(contexts=((0, 1), (15, 1), (16, 1), (63, 1), (64, 1), (300, 1))),
     "prefill": Case(contexts=((0, 200),)),
@@ -312,7 +318,6 @@ NAMED = {
     "tiny": Case(head_dim=1, v_head_dim=1, contexts=RAGGED, dtype="bf16"),
     "eight": Case(head_dim=8, v_head_dim=8, heads=8, kv_heads=1, contexts=RAGGED, dtype="bf16"),
     "split": Case(contexts=((1500, 1),), threads=5, deterministic=False, workspace=True),
-    # fmt: off
     "split of a batch": Case(
         contexts=((700, 1), (3, 1), (0, 40), (300, 1)),
         threads=4,
@@ -333,7 +338,14 @@ NAMED = {
         head_dim=40,
         v_head_dim=24,
     ),
-    # fmt: on
+    "dots": Case(contexts=RAGGED, **FREE),
+    "dots, many rows": Case(contexts=((0, 300), (40, 90)), heads=8, kv_heads=1, threads=2, **FREE),
+    "dots, decode": Case(contexts=((0, 1), (77, 1), (300, 1)), heads=12, kv_heads=1, **FREE),
+    "dots, odd": Case(contexts=RAGGED, head_dim=33, v_head_dim=21, sinks=True, **FREE),
+    "dots, 80": Case(contexts=RAGGED, head_dim=80, v_head_dim=80, window=40, **FREE),
+    "dots, 192 and 128": Case(contexts=RAGGED, head_dim=192, v_head_dim=128, functor=1, **FREE),
+    "dots, 16": Case(contexts=RAGGED, head_dim=16, v_head_dim=16, softcap=3.0, functor=2, **FREE),
+    "dots, tiny": Case(contexts=RAGGED, head_dim=1, v_head_dim=1, heads=40, kv_heads=1, **FREE),
     "more threads than items": Case(contexts=((70, 1),), threads=7, dtype="bf16"),
 }
 
@@ -341,7 +353,7 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_named(library: ctypes.CDLL, name: str) -> None:
     case = NAMED[name]
-    close(prefill(library, case), Problem(case).oracle())
+    close(case, prefill(library, case), Problem(case).oracle())
 
 
 def random_case(seed: int) -> Case:
@@ -372,7 +384,7 @@ def test_random(library: ctypes.CDLL) -> None:
     for seed in range(60):
         case = random_case(seed)
         try:
-            close(prefill(library, case), Problem(case).oracle())
+            close(case, prefill(library, case), Problem(case).oracle())
         except AssertionError as error:
             raise AssertionError(f"{case}: {error}") from error
 
