@@ -28,6 +28,7 @@ class Model:
     checkpoint: Path | None
     artifact: Path | None
     vocab_size: int
+    weights_dtype: str | None = None  # of the artifact, where there is one
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def open_model(path_or_shape: str, checkpoint: str | None, work: Path) -> Model:
         vocab = int(manifest.get("model", {}).get("vocab_size", 0))
         if not vocab:
             raise EchoError(f"{path} holds no language model (its manifest names no vocab_size): nothing to time")
-        return Model(path.stem, Path(checkpoint) if checkpoint else None, path, vocab)
+        return Model(path.stem, Path(checkpoint) if checkpoint else None, path, vocab, artifact_dtype(manifest))
     if not path.is_dir() and path_or_shape in shape_presets():
         folder = work / path_or_shape
         if not (folder / "model.safetensors").is_file():
@@ -83,6 +84,16 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
             return manifest
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise EchoError(f"{artifact} is no artifact of echoc ({error}): compile one with `echoc compile`") from error
+
+
+def artifact_dtype(manifest: dict[str, Any]) -> str:
+    """The weight format that most bytes of an artifact are in, by the name `--weights-dtype` has for it."""
+    names = {"i8": "int8", "i4": "int4"}
+    sizes: dict[str, int] = {}
+    for weight in manifest.get("weights", []):
+        sizes[weight["format"]] = sizes.get(weight["format"], 0) + int(weight.get("nbytes", 0))
+    largest = max(sizes, key=lambda name: sizes[name], default="f32")
+    return names.get(largest, largest)
 
 
 def own_engine(model: Model, setting: Setting) -> EngineSpec:

@@ -38,14 +38,14 @@ class BenchOptions:
     """A run.
 
     `model`: artifact, checkpoint folder or shape preset. `checkpoint`: the folder behind an artifact, for peers.
-    `weights_dtypes`: formats to time, each against the peers' nearest. `prefill`: prompt lengths. `decode_tokens`,
-    `contexts`, `batches`: decode steps after each context, alone and for each batch size. `vs`: peers.
-    `peer_pythons`: interpreter by peer. `work`: folder for artifacts and converted models.
+    `weights_dtypes`: formats to time, each against the peers' nearest; none means an artifact's own, or bf16.
+    `prefill`: prompt lengths. `decode_tokens`, `contexts`, `batches`: decode steps after each context, alone and for
+    each batch size. `vs`: peers. `peer_pythons`: interpreter by peer. `work`: folder for converted models.
     """
 
     model: str
     checkpoint: str | None = None
-    weights_dtypes: Sequence[str] = ("bf16",)
+    weights_dtypes: Sequence[str] = ()
     threads: int = field(default_factory=available_cpus)
     prefill: Sequence[int] = (512,)
     decode_tokens: int = 32
@@ -92,11 +92,25 @@ def run_benchmark(options: BenchOptions, on_progress: Callable[[Progress], None]
         threads=options.threads,
         max_lost=options.plan.max_lost,
     )
-    total = len(options.weights_dtypes) * len(workloads)
-    for index, dtype in enumerate(options.weights_dtypes):
+    dtypes = choose_dtypes(options, model)
+    total = len(dtypes) * len(workloads)
+    for index, dtype in enumerate(dtypes):
         ticker = _Ticker(on_progress, index * len(workloads), total)
         _run_dtype(options, workloads, probes, model, shape, dtype, report, ticker)
     return report
+
+
+def choose_dtypes(options: BenchOptions, model: Model) -> Sequence[str]:
+    """The weight formats of a run; an artifact has one and cannot be timed as another."""
+    if model.weights_dtype is None:
+        return options.weights_dtypes or ("bf16",)
+    if options.weights_dtypes and list(options.weights_dtypes) != [model.weights_dtype]:
+        asked = ", ".join(options.weights_dtypes)
+        raise EchoError(
+            f"{model.artifact} holds {model.weights_dtype} weights, but {asked} is asked for: "
+            "leave --weights-dtype out, or pass the checkpoint folder instead of the artifact"
+        )
+    return (model.weights_dtype,)
 
 
 class _Ticker:

@@ -137,6 +137,15 @@ def test_an_artifact_alone_has_no_peers(tmp_path: Path) -> None:
         engines.make_engine("llama.cpp", model, setting)
 
 
+def test_an_artifact_has_one_weight_format(tmp_path: Path) -> None:
+    weights = [{"format": "f32", "nbytes": 100}, {"format": "i4", "nbytes": 900}]
+    assert engines.artifact_dtype({"weights": weights}) == "int4"
+    model = engines.Model("m", None, tmp_path / "m.echo", 100, "int4")
+    assert harness.choose_dtypes(BenchOptions("m"), model) == ("int4",)
+    with pytest.raises(EchoError, match="holds int4 weights, but bf16 is asked for"):
+        harness.choose_dtypes(BenchOptions("m", weights_dtypes=["bf16"]), model)
+
+
 def test_a_foreign_file_is_no_artifact(tmp_path: Path) -> None:
     foreign = tmp_path / "x.echo"
     foreign.write_bytes(b"not a zip")
