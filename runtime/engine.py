@@ -144,11 +144,15 @@ class Engine:
                 raise RequestError(_EMPTY)
             if self.tokenizer is None:
                 raise RequestError("the artifact has no tokenizer: give the prompt as token ids")
-            return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            tokens = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            return self._known(tokens)
         try:
-            tokens = [operator.index(token) for token in prompt]
+            return self._known([operator.index(token) for token in prompt])
         except TypeError:
             raise RequestError(f"the prompt is {reprlib.repr(prompt)}, wanted a text or a list of token ids") from None
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """The tokens, all of which the model has an embedding for."""
         for token in tokens:
             if not 0 <= token < self.stepper.vocab_size:
                 raise RequestError(f"the prompt has token {token}, the vocabulary has 0..{self.stepper.vocab_size - 1}")

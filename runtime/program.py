@@ -47,11 +47,14 @@ class Program:
         """A new instance with empty state."""
         return Instance(self, self.pool.create(np.empty(0, np.int32), use_cache=False)[0])
 
-    def step(self, inputs: Mapping[str, npt.ArrayLike], *, rule: str = "step", copy: bool = True) -> dict[str, Array]:
+    def step(
+        self, inputs: Mapping[str, npt.ArrayLike], *, rule: str = "step", copy: bool = True, check: bool = True
+    ) -> dict[str, Array]:
         """Runs one step and returns the output ports by name.
 
         `inputs` holds one array per input port; symbols take their values from the arrays' shapes. With copy=False
-        the outputs are views that the next step overwrites. Raises RequestError for arrays that do not fit the ports.
+        the outputs are views that the next step overwrites. Raises RequestError for arrays that do not fit the ports,
+        and for indices that point nowhere unless check=False says that they were made here.
         """
         dims = [-1] * len(self._symbols)
         arrays: dict[str, Array] = {}
@@ -64,6 +67,8 @@ class Program:
         for symbol, value in zip(self.manifest.symbols, dims, strict=True):
             if not symbol.low <= value <= symbol.high:
                 raise RequestError(f"size {symbol.name} is {value}, the program takes {symbol.low}..{symbol.high}")
+        if check:
+            self._check_indices(arrays)
         variant = self._choose(rule, dims)
         outputs = {port.name: self._output(port, dims) for port in self.manifest.ports if port.direction == "out"}
         ordered = [outputs[p.name] if p.direction == "out" else arrays[p.name] for p in self.manifest.ports]
@@ -113,7 +118,7 @@ class Program:
     def run_batch(self, batch: Mapping[str, Array]) -> Array:
         """A step with the ports of a paged program; returns a view of its first output port."""
         names = {port.name for port in self.manifest.ports}
-        outputs = self.step({name: array for name, array in batch.items() if name in names}, copy=False)
+        outputs = self.step({n: array for n, array in batch.items() if n in names}, copy=False)
         return next(iter(outputs.values()))
 
     def _bind_input(self, port: PortSpec, inputs: Mapping[str, npt.ArrayLike], dims: list[int]) -> Array:
@@ -136,6 +141,25 @@ class Program:
         if not fits:
             raise RequestError(f"input {port.name} has shape {list(array.shape)}, wanted {list(port.shape)}")
         return array
+
+    def _check_indices(self, arrays: Mapping[str, Array]) -> None:
+        """The ports of a paged program are indices that kernels follow unseen."""
+        empty = np.zeros((1, 1), np.int32)
+        table = arrays.get("block_table", empty)
+        limits = {
+            "tokens": self.manifest.model.get("vocab_size"),
+            "positions": table.shape[-1] * self.pool.page_size if "block_table" in arrays else None,
+            "sequences": table.shape[0] if "block_table" in arrays else None,
+            "rows": arrays["tokens"].size if "tokens" in arrays else None,
+            "block_table": self.device.num_pages,
+        }
+        for name, limit in limits.items():
+            array = arrays.get(name)
+            if limit is None or array is None or array.size == 0:
+                continue
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= limit:
+                raise RequestError(f"input {name} holds {low if low < 0 else high}, wanted 0..{limit - 1}")
 
     def _output(self, port: PortSpec, dims: list[int]) -> Array:
         """A view of the port's buffer, which grows to the largest step so far."""

@@ -1,6 +1,7 @@
 // Runs the launch lists of an artifact: one parallel region per step over kernels of a shared library.
 #include <dlfcn.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -79,6 +80,22 @@ struct State {
 using Port = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using LaunchSpec = std::tuple<std::string, bool, std::vector<std::pair<std::string, int64_t>>>;
 
+/// Holds `busy` while it lives; refuses when somebody else does.
+class Turn {
+ public:
+  explicit Turn(std::atomic_flag& busy) : busy_(busy) {
+    if (busy.test_and_set(std::memory_order_acquire)) {
+      throw std::runtime_error("a step of this program is running in another thread; give each thread a turn");
+    }
+  }
+  ~Turn() { busy_.clear(std::memory_order_release); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic_flag& busy_;
+};
+
 class Executor {
  public:
   Executor(const std::string& library, int num_threads) : library_(library), team_(num_threads) {}
@@ -117,6 +134,7 @@ class Executor {
   void step(int index, const std::vector<int64_t>& dims, const std::vector<Port>& ports) {
     if (index < 0 || static_cast<size_t>(index) >= variants_.size()) throw std::out_of_range("no such variant");
     if (ports.size() != ports_.size()) throw std::invalid_argument("a step needs one array per port");
+    const Turn turn(busy_);
     for (size_t i = 0; i < ports.size(); ++i) ports_[i] = const_cast<void*>(ports[i].data());
     Variant& variant = *variants_[static_cast<size_t>(index)];
     for (const PortUse& use : variant.port_uses) variant.args[use.arg] = ports_[use.port];
@@ -131,6 +149,7 @@ class Executor {
 
   /// Copies whole pages within every state, in the given order of (source, destination).
   void copy_pages(const std::vector<std::pair<int64_t, int64_t>>& pairs) {
+    const Turn turn(busy_);
     nb::gil_scoped_release release;
     for (const State& state : states_) {
       for (auto [source, destination] : pairs) {
@@ -223,6 +242,7 @@ class Executor {
   std::vector<void*> ports_;
   std::vector<std::unique_ptr<Variant>> variants_;
   bool profiling_ = false;
+  std::atomic_flag busy_;
 };
 
 }  // namespace

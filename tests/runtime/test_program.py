@@ -1,5 +1,6 @@
 """Programs stepped by their ports: binding, bounds, variants, instances, counters."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def test_outputs_are_copies_unless_asked_otherwise(program: Program) -> None:
         ({"positions": [0, 1]}, r"positions has shape \[2\]"),
         ({"rows": []}, "R is 0, the program takes 1..32"),
         ({"extra": [1]}, "no input port 'extra'"),
+        ({"tokens": [5, 97, 7]}, "tokens holds 97, wanted 0..96"),
+        ({"tokens": [5, -1, 7]}, "tokens holds -1, wanted 0..96"),
+        ({"positions": [0, 1, 4]}, "positions holds 4, wanted 0..3"),
+        ({"sequences": [0, 0, 1]}, "sequences holds 1, wanted 0..0"),
+        ({"rows": [3]}, "rows holds 3, wanted 0..2"),
+        ({"block_table": [[32]]}, "block_table holds 32, wanted 0..31"),
         ({name: np.zeros(65, np.int32) for name in ("tokens", "positions", "sequences")}, "T is 65"),
     ],
 )
@@ -112,6 +119,26 @@ def test_a_step_without_pages_changes_nothing(artifact: Path) -> None:
         instance.step(list(range(1, 9)))
     assert instance.length == 3
     np.testing.assert_array_equal(instance.step([4])[0], expected_logits([1, 2, 3, 4]))
+
+
+def test_steps_from_two_threads_take_turns_or_are_refused(program: Program) -> None:
+    refused, right = [], []
+
+    def work() -> None:
+        for _ in range(300):
+            try:
+                right.append(np.array_equal(program.step(ports(rows=[2]))["logits"][0], expected_logits([5, 6, 7])))
+            except DeviceError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(right) + len(refused) == 600
+    assert right
+    assert all("running in another thread" in message for message in refused)
 
 
 def test_profiling_times_every_launch(program: Program) -> None:
