@@ -23,7 +23,7 @@ def vocabulary() -> dict[str, int]:
     wide = sorted(set("é😀🙂".encode()))
     spelled = _byte_spellings()
     names = ["<eos>", "<bos>", *(spelled[byte] for byte in [*letters, *wide])]
-    names += ["th", "he", spelled[32] + "a", "an", "in", "er", "on", "re", "ed", "nd", "ou", "ha"]
+    names += ["th", "he", spelled[32] + "a", "an", "in", "er", "on", "re", "ed", "st", "ou", "ha"]
     names += [a + b for a in "xyz" for b in "xyz"]
     return {name: i for i, name in enumerate(names[:97])}
 
