@@ -169,11 +169,34 @@ def openvino_engine(model: Model, setting: Setting) -> EngineSpec:
     return EngineSpec("openvino", PEERS / "openvino_peer.py", python, install, setting.weights_dtype, options)
 
 
+def onnxruntime_engine(model: Model, setting: Setting) -> EngineSpec:
+    """ONNX Runtime GenAI on what its own builder makes of the checkpoint; its CPU provider has no bf16."""
+    if setting.weights_dtype == "bf16":
+        raise EngineError("onnxruntime-genai has no bf16 on CPUs: time it with f32, int8 or int4 weights")
+    checkpoint, python = _checkpoint(model, "onnxruntime-genai"), setting.python_of("onnxruntime-genai")
+    install = (
+        "install onnxruntime-genai there (and onnx, onnx-ir, torch, transformers to build a model), "
+        "or name another with --peer-python onnxruntime-genai=PYTHON"
+    )
+    output = setting.work / f"{checkpoint.resolve().name}-onnxruntime-{setting.weights_dtype}"
+    require_packages("onnxruntime-genai", python, ("onnxruntime_genai",), install)
+    if not (output / "genai_config.json").is_file():
+        require_packages("onnxruntime-genai", python, ("onnx", "onnx_ir", "torch", "transformers"), install)
+        setting.note(f"building {output.name}")
+        command = [python, str(PEERS / "onnxruntime_convert.py"), str(checkpoint), str(output), setting.weights_dtype]
+        run_task(command, "ONNX Runtime GenAI's builder")
+    options = _options(output, setting) | {"vocab_size": model.vocab_size}
+    return EngineSpec(
+        "onnxruntime-genai", PEERS / "onnxruntime_peer.py", python, install, setting.weights_dtype, options
+    )
+
+
 MAKERS: dict[str, Callable[[Model, Setting], EngineSpec]] = {
     "echoc": own_engine,
     "llama.cpp": llamacpp_engine,
     "transformers": transformers_engine,
     "openvino": openvino_engine,
+    "onnxruntime-genai": onnxruntime_engine,
 }
 PEER_NAMES = tuple(name for name in MAKERS if name != "echoc")
 
