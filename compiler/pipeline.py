@@ -12,6 +12,7 @@ from echoc.compiler.ir.verify import verify
 from echoc.compiler.passes.fold import Fold
 from echoc.compiler.passes.make_stateful import MakeStateful
 from echoc.compiler.passes.narrow_ids import NarrowIds
+from echoc.compiler.passes.recognize_attention import RecognizeAttention
 from echoc.compiler.passes.select_rows import SelectRows
 from echoc.compiler.passes.simplify import Simplify
 from echoc.errors import IRError
@@ -30,6 +31,7 @@ def language_model_passes(state_dtype: DType) -> list[Pass]:
     """From a prompt graph to a step program that is ready to be fused."""
     return [
         Simplify(),
+        RecognizeAttention(),
         MakeStateful(state_dtype=state_dtype),
         SelectRows(),
         *program_passes(),

@@ -5,8 +5,9 @@
     python tools/coverage.py --out build/coverage --report   # prints the table of what is there
 
 Stages: `config` (a tiny model builds), `eager` (transformers runs it), `export` (it is traced with a symbolic length),
-`traced` (the graph gives transformers' logits at two other lengths, within 1e-4 of the largest logit), `step` (it
-becomes a step program), `compile` (an f32 artifact is built), `match` (the artifact gives transformers' logits for a
+`traced` (the graph gives transformers' logits at two other lengths, within 1e-4 of the largest logit), `stateful` (it
+becomes a step program which the CPU can be given kernels for, and which gives transformers' logits on the reference
+device, in ragged chunks), `compile` (an f32 artifact is built), `match` (the artifact gives transformers' logits for a
 whole prompt, and for the same tokens in chunks and one by one). `--through` says how far to go.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import multiprocessing
 import sys
@@ -26,7 +28,7 @@ from typing import Any
 import causal_lm_zoo as zoo
 import torch
 
-STAGES = ("config", "eager", "export", "traced", "step", "compile", "match")
+STAGES = ("config", "eager", "export", "traced", "stateful", "compile", "match")
 LENGTHS = (7, 37)
 TOLERANCE = 1e-4
 CONTEXT = 64
@@ -54,9 +56,10 @@ def examine(model_type: str, through: str, result: dict[str, Any]) -> None:
         result["error"] = {length: _difference(exported, *pair) for length, pair in expected.items()}
         _check("the traced graph", max(result["error"].values()))
         result["stage"] = "traced"
-        if STAGES.index(through) >= STAGES.index("step"):
-            _step_program(exported)
-            result["stage"] = "step"
+        if STAGES.index(through) >= STAGES.index("stateful"):
+            result["stepped"] = _stepped(exported, *expected[LENGTHS[-1]])
+            _check("the step program", result["stepped"])
+            result["stage"] = "stateful"
         if STAGES.index(through) >= STAGES.index("compile"):
             artifact = _compile(folder)
             result["stage"] = "compile"
@@ -73,12 +76,34 @@ def _check(what: str, worst: float) -> None:
         raise ValueError(f"{what} differs from transformers by {worst:.1e} of the largest logit")
 
 
-def _step_program(exported: Any) -> None:
+def _stepped(exported: Any, tokens: torch.Tensor, expected: torch.Tensor) -> float:
+    """The difference of the step program on the reference device, over chunks of several lengths."""
+    import numpy as np
+
     from echoc.compiler.importers.huggingface.convert import prompt_program
     from echoc.compiler.ir import DType
+    from echoc.compiler.ir.interpret import run_rule
     from echoc.compiler.pipeline import language_model_passes, run_passes
+    from echoc.compiler.targets.cpu.lower import lower
+    from echoc.compiler.weights import Weights
 
-    run_passes(prompt_program(exported, CONTEXT), language_model_passes(DType.F32))
+    prompt = prompt_program(exported, min(CONTEXT, exported.max_tokens))
+    program = run_passes(prompt, language_model_passes(DType.F32))
+    lower(program, "f32", 32)
+    skin = program.skin
+    weights = Weights(skin, lambda name: exported.parameters[name].read(), exported.buffers)
+    table = np.random.default_rng(0).permutation(16).astype(np.int32)[None]
+    states: dict[str, Any] = {s.name: np.full((16, 4, *s.type.shape), np.nan, np.float32) for s in skin.states}
+    logits, ids = [], tokens[0].numpy()
+    for begin, end in itertools.pairwise((0, 9, 10, 11, 20, len(ids))):
+        places = np.arange(end - begin, dtype=np.int32)
+        ports = {
+            "tokens": ids[begin:end], "positions": begin + places, "sequences": 0 * places, "rows": places,
+            "block_table": table,
+        }  # fmt: skip
+        outputs, states = run_rule(skin, skin.rule("step"), ports, weights.value, states)
+        logits.append(outputs["logits"])
+    return float(np.abs(np.concatenate(logits) - expected[0].numpy()).max() / expected.abs().max())
 
 
 def _compile(folder: str) -> Path:

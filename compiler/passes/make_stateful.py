@@ -18,6 +18,7 @@ from echoc.compiler.ir.node import topological
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.text import show_attrs
 from echoc.compiler.ir.types import Dim, dim_div, symbol
+from echoc.compiler.passes.causality import hides_future, within_the_past
 from echoc.errors import CompileError
 
 S, T, B, M = symbol("S"), symbol("T"), symbol("B"), symbol("M")
@@ -66,11 +67,11 @@ def token_axis(node: Node) -> int | None:
 class Lifter:
     """Builds the step graph of a prompt rule."""
 
-    def __init__(self, state_dtype: DType) -> None:
+    def __init__(self, state_dtype: DType, length: int) -> None:
         self.values: dict[Node, Lifted] = {}
         self.states: list[State] = []
         self.next_states: list[tuple[str, Node]] = []
-        self.state_dtype = state_dtype
+        self.state_dtype, self.length = state_dtype, length
         self.sequences, self.table = (b.port(p.name, p.type) for p in STEP_PORTS[2:])
         self.positions = b.port("positions", STEP_PORTS[1].type)
 
@@ -242,10 +243,26 @@ class Lifter:
         extras = [v for v in inputs[3:] if isinstance(v, Node)]
         if len(extras) != len(inputs) - 3:
             raise refuse(node, "sinks must not depend on the tokens")
+        attrs = dict(node.attrs)
+        if not node["causal"]:
+            extras, attrs = self.causal(node, extras, attrs)
         where = f"layer{len(self.states) // 2}"
         states = [self.append(f"{where}.{kind}", value) for kind, value in zip("kv", parts[1:], strict=True)]
-        out = make("attend", parts[0], *states, self.sequences, self.positions, self.table, *extras, **dict(node.attrs))
+        out = make("attend", parts[0], *states, self.sequences, self.positions, self.table, *extras, **attrs)
         return Token(b.reshape(out, (T, 1, *out.shape[1:])), 0)
+
+    def causal(self, node: Node, extras: list[Node], attrs: dict[str, Any]) -> tuple[list[Node], dict[str, Any]]:
+        """Attention whose body hides the future, as causal attention with what else the body does."""
+        if not node["body"]:
+            raise refuse(node, "attention that is not causal: a step cannot see later tokens")
+        heads = node.inputs[0].shape[0]
+        assert isinstance(heads, int)
+        reason = hides_future(extras[-1], heads, self.length)
+        if reason:
+            raise refuse(node, f"attention that is not causal: {reason}")
+        body = within_the_past(extras[-1])
+        kept = [] if body.op == "arg" else [body]
+        return extras[:-1] + kept, {**attrs, "causal": True, "body": bool(kept)}
 
     def append(self, name: str, values: Node) -> Node:
         entry = values.shape[1:]
@@ -282,11 +299,11 @@ class MakeStateful:
         symbols: dict[str, Any] = dict(program.symbols)
         low, high = symbols.pop("S")
         symbols.update({"T": (1, high), "R": (1, high), "B": (1, high), "M": (1, high)})
-        return replace(program.map_membranes(self.membrane), symbols=symbols)
+        return replace(program.map_membranes(lambda m: self.membrane(m, high)), symbols=symbols)
 
-    def membrane(self, membrane: Membrane) -> Membrane:
+    def membrane(self, membrane: Membrane, length: int) -> Membrane:
         prompt = membrane.rule("prompt")
-        lifter = Lifter(self.state_dtype)
+        lifter = Lifter(self.state_dtype, length)
         outputs = []
         for name, node in prompt.outputs:
             token = lifter.lift(node)

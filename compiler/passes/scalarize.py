@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from echoc.compiler.importers import build as b
 from echoc.compiler.ir import DType, Node, make
-from echoc.compiler.ir.ops import POINTWISE
-from echoc.compiler.ir.types import Dim
+from echoc.compiler.ir.node import rebuild, topological
+from echoc.compiler.ir.ops import POINTWISE, Env
+from echoc.compiler.ir.ops.stateful import evaluate_body
+from echoc.compiler.ir.types import Dim, dim_div, dim_mul, symbol
 from echoc.errors import CompileError
 
 POSITIONS_PORT = "positions"
+LAST = "last"  # the last place of the sequence: an argument while a body is built, never in a finished one
 
 
 def argument(name: str) -> Node:
@@ -23,15 +30,47 @@ def attention_body(bias: Node, heads: Dim) -> Node:
     zero = b.const(0, DType.I64)
     index = (zero, argument("head"), argument("qpos"), argument("kpos"))[4 - len(bias.shape) :]
     places = tuple(zero if d == 1 else i for d, i in zip(bias.shape, index, strict=True))
-    return make("add", argument("score"), b.cast(scalarize(bias, places), DType.F32))
+    return relative(make("add", argument("score"), b.cast(scalarize(bias, places), DType.F32)))
+
+
+def relative(body: Node) -> Node:
+    """The body without the length of the sequence, which a step does not know.
+
+    Softmax does not change when the scores of one query all move by the same amount: where the last place matters only
+    so, the query's own place stands for it. Raises CompileError where it matters otherwise.
+    """
+    if argument(LAST) not in topological([body]):
+        return body
+    heads, qpos, kpos = np.arange(8)[:, None, None], np.arange(16)[None, :, None], np.arange(16)[None, None, :]
+    moved = []
+    for last in (15, 40):
+        given = {"score": np.zeros((8, 16, 16)), "head": heads, "qpos": qpos, "kpos": kpos, LAST: np.asarray(last)}
+        moved.append(np.broadcast_to(evaluate_body(body, Env(), given), (8, 16, 16)).astype(np.float64))
+    seen = np.broadcast_to(kpos <= qpos, (8, 16, 16))
+    change = np.where(seen, moved[1] - moved[0], 0.0)
+    own = np.diagonal(change, axis1=1, axis2=2)[..., None]
+    if not np.allclose(change, np.where(seen, own, 0.0), rtol=1e-5, atol=1e-5):
+        raise CompileError("the bias depends on the length of the sequence")
+    return replaced(body, {argument(LAST): argument("qpos")})
+
+
+def replaced(body: Node, mapping: Mapping[Node, Node]) -> Node:
+    """A scalar graph with some nodes replaced."""
+    done = dict(mapping)
+    for node in topological([body]):
+        if node not in done:
+            done[node] = rebuild(node, tuple(done[i] for i in node.inputs))
+    return done[body]
 
 
 def scalarize(node: Node, index: tuple[Node, ...]) -> Node:
     """The scalar node[index], as a graph over the index nodes (i64 scalars)."""
-    return _Scalarizer().at(node, index)
+    return Scalarizer().at(node, index)
 
 
-class _Scalarizer:
+class Scalarizer:
+    """Follows one element of a tensor back through the graph."""
+
     def __init__(self) -> None:
         self.done: dict[tuple[Node, tuple[Node, ...]], Node] = {}
 
@@ -54,6 +93,8 @@ class _Scalarizer:
         if node.op == "broadcast":
             return self.at(node.inputs[0], _aligned(node.inputs[0], index))
         if node.op == "weight":
+            if not node.shape:
+                return node
             return make("take", b.reshape(node, (node.tensor.size,)), _flat(index, node.shape), axis=0)
         view = getattr(self, f"_{node.op}", None)
         if view is None:
@@ -63,13 +104,18 @@ class _Scalarizer:
 
     def _reshape(self, node: Node, index: tuple[Node, ...]) -> Node:
         source = node.inputs[0]
-        kept_in = [d for d in source.shape if d != 1]
-        kept_out = [(d, i) for d, i in zip(node.shape, index, strict=True) if d != 1]
-        zero = b.const(0, DType.I64)
-        if kept_in == [d for d, _ in kept_out]:
-            rest = iter(i for _, i in kept_out)
-            return self.at(source, tuple(zero if d == 1 else next(rest) for d in source.shape))
-        return self.at(source, _unflat(_flat(index, node.shape), source.shape))
+        places: list[Node] = [b.const(0, DType.I64)] * len(source.shape)
+        for before, after in _shared_axes(source.shape, node.shape):
+            flat = _flat(tuple(index[a] for a in after), tuple(node.shape[a] for a in after))
+            inner = _unflat(flat, tuple(source.shape[a] for a in before))
+            for axis, place in zip(before, inner, strict=True):
+                places[axis] = place
+        return self.at(source, tuple(places))
+
+    def _max(self, node: Node, index: tuple[Node, ...]) -> Node:
+        if node.inputs[0].op == "iota" and node.inputs[0]["size"] == symbol("S"):
+            return argument(LAST)
+        raise CompileError(f"{node.op} : {node.type} depends on more than head and positions")
 
     def _transpose(self, node: Node, index: tuple[Node, ...]) -> Node:
         places = list(index)
@@ -97,7 +143,7 @@ class _Scalarizer:
             place = b.binary("sub", i, low) if low else i
             places.append(place)
             tests = [make("le", b.const(0, DType.I64), place)] if low else []
-            tests += [make("lt", place, b.dim_scalar(size, DType.I64))] if high else []
+            tests += [make("lt", place, _size(size))] if high else []
             for test in tests:
                 inside = test if inside is None else make("and", inside, test)
         value = self.at(node.inputs[0], tuple(places))
@@ -128,17 +174,39 @@ def _aligned(node: Node, index: tuple[Node, ...]) -> tuple[Node, ...]:
     return tuple(b.const(0, DType.I64) if d == 1 else i for d, i in zip(node.shape, tail, strict=True))
 
 
+def _shared_axes(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of axes (without those of size 1) that hold the same elements on both sides of a reshape."""
+    left, right = ([i for i, d in enumerate(s) if d != 1] for s in (before, after))
+    out = []
+    while left or right:
+        run: tuple[list[int], list[int]] = ([], [])
+        sizes: list[Dim] = [1, 1]
+        while not run[0] or not run[1] or sizes[0] != sizes[1]:
+            behind = 0 if not run[0] or (run[1] and dim_div(sizes[1], sizes[0]) is not None) else 1
+            if not (left, right)[behind]:
+                behind = 1 - behind
+            axes, shape = ((left, before), (right, after))[behind]
+            sizes[behind] = dim_mul(sizes[behind], shape[axes[0]])
+            run[behind].append(axes.pop(0))
+        out.append(run)
+    return out
+
+
+def _size(dim: Dim) -> Node:
+    return Scalarizer().at(b.dim_scalar(dim, DType.I64), ())
+
+
 def _flat(index: tuple[Node, ...], shape: tuple[Dim, ...]) -> Node:
-    out = b.const(0, DType.I64)
-    for i, size in zip(index, shape, strict=True):
-        out = make("add", make("mul", out, b.dim_scalar(size, DType.I64)), i)
+    out = index[0]
+    for i, size in zip(index[1:], shape[1:], strict=True):
+        out = make("add", make("mul", out, _size(size)), i)
     return out
 
 
 def _unflat(flat: Node, shape: tuple[Dim, ...]) -> tuple[Node, ...]:
     out: list[Node] = []
-    for size in reversed(shape):
-        step = b.dim_scalar(size, DType.I64)
+    for size in reversed(shape[1:]):
+        step = _size(size)
         out.append(make("mod", flat, step))
         flat = make("floordiv", flat, step)
-    return tuple(reversed(out))
+    return (flat, *reversed(out))
