@@ -173,8 +173,8 @@ def _scratch(text: str) -> int:
     if text.isdigit():
         return int(text)
     head, value = (-(-int(x) // 16) * 16 for x in text.partition("(")[2].rstrip(")").split(","))
-    rows, block, tile = 96, 64, 8
-    floats = rows * head + tile * block + rows * value + block * head + block * value + 6 * rows
+    rows, block, tall = 96, 64, 32
+    floats = (rows + block) * (head + value) + tall * block * 3 // 2 + rows * (head + 16) // 2 + 6 * rows
     return -(-floats * 4 // 64) * 64
 
 
