@@ -64,7 +64,20 @@ struct Block {
   float* acc[2];
   int64_t ld;
   bool resume;  // add to what acc holds
+  // What later blocks read, to be brought into the second-level cache meanwhile, a share of it every step.
+  const std::byte* next_w[2];
+  int64_t next_lines;  // of each next_w a step
+  const std::byte* next_x;
+  int64_t next_rows;
 };
+
+ECHOC_INLINE void prefetch_next(const Block& b, int64_t step) {
+  for (int64_t i = 0; i < b.next_lines; ++i) {
+    __builtin_prefetch(b.next_w[0] + (step * b.next_lines + i) * 64, 0, 2);
+    __builtin_prefetch(b.next_w[1] + (step * b.next_lines + i) * 64, 0, 2);
+  }
+  for (int64_t i = 0; i < b.next_rows; ++i) __builtin_prefetch(b.next_x + i * b.x_stride + step * 64, 0, 2);
+}
 
 // One block of bf16: rows of tile 0 (and of tile 2 when Tall) times one panel (two when Wide). k ascends in steps of
 // 32 in one chain, through memory or not, so that a result does not depend on how blocks were cut.
@@ -88,6 +101,7 @@ void block_bf16(const Block& b) {
     _tile_loadd(4, x, b.x_stride);
     _tile_loadd(6, b.w[0] + s * 1024, 64);
     _tile_dpbf16ps(0, 4, 6);
+    if constexpr (Tall && Wide) prefetch_next(b, s);
     if constexpr (Wide) {
       _tile_loadd(7, b.w[1] + s * 1024, 64);
       _tile_dpbf16ps(1, 4, 7);
@@ -105,29 +119,45 @@ void block_bf16(const Block& b) {
   fence();
 }
 
-// Multiplies num_rows bf16 rows with num_panels panels. panels(p, step, steps) returns steps [step, step + steps) of
-// panel p as bf16 tiles; a pointer stays valid until panels() is called for another pair. place(p) is where panel p's
-// results go.
+// Multiplies num_rows bf16 rows with num_panels panels. `panels` knows where they are:
+// panels.read(p, step, steps, slot) returns [step, step + steps) of panel p as bf16 tiles, valid until the slot is
+// read again; panels.at(p, step) is where the packed bytes of that part begin and panels.bytes(steps) their number.
+// place(p) is where panel p's results go.
 template <class Panels, class Place>
 void multiply_bf16(const std::byte* x, int64_t x_stride, int64_t num_rows, int64_t num_panels, int64_t steps,
-                   int64_t ld, Panels&& panels, Place&& place) {
-  // Many rows: 16 KiB of a panel at a time, which then stay in the first-level cache for all rows.
+                   int64_t ld, const Panels& panels, Place&& place) {
+  // Many rows: 16 KiB of a panel at a time, which all row blocks then find close by.
   constexpr int64_t kChunk = 16;
   const int64_t chunk = num_rows > 32 ? kChunk : steps;
   const int64_t width = num_rows > 16 ? 2 : 1;
   const auto sweep = [&](int64_t begin, int64_t end) {  // rows, in blocks of 32 or fewer of one height
     const int64_t height = std::min<int64_t>(32, end - begin);
+    const int64_t blocks = (end - begin) / height;
+    const int64_t pairs = (num_panels + width - 1) / width;
     configure(std::min<int64_t>(16, height), std::max<int64_t>(0, height - 16), 64);
     for (int64_t s = 0; s < steps; s += chunk) {
       for (int64_t p = 0; p < num_panels; p += width) {
         const bool wide = width == 2 && p + 1 < num_panels;
-        Block b{nullptr, x_stride, {}, std::min(chunk, steps - s), {}, ld, s > 0};
-        b.w[0] = panels(p, s, b.steps, 0);
-        b.w[1] = wide ? panels(p + 1, s, b.steps, 1) : nullptr;
-        for (int64_t r = begin; r < end; r += height) {
+        const bool last = p + width >= num_panels;
+        const int64_t next_s = s + chunk < steps ? s + chunk : 0;
+        const int64_t next_p = last ? (next_s == 0 ? num_panels : 0) : p + width;
+        Block b{};
+        b.x_stride = x_stride;
+        b.steps = std::min(chunk, steps - s);
+        b.ld = ld;
+        b.resume = s > 0;
+        b.w[0] = panels.read(p, s, b.steps, 0);
+        b.w[1] = wide ? panels.read(p + 1, s, b.steps, 1) : nullptr;
+        b.next_lines = (panels.bytes(b.steps) / 64 + blocks * b.steps - 1) / (blocks * b.steps);
+        b.next_rows = next_s == s ? 0 : std::max<int64_t>(1, height / pairs);
+        for (int64_t i = 0; i < blocks; ++i) {
+          const int64_t r = begin + i * height;
           b.x = x + r * x_stride + s * 64;
           b.acc[0] = place(p) + r * ld;
           b.acc[1] = wide ? place(p + 1) + r * ld : nullptr;
+          for (int side = 0; side < 2; ++side)
+            b.next_w[side] = panels.at(next_p + side, last ? next_s : s) + i * b.next_lines * b.steps * 64;
+          b.next_x = x + (r + p / width * b.next_rows) * x_stride + next_s * 64;
           if (height > 16) {
             wide ? block_bf16<true, true>(b) : block_bf16<true, false>(b);
           } else {
@@ -141,6 +171,73 @@ void multiply_bf16(const std::byte* x, int64_t x_stride, int64_t num_rows, int64
   if (whole > 0) sweep(0, whole);
   if (whole < num_rows) sweep(whole, num_rows);
 }
+
+// Panels that are bf16 as they lie.
+struct Bf16Panels {
+  const std::byte* panels;
+  int64_t panel_bytes;
+
+  const std::byte* at(int64_t p, int64_t step) const { return panels + p * panel_bytes + step * 1024; }
+  int64_t bytes(int64_t steps) const { return steps * 1024; }
+  const std::byte* read(int64_t p, int64_t step, int64_t, int) const { return at(p, step); }
+};
+
+// Panels of i8 or i4, turned to bf16 as they are read. For many rows: the tiles then add up the whole of K by themselves,
+// where integer groups would have to leave them, one by one, to be scaled.
+template <int Bits>
+struct DequantisedPanels {
+  static constexpr int64_t kMostSteps = 16;
+
+  const std::byte* panels;
+  int64_t panel_bytes;
+  int group;
+  std::byte* slots;  // 2 x kMostSteps KiB
+
+  const std::byte* at(int64_t p, int64_t step) const {
+    return panels + p * panel_bytes + step * 32 / (2 * group) * layout::block_bytes(Bits, group);
+  }
+  int64_t bytes(int64_t steps) const { return steps * 32 / (2 * group) * layout::block_bytes(Bits, group); }
+
+  const std::byte* read(int64_t p, int64_t step, int64_t steps, int slot) const {
+    std::byte* to = slots + slot * kMostSteps * 1024;
+    const std::byte* block = at(p, step);
+    const int64_t group_bytes = layout::group_bytes(Bits, group);
+    std::byte* out = to;
+    for (int64_t g = 0; g < steps * 32 / group; ++g) {
+      const std::byte* values = block + g % 2 * group_bytes;
+      const f32x16 scale = vec16::load_f16(block + 2 * group_bytes + g % 2 * 32);
+      const f32x16 zero = vec16::mul(scale, vec16::splat(static_cast<float>(-layout::offset_of(Bits))));
+      for (int64_t i = 0; i < group_bytes; i += 64, out += 1024 / Bits)
+        widen(_mm512_load_si512(values + i), scale, zero, out);
+      if (g % 2 == 1) block += layout::block_bytes(Bits, group);
+    }
+    return to;
+  }
+
+ private:
+  // The bf16 of stored * scale + zero for the bytes of a [16][4] vector, or for its low and then its high nibbles.
+  static ECHOC_INLINE void widen(__m512i packed, f32x16 scale, f32x16 zero, std::byte* out) {
+    const __m512i mask = _mm512_set1_epi32(Bits == 8 ? 0xff : 0xf);
+    const auto value = [&](auto shift) ECHOC_INLINE_LAMBDA {
+      const __m512i stored = _mm512_and_si512(_mm512_srli_epi32(packed, shift), mask);
+      return vec16::fma(_mm512_cvtepi32_ps(stored), scale, zero);
+    };
+    vec16::unroll<16 / Bits>([&](auto pair) ECHOC_INLINE_LAMBDA {
+      constexpr int kShift = Bits == 8 ? pair * 16 : pair % 2 * 16 + pair / 2 * 4;
+      store_pairs(value(std::integral_constant<int, kShift>{}), value(std::integral_constant<int, kShift + 8>{}),
+                  out + pair * 64);
+    });
+  }
+
+  // [16][2] bf16 of even and odd k, rounded half up: as near as rounding to even, and cheaper.
+  static ECHOC_INLINE void store_pairs(f32x16 even, f32x16 odd, std::byte* out) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
+    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd), half);
+    const __m512i top = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    _mm512_store_si512(out, _mm512_or_si512(low, _mm512_and_si512(high, top)));
+  }
+};
 
 // Rows of int8 with their scales, and one panel of i8 or i4.
 struct IntJob {

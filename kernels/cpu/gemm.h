@@ -41,6 +41,8 @@ inline Share share_output(const Call& call, int64_t T, int64_t panels, int64_t u
 
 namespace detail {
 
+inline constexpr int64_t kMostColumns = 256;  // of a segment
+
 // Multiplies rows [rows.begin, rows.end) of x with panels [panels.begin, panels.end) of w (in units of NW interleaved
 // panels) and calls epilogue(row, n0, count, acc) for each row segment.
 template <class W, int NW, class Epilogue>
@@ -49,7 +51,7 @@ void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N,
   const auto* activations = static_cast<const std::byte*>(x);
   const auto* weights = static_cast<const std::byte*>(w);
   const Blocking blocking = W::blocking(rows.end - rows.begin, K);
-  const int64_t unit = std::max<int64_t>(1, blocking.panels / NW);
+  const int64_t unit = std::clamp<int64_t>(blocking.panels / NW, 1, kMostColumns / W::kPanel);
   const int64_t most_rows = std::min(blocking.rows, kAccumulators / (unit * NW * W::kPanel));
   float* const acc = accumulators();
   for (int64_t p = panels.begin; p < panels.end; p += unit) {

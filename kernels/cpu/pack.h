@@ -1,7 +1,7 @@
 // Packs weights into the panels of layout.h, unpacks them, and fills them with random values.
 //
 // Work goes panel by panel through a small f32 tile [k][16] (lane = row of the panel). Loops run over the lanes, so
-// that compilers vectorise them; x86 builds carry a clone per feature level and pick one at load.
+// that compilers vectorise them; builds for baseline x86 carry a clone per feature level and pick one at load.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 #include "half.h"
 #include "layout.h"
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__AVX2__)
 #define ECHOC_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ECHOC_CLONES
@@ -78,105 +78,116 @@ inline void gather(const Source& source, int64_t N, int64_t K, int64_t n0, int64
   }
 }
 
-// Rounds to the nearest integer (ties to even), |value| < 2^22.
-inline float nearest(float value) { return (value + 12582912.0f) - 12582912.0f; }
+// Sixteen lanes as the compiler's own vector type, which it maps to the registers of each clone.
+using Lanes = float __attribute__((vector_size(64)));
+using Words = uint32_t __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(64)));
 
-inline float quantise(float value, float inverse, float low, float high) {
-  const float q = nearest(std::min(std::max(value * inverse, low), high));
-  return q;
+#define ECHOC_PACK_INLINE inline __attribute__((always_inline))
+
+ECHOC_PACK_INLINE void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof to); }
+
+// q = value * inverse rounded to the nearest integer (ties to even) within [low, high].
+ECHOC_PACK_INLINE void quantise(const Lanes& value, const Lanes& inverse, float low, float high, Lanes& q) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  q = value * inverse;
+  q = q < low ? low + Lanes{} : q;
+  q = q > high ? high + Lanes{} : q;
+  q = (q + kRound) - kRound;
 }
 
-inline float as_f16(float value) { return to_float(to_f16(value)); }
+// Rounds scales to f16 and takes their reciprocals, 0 for 0.
+ECHOC_PACK_INLINE void round_scales(Lanes& scale, Lanes& inverse) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &scale, sizeof lanes);
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = to_float(to_f16(lanes[i]));
+  std::memcpy(&scale, lanes, sizeof lanes);
+  inverse = scale != 0.0f ? 1.0f / scale : Lanes{};
+}
 
-// Scales of an i8 group, one a lane: amax / 127 as an f16.
-inline void scales_i8(const float* tile, int64_t group, float* scale) {
-  float most[kLanes] = {};
-  for (int64_t k = 0; k < group; ++k)
-    for (int64_t i = 0; i < kLanes; ++i) most[i] = std::max(most[i], std::fabs(tile[k * kLanes + i]));
-  for (int64_t i = 0; i < kLanes; ++i) scale[i] = as_f16(most[i] / 127.0f);
+// Scales of an i8 group, one a lane: amax / 127.
+ECHOC_PACK_INLINE void scales_i8(const float* tile, int64_t group, Lanes& scale, Lanes& inverse) {
+  Lanes most{};
+  for (int64_t k = 0; k < group; ++k) {
+    Lanes value;
+    load(tile + k * kLanes, value);
+    const Lanes size = value < 0.0f ? -value : value;
+    most = size > most ? size : most;
+  }
+  scale = most / 127.0f;
+  round_scales(scale, inverse);
 }
 
 // Scales of an i4 group: of some candidates that put the value of largest size at or beyond -8, the one with the least
 // squared error, then the least-squares scale for its integers if that is better still.
-inline void scales_i4(const float* tile, int64_t group, float* scale) {
+ECHOC_PACK_INLINE void scales_i4(const float* tile, int64_t group, Lanes& scale, Lanes& inverse) {
   constexpr float kCandidates[] = {-7.0f, -7.5f, -8.0f, -8.5f, -9.0f, -9.7f, -10.5f};
-  float high[kLanes] = {};
-  float low[kLanes] = {};
+  constexpr int kCount = sizeof kCandidates / sizeof *kCandidates;
+  Lanes high{};
+  Lanes low{};
   for (int64_t k = 0; k < group; ++k) {
-    for (int64_t i = 0; i < kLanes; ++i) {
-      high[i] = std::max(high[i], tile[k * kLanes + i]);
-      low[i] = std::min(low[i], tile[k * kLanes + i]);
-    }
+    Lanes value;
+    load(tile + k * kLanes, value);
+    high = value > high ? value : high;
+    low = value < low ? value : low;
   }
-  float best[kLanes];
-  float dots[kLanes];
-  float squares[kLanes];
-  std::fill_n(best, kLanes, INFINITY);
-  std::fill_n(scale, kLanes, 0.0f);
-  std::fill_n(dots, kLanes, 0.0f);
-  std::fill_n(squares, kLanes, 0.0f);
-  const auto attempt = [&](const float* candidate) __attribute__((always_inline)) {
-    float inverse[kLanes];
-    float error[kLanes] = {};
-    float dot[kLanes] = {};
-    float square[kLanes] = {};
-    for (int64_t i = 0; i < kLanes; ++i) inverse[i] = candidate[i] != 0.0f ? 1.0f / candidate[i] : 0.0f;
+  const Lanes extreme = high > -low ? high : low;
+  Lanes best = Lanes{} + INFINITY;
+  Lanes best_dot{};
+  Lanes best_square{};
+  for (int c = 0; c <= kCount; ++c) {
+    Lanes candidate =
+        c < kCount ? extreme / kCandidates[c % kCount] : (best_square > 0.0f ? best_dot / best_square : Lanes{});
+    Lanes reciprocal;
+    round_scales(candidate, reciprocal);
+    Lanes error{};
+    Lanes dot{};
+    Lanes square{};
     for (int64_t k = 0; k < group; ++k) {
-      for (int64_t i = 0; i < kLanes; ++i) {
-        const float value = tile[k * kLanes + i];
-        const float q = quantise(value, inverse[i], -8.0f, 7.0f);
-        const float miss = value - q * candidate[i];
-        error[i] += miss * miss;
-        dot[i] += value * q;
-        square[i] += q * q;
-      }
+      Lanes value;
+      Lanes q;
+      load(tile + k * kLanes, value);
+      quantise(value, reciprocal, -8.0f, 7.0f, q);
+      const Lanes miss = value - q * candidate;
+      error += miss * miss;
+      dot += value * q;
+      square += q * q;
     }
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const bool better = error[i] < best[i];
-      best[i] = better ? error[i] : best[i];
-      scale[i] = better ? candidate[i] : scale[i];
-      dots[i] = better ? dot[i] : dots[i];
-      squares[i] = better ? square[i] : squares[i];
-    }
-  };
-  float candidate[kLanes];
-  for (const float divisor : kCandidates) {
-    for (int64_t i = 0; i < kLanes; ++i) candidate[i] = as_f16((high[i] > -low[i] ? high[i] : low[i]) / divisor);
-    attempt(candidate);
+    const Ints better = error < best;
+    best = better ? error : best;
+    scale = better ? candidate : scale;
+    inverse = better ? reciprocal : inverse;
+    best_dot = better ? dot : best_dot;
+    best_square = better ? square : best_square;
   }
-  for (int64_t i = 0; i < kLanes; ++i) candidate[i] = squares[i] > 0.0f ? as_f16(dots[i] / squares[i]) : 0.0f;
-  attempt(candidate);
 }
 
 // Writes one group: its values at `values`, its scales at `scales`.
 template <int Bits>
-inline __attribute__((always_inline)) void emit_group(const float* tile, int64_t group, uint32_t* values,
-                                                      f16_t* scales) {
+ECHOC_PACK_INLINE void emit_group(const float* tile, int64_t group, uint32_t* values, f16_t* scales) {
   constexpr float kLow = Bits == 8 ? -127.0f : -8.0f;
   constexpr float kHigh = Bits == 8 ? 127.0f : 7.0f;
   constexpr auto kOffset = static_cast<float>(layout::offset_of(Bits));
   constexpr int kPerWord = 32 / Bits;
-  float scale[kLanes];
-  float inverse[kLanes];
+  Lanes scale{};
+  Lanes inverse{};
   if constexpr (Bits == 8) {
-    scales_i8(tile, group, scale);
+    scales_i8(tile, group, scale, inverse);
   } else {
-    scales_i4(tile, group, scale);
+    scales_i4(tile, group, scale, inverse);
   }
-  for (int64_t i = 0; i < kLanes; ++i) {
-    inverse[i] = scale[i] != 0.0f ? 1.0f / scale[i] : 0.0f;
-    scales[i] = to_f16(scale[i]);
-  }
+  for (int64_t i = 0; i < kLanes; ++i) scales[i] = to_f16(scale[i]);
   for (int64_t k = 0; k < group; k += kPerWord) {
-    uint32_t word[kLanes] = {};
+    Words word{};
     for (int j = 0; j < kPerWord; ++j) {
       const int shift = Bits == 8 ? 8 * j : 8 * (j % 4) + 4 * (j / 4);
-      for (int64_t i = 0; i < kLanes; ++i) {
-        const float q = quantise(tile[(k + j) * kLanes + i], inverse[i], kLow, kHigh);
-        word[i] |= static_cast<uint32_t>(static_cast<int32_t>(q + kOffset)) << shift;
-      }
+      Lanes value;
+      Lanes q;
+      load(tile + (k + j) * kLanes, value);
+      quantise(value, inverse, kLow, kHigh, q);
+      word |= reinterpret_cast<Words>(__builtin_convertvector(q + kOffset, Ints)) << shift;
     }
-    std::memcpy(values + k / kPerWord * kLanes, word, sizeof word);
+    std::memcpy(values + k / kPerWord * kLanes, &word, sizeof word);
   }
 }
 

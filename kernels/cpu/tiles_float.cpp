@@ -161,11 +161,9 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
 #if defined(ECHOC_AMX)
   if constexpr (Bits == 16) {
     if (amx::available()) {
-      const auto* weights = static_cast<const std::byte*>(panels);
-      amx::multiply_bf16(
-          static_cast<const std::byte*>(rows), row_bytes(K), num_rows, num_panels,
-          layout::padded_k(16, 0, K) / layout::kBf16Step, ld,
-          [&](int64_t p, int64_t step, int64_t, int) { return weights + p * panel_bytes(K) + step * 1024; }, place);
+      const amx::Bf16Panels source{static_cast<const std::byte*>(panels), panel_bytes(K)};
+      amx::multiply_bf16(static_cast<const std::byte*>(rows), row_bytes(K), num_rows, num_panels,
+                         layout::padded_k(16, 0, K) / layout::kBf16Step, ld, source, place);
       return;
     }
   }
@@ -188,7 +186,7 @@ void Weight<Bits, Group>::unpack_row(const void* w, int64_t K, int64_t n, float*
 template <int Bits, int Group>
 Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
 #if defined(ECHOC_AMX)
-  if (Bits == 16 && T > 32) return {512, 16};
+  if (Bits == 16 && T > 32) return {256, 32};
 #endif
   return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
 }

@@ -1,7 +1,8 @@
 // i8 and i4 weights against int8 activations, both scaled per group.
 //
 // Every path computes a group's exact integer sum, turns it to f32 and adds sum * (weight scale * row scale) to the
-// row's result, groups in ascending order. So all levels, and all shapes of call, give the same bits.
+// row's result, groups in ascending order. So all levels, and all shapes of call, give the same bits. The exception is
+// many rows on AMX without `deterministic`: weights and activations go through bf16 there, which is no less accurate.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -28,7 +29,8 @@ constexpr int kWide = 0;
 #endif
 
 #if defined(ECHOC_AMX)
-constexpr int64_t kAmxRows = 5;  // fewer are quicker without tiles
+constexpr int64_t kAmxRows = 5;          // fewer are quicker without tiles
+constexpr int64_t kDequantiseRows = 64;  // so many pay for turning a panel to bf16
 #endif
 
 struct Job {
@@ -153,13 +155,25 @@ void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
     prepare_group<Group>(group, Group, values + g * Group, scales + g, sums + g);
     sums[g] *= -kOffset;
   }
+#if defined(ECHOC_AMX)
+  auto* copy = reinterpret_cast<bf16_t*>(bytes + layout::row_bf16(Group, K));
+  from_float(x, copy, K);
+  std::fill(copy + K, copy + layout::padded_k(Bits, Group, K), bf16_t{0});
+#endif
 }
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
-                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool) {
+                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic) {
   const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
 #if defined(ECHOC_AMX)
+  if (!deterministic && num_rows >= kDequantiseRows && amx::available()) {
+    alignas(64) static thread_local std::byte slots[2 * amx::DequantisedPanels<Bits>::kMostSteps * 1024];
+    const amx::DequantisedPanels<Bits> source{static_cast<const std::byte*>(panels), panel_bytes(K), Group, slots};
+    amx::multiply_bf16(static_cast<const std::byte*>(rows) + layout::row_bf16(Group, K), row_bytes(K), num_rows,
+                       num_panels, layout::padded_k(Bits, Group, K) / layout::kBf16Step, ld, source, place);
+    return;
+  }
   if (num_rows >= kAmxRows && amx::available()) {
     const amx::IntJob tiled{static_cast<const std::byte*>(rows),
                             row_bytes(K),
@@ -174,6 +188,7 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
     return;
   }
 #endif
+  (void)deterministic;
   Job job{static_cast<const std::byte*>(rows),
           row_bytes(K),
           layout::row_scales(Group, K),
@@ -226,7 +241,7 @@ void Weight<Bits, Group>::unpack_row(const void* w, int64_t K, int64_t n, float*
 template <int Bits, int Group>
 Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
 #if defined(ECHOC_AMX)
-  if (T > 32) return {512, 16};
+  if (T > 32) return {256, 32};
 #endif
   return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
 }
