@@ -1,7 +1,7 @@
 // Attention kernels against the machine's own limits, measured in the same run.
 //
-//   c++ -std=c++20 -O3 -fno-math-errno -fno-trapping-math -march=native -Ikernels/cpu bench/kernels/attend.cpp -o
-//   attend
+//   flags="-std=c++20 -O3 -fno-math-errno -fno-trapping-math -march=native -pthread"
+//   c++ $flags -iquote kernels/cpu bench/kernels/attend.cpp -o attend
 //   ./attend [threads]
 //
 // Decode prints bytes of keys and values read per second next to a plain read of the same size; prefill prints

@@ -81,7 +81,12 @@ inline void product(const bf16_t* a, int64_t lda, const bf16_t* const* panels, i
 #if defined(ECHOC_AMX)
   for (int p = 0; p < count; p += 2) {
     const bool wide = p + 1 < count;
-    amx::Block b{reinterpret_cast<const std::byte*>(a), lda * 2, {}, steps, {}, ldc, resume};
+    amx::Block b{};
+    b.x = reinterpret_cast<const std::byte*>(a);
+    b.x_stride = lda * 2;
+    b.steps = steps;
+    b.ld = ldc;
+    b.resume = resume;
     for (int i = 0; i < 1 + wide; ++i) {
       b.w[i] = reinterpret_cast<const std::byte*>(panels[p + i]);
       b.acc[i] = c + (p + i) * 16;

@@ -6,6 +6,9 @@
 // results included; NaN, infinities and domain errors give what C's libm gives. Polynomials are minimax fits
 // (iteratively reweighted least squares at Chebyshev nodes, coefficients rounded one after another); the argument
 // reductions are those of Cody and Waite, "Software Manual for the Elementary Functions" (1980).
+//
+// This file shares its name with libc's: put the folder on the quote path only (-iquote, not -I), so that <math.h>,
+// which some standard libraries' <cmath> asks for, stays libc's.
 #pragma once
 
 #include <bit>

@@ -55,7 +55,7 @@ def build(source: str, level: str, folder: Path, extra: tuple[str, ...] = ()) ->
     name = hashlib.sha256(f"{source}{level}{extra}".encode()).hexdigest()[:12]
     code, library = folder / f"{name}.cpp", folder / f"{name}.so"
     code.write_text(source)
-    command = [compiler(), *FLAGS, f"-march={level}", "-Wall", "-Wextra", "-Werror", f"-I{HEADERS}", *extra]
+    command = [compiler(), *FLAGS, f"-march={level}", "-Wall", "-Wextra", "-Werror", f"-iquote{HEADERS}", *extra]
     done = subprocess.run([*command, str(code), "-o", str(library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))

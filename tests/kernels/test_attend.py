@@ -12,6 +12,8 @@ import pytest
 from cpu_levels import build, levels
 from numpy.typing import NDArray
 
+from echoc.compiler.targets.cpu import lower
+
 Array = NDArray[Any]
 PAGE = 16
 
@@ -429,6 +431,13 @@ def test_the_split_changes_something(library: ctypes.CDLL) -> None:
         assert bool((machine.workspace == 0xFF).all()) == deterministic
 
 
+def test_the_compiler_sizes_scratch_alike(library: ctypes.CDLL) -> None:
+    """The compiler repeats attend_scratch_bytes in Python; the two must agree."""
+    for d in (1, 16, 33, 64, 80, 128, 192, 256, 576):
+        for dv in (1, 21, 64, 128, 256, 512):
+            assert library.scratch_bytes(d, dv) == lower._scratch(f"echoc::attend_scratch_bytes({d}, {dv})"), (d, dv)
+
+
 def test_a_query_that_sees_nothing_gives_zeros(library: ctypes.CDLL) -> None:
     case = Case(contexts=((20, 3),), functor=1)
     problem = Problem(case)
@@ -441,6 +450,6 @@ def test_a_query_that_sees_nothing_gives_zeros(library: ctypes.CDLL) -> None:
     assert np.isnan(out).all()  # 0 * inf on its own key: NaN is not swallowed
 
 
-def test_every_token_may_be_empty(library: ctypes.CDLL) -> None:
+def test_no_tokens_at_all(library: ctypes.CDLL) -> None:
     machine = Machine(library, Problem(Case()))
     library.attend_f32(ctypes.byref(machine.args([], np.zeros((1, 1), np.float32), np.zeros(1, np.float32))))

@@ -195,7 +195,7 @@ def test_loops_vectorise(level: str, tmp_path: Path) -> None:
     lines = SOURCE.splitlines()
     (tmp_path / "loops.cpp").write_text(SOURCE)
     flags = [f for f in FLAGS if f != "-shared"]
-    command = [gxx, *flags, f"-march={level}", f"-I{HEADERS}", "-fopt-info-vec", "-c", "loops.cpp", "-o", "loops.o"]
+    command = [gxx, *flags, f"-march={level}", f"-iquote{HEADERS}", "-fopt-info-vec", "-c", "loops.cpp"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     report = {int(line.split(":")[1]) for line in done.stderr.splitlines() if "loop vectorized" in line}
     missing = [text for number, text in enumerate(lines, 1) if "void v_" in text and number not in report]
