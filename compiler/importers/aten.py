@@ -11,7 +11,7 @@ import torch
 from echoc.compiler.importers import build as b
 from echoc.compiler.ir import DType, Node, make
 from echoc.compiler.ir.types import Dim, dim_div, dim_mul, symbol
-from echoc.errors import CompileError, IRError
+from echoc.errors import CompileError
 
 DTYPES = {
     torch.float64: DType.F64, torch.float32: DType.F32, torch.float16: DType.F16, torch.bfloat16: DType.BF16,
@@ -150,7 +150,7 @@ def _convert_call(node: Any, resolve: Callable[[Any], Any], refuse: Callable[[An
         raise refuse(node, f"the operator {name} is not supported")
     try:
         value = function(meta, *[resolve(a) for a in node.args], **{k: resolve(v) for k, v in node.kwargs.items()})
-    except (IRError, Refused) as error:
+    except CompileError as error:
         raise refuse(node, str(error)) from error
     if isinstance(value, Node) and (value.shape != shape_of(meta) or value.tensor.dtype != dtype_of(meta)):
         raise refuse(node, f"converted to {value.type}; wanted {dtype_of(meta)}{list(shape_of(meta))}")

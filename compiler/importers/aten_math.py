@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from echoc.compiler.importers import build as b
 from echoc.compiler.importers.aten import Refused, dtype_of, lower, operand, promoted, shape_of
 from echoc.compiler.ir import DType, Node, make
+from echoc.compiler.ir.node import topological
+from echoc.compiler.ir.ops import OPS, POINTWISE, Env
 
 
 def _float_input(meta: Any, x: Node) -> Node:
@@ -371,6 +375,26 @@ def _sort(meta: Any, x: Node, *args: Any, **kwargs: Any) -> tuple[Node, Node]:
         make("sort", x, axis=axis, descending=descending, part="values"),
         make("sort", x, axis=axis, descending=descending, part="indices"),
     )
+
+
+@lower("aten.erfinv.default")
+def _erfinv(meta: Any, x: Node) -> Node:
+    """Models use it on settings (a share of neurons to keep), not on activations."""
+    value = _constant(x)
+    if value is None:
+        raise Refused("the inverse error function of something that is not constant")
+    return b.const(torch.erfinv(torch.tensor(value, dtype=torch.float64)).item(), dtype_of(meta))
+
+
+def _constant(node: Node) -> float | None:
+    """The value of a scalar made of constants."""
+    order = topological([node])
+    if node.shape or any(n.shape or n.op not in {"const", "reshape", *POINTWISE} for n in order):
+        return None
+    values: dict[Node, Any] = {}
+    for inner in order:
+        values[inner] = OPS[inner.op].meaning(inner, tuple(values[i] for i in inner.inputs), Env())
+    return float(values[node])
 
 
 @lower("aten.dropout.default", "aten.native_dropout.default")
