@@ -1,7 +1,8 @@
 """Which causal language models of transformers come through: a table, and the reason for each that does not.
 
     python tools/coverage.py --out build/coverage            # all of them, one process each; finished ones are kept
-    python tools/coverage.py --out build/coverage --only llama,gpt2 --again
+    python tools/coverage.py --out build/coverage --only llama,gpt2 --again    # what was traced before is used again
+    python tools/coverage.py --out build/coverage --only llama,gpt2 --retrace
     python tools/coverage.py --out build/coverage --report   # prints the table of what is there
 
 Stages: `config` (a tiny model builds), `eager` (transformers runs it), `export` (it is traced with a symbolic length),
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import causal_lm_zoo as zoo
+import numpy as np
 import torch
 
 STAGES = ("config", "eager", "export", "traced", "stateful", "compile", "match")
@@ -34,9 +37,57 @@ TOLERANCE = 1e-4
 CONTEXT = 64
 
 
-def examine(model_type: str, through: str, result: dict[str, Any]) -> None:
+@dataclasses.dataclass
+class Trace:
+    """What the later stages need of a traced model: the prompt program as text, values by name, one prompt's logits."""
+
+    program: str
+    weights: dict[str, np.ndarray]
+    tokens: np.ndarray  # i64 [S]
+    logits: np.ndarray  # f32 [S, V], of transformers
+
+    def save(self, path: Path) -> None:
+        values = {f"weight:{name}": value for name, value in self.weights.items()}
+        np.savez(path, program=np.array(self.program), tokens=self.tokens, logits=self.logits, **values)
+
+    @staticmethod
+    def load(path: Path) -> Trace:
+        with np.load(path) as file:
+            weights = {n.removeprefix("weight:"): file[n] for n in file.files if n.startswith("weight:")}
+            return Trace(str(file["program"]), weights, file["tokens"], file["logits"])
+
+    def difference(self, logits: np.ndarray) -> float:
+        return float(np.abs(logits - self.logits).max() / np.abs(self.logits).max())
+
+
+def examine(model_type: str, through: str, path: Path, result: dict[str, Any]) -> None:
     """Takes one model through the stages, writing into `result` as it goes; raises at the stage that fails."""
     started = time.monotonic()
+    last = STAGES.index(through)
+    kept = path.with_suffix(".npz")
+    if result["stage"] not in STAGES[STAGES.index("traced") :] or not kept.is_file():
+        trace_model(model_type, result, kept)
+    result["stage"] = "traced"
+    trace = Trace.load(kept)
+    if last >= STAGES.index("stateful"):
+        result["stepped"] = _stepped(trace)
+        _check("the step program", result["stepped"])
+        result["stage"] = "stateful"
+    if last >= STAGES.index("compile"):
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = _compile(trace, Path(folder) / "model.echo")
+            result["stage"] = "compile"
+            if last >= STAGES.index("match"):
+                result["served"] = _served(artifact, trace)
+                _check("the artifact", max(result["served"].values()))
+                result["stage"] = "match"
+    result["seconds"] = round(time.monotonic() - started, 1)
+    result["reason"] = ""
+
+
+def trace_model(model_type: str, result: dict[str, Any], kept: Path) -> None:
+    """The stages before the compiler proper; what was traced goes to the file `kept`."""
+    result["stage"] = ""
     model = zoo.build_eager(model_type)
     result["stage"] = "config"
     expected = {}
@@ -56,19 +107,16 @@ def examine(model_type: str, through: str, result: dict[str, Any]) -> None:
         result["error"] = {length: _difference(exported, *pair) for length, pair in expected.items()}
         _check("the traced graph", max(result["error"].values()))
         result["stage"] = "traced"
-        if STAGES.index(through) >= STAGES.index("stateful"):
-            result["stepped"] = _stepped(exported, *expected[LENGTHS[-1]])
-            _check("the step program", result["stepped"])
-            result["stage"] = "stateful"
-        if STAGES.index(through) >= STAGES.index("compile"):
-            artifact = _compile(folder)
-            result["stage"] = "compile"
-        if STAGES.index(through) >= STAGES.index("match"):
-            result["served"] = _served(artifact, *expected[LENGTHS[-1]])
-            _check("the artifact", max(result["served"].values()))
-            result["stage"] = "match"
-        result["seconds"] = round(time.monotonic() - started, 1)
-        result["reason"] = ""
+        _keep(exported, *expected[LENGTHS[-1]], kept)
+
+
+def _keep(exported: Any, tokens: torch.Tensor, logits: torch.Tensor, kept: Path) -> None:
+    from echoc.compiler.importers.huggingface.convert import prompt_program
+    from echoc.compiler.ir.text import show
+
+    program = prompt_program(exported, min(CONTEXT, exported.max_tokens))
+    weights = {name: reference.read() for name, reference in exported.parameters.items()} | exported.buffers
+    Trace(show(program), weights, tokens[0].numpy(), logits[0].numpy()).save(kept)
 
 
 def _check(what: str, worst: float) -> None:
@@ -76,60 +124,58 @@ def _check(what: str, worst: float) -> None:
         raise ValueError(f"{what} differs from transformers by {worst:.1e} of the largest logit")
 
 
-def _stepped(exported: Any, tokens: torch.Tensor, expected: torch.Tensor) -> float:
+def _stepped(trace: Trace) -> float:
     """The difference of the step program on the reference device, over chunks of several lengths."""
-    import numpy as np
-
-    from echoc.compiler.importers.huggingface.convert import prompt_program
     from echoc.compiler.ir import DType
     from echoc.compiler.ir.interpret import run_rule
+    from echoc.compiler.ir.text import parse
     from echoc.compiler.pipeline import language_model_passes, run_passes
     from echoc.compiler.targets.cpu.lower import lower
     from echoc.compiler.weights import Weights
 
-    prompt = prompt_program(exported, min(CONTEXT, exported.max_tokens))
-    program = run_passes(prompt, language_model_passes(DType.F32))
+    program = run_passes(parse(trace.program), language_model_passes(DType.F32))
     lower(program, "f32", 32)
     skin = program.skin
-    weights = Weights(skin, lambda name: exported.parameters[name].read(), exported.buffers)
+    weights = Weights(skin, trace.weights.__getitem__, {})
     table = np.random.default_rng(0).permutation(16).astype(np.int32)[None]
     states: dict[str, Any] = {s.name: np.full((16, 4, *s.type.shape), np.nan, np.float32) for s in skin.states}
-    logits, ids = [], tokens[0].numpy()
-    for begin, end in itertools.pairwise((0, 9, 10, 11, 20, len(ids))):
+    logits = []
+    for begin, end in itertools.pairwise((0, 9, 10, 11, 20, len(trace.tokens))):
         places = np.arange(end - begin, dtype=np.int32)
         ports = {
-            "tokens": ids[begin:end], "positions": begin + places, "sequences": 0 * places, "rows": places,
+            "tokens": trace.tokens[begin:end], "positions": begin + places, "sequences": 0 * places, "rows": places,
             "block_table": table,
         }  # fmt: skip
         outputs, states = run_rule(skin, skin.rule("step"), ports, weights.value, states)
         logits.append(outputs["logits"])
-    return float(np.abs(np.concatenate(logits) - expected[0].numpy()).max() / expected.abs().max())
+    return trace.difference(np.concatenate(logits))
 
 
-def _compile(folder: str) -> Path:
-    import echoc
+def _compile(trace: Trace, output: Path) -> Path:
+    from echoc.compiler.api import compile_program
+    from echoc.compiler.ir import DType
+    from echoc.compiler.ir.text import parse
+    from echoc.compiler.pipeline import language_model_passes, program_passes, run_passes
 
-    output = Path(folder) / "model.echo"
-    echoc.compile(folder, weights_dtype="f32", output=output, context_length=CONTEXT)
+    passes = language_model_passes(DType.F32)
+    step = run_passes(parse(trace.program), passes[: len(passes) - len(program_passes())])
+    compile_program(step, trace.weights, weights_dtype="f32", output=output)
     return output
 
 
-def _served(artifact: Path, tokens: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+def _served(artifact: Path, trace: Trace) -> dict[str, float]:
     """The difference for each way of cutting the prompt into steps: whole, in two chunks, token by token."""
-    import numpy as np
-
     import echoc
 
     program = echoc.load(artifact, num_threads=1, num_pages=16)
-    prompt = tokens[0].numpy()
+    prompt = trace.tokens
     cuts = {"whole": [len(prompt)], "chunks": [11, len(prompt) - 11], "single": [1] * len(prompt)}
     differences = {}
     for name, sizes in cuts.items():
         with program.create() as instance:
             ends = np.cumsum(sizes)
             rows = [instance.step(prompt[end - size : end], rows="all") for size, end in zip(sizes, ends, strict=True)]
-        logits = torch.from_numpy(np.concatenate(rows))
-        differences[name] = float((logits - expected[0]).abs().max() / expected.abs().max())
+        differences[name] = trace.difference(np.concatenate(rows))
     return differences
 
 
@@ -163,6 +209,8 @@ class _Result(dict[str, Any]):
     def __init__(self, path: Path, model_type: str) -> None:
         super().__init__(model_type=model_type, stage="", reason="")
         self.path = path
+        if path.is_file():
+            self.update(json.loads(path.read_text()))
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
@@ -173,7 +221,7 @@ class _Result(dict[str, Any]):
 def _work(model_type: str, through: str, path: Path) -> None:
     result = _Result(path, model_type)
     try:
-        examine(model_type, through, result)
+        examine(model_type, through, path, result)
     except BaseException as error:  # whatever foreign code raises is this model's result
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         result["reason"] = f"{type(error).__name__}: {' '.join(lines[:6])[:700]}"
@@ -214,12 +262,18 @@ def report(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _unfinished(result: dict[str, Any], through: str) -> bool:
+    """Whether a model stopped only because no more was asked for."""
+    return not result["reason"] and STAGES.index(result["stage"] or STAGES[0]) < STAGES.index(through)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/coverage"))
     parser.add_argument("--only", default="", help="comma-separated model types")
     parser.add_argument("--through", choices=STAGES, default=STAGES[-1], help="the last stage to reach")
-    parser.add_argument("--again", action="store_true", help="redo finished models")
+    parser.add_argument("--again", action="store_true", help="redo finished models from their traces")
+    parser.add_argument("--retrace", action="store_true", help="redo models from the start")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds per model")
     parser.add_argument("--report", action="store_true", help="print the table and stop")
     options = parser.parse_args()
@@ -237,12 +291,11 @@ def main() -> int:
     results = []
     for index, name in enumerate(names):
         path = options.out / f"{name}.json"
-        if options.again and not options.report:
+        if options.retrace:
             path.unlink(missing_ok=True)
-        if path.is_file():
-            results.append(json.loads(path.read_text()))
-            continue
-        if options.report:
+        known = json.loads(path.read_text()) if path.is_file() else None
+        if options.report or (known and not options.again and not _unfinished(known, options.through)):
+            results += [known] if known else []
             continue
         result = run_isolated(name, options.through, path, options.timeout)
         results.append(result)
