@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echoc import _native
-from echoc.compiler.artifact import ArtifactWriter, Blob
+import numpy as np
+from numpy.typing import NDArray
+
+from echoc.compiler.bundle import Progress, Provenance, write_artifact
 from echoc.compiler.ir import DType, Program
-from echoc.compiler.ir.text import show
 from echoc.compiler.passes.pack import FORMATS, GROUPS
-from echoc.compiler.pipeline import language_model_passes, run_passes
+from echoc.compiler.pipeline import language_model_passes, program_passes, run_passes
 from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
-from echoc.compiler.targets.cpu.lower import PAGE_SIZE, Lowered, lower, shape_json, states_of
+from echoc.compiler.targets.cpu.lower import lower
 from echoc.compiler.weights import Source, Weights, random_source
 from echoc.errors import CompileError
 
 if TYPE_CHECKING:
     from echoc.runtime.artifact import Artifact
-
-Progress = Callable[[str, int, int], None]
-SCHEMA = 1
-LIBRARY = "kernels/cpu.so"
-WEIGHTS = "weights.safetensors"
 
 
 def compile(
@@ -72,14 +67,63 @@ def compile(
     report("lower", 1, 1)
     values = Weights(program.skin, imported.source, imported.buffers)
     library = build_library(lowered.sources, level, report)
-    _write(path, lowered, values, library, level, imported, seed, report)
+    write_artifact(path, lowered, values, library, level, _provenance(imported, program, seed), report)
     return Artifact(path, verify=False)
+
+
+def compile_program(
+    program: Program,
+    weights: Mapping[str, NDArray[Any]],
+    *,
+    target: str = "cpu",
+    weights_dtype: str = "f32",
+    group: int = 32,
+    output: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile any program of one membrane with one rule.
+
+    Args:
+        program: a verified program; its membrane's ports are the arrays that a step reads and writes.
+        weights: the values of its weights by name, in any float dtype (uint16 arrays are bf16 bits) or as integers.
+        target, weights_dtype, group, progress: as for `compile`.
+        output: the artifact's path.
+    Returns: the opened artifact; `echoc.load` steps it.
+    Raises: CompileError (IRError for a program that the verifier rejects).
+    """
+    from echoc.runtime.artifact import Artifact
+
+    report = progress or (lambda stage, done, total: None)
+    level = _level(target)
+    _check_options(weights_dtype, group)
+    find_compiler()
+    target_features(level)
+    program = run_passes(program, list(program_passes()))
+    lowered = lower(program, weights_dtype, group)
+    values = Weights(program.skin, lookup(weights), {})
+    library = build_library(lowered.sources, level, report)
+    path = Path(output)
+    write_artifact(path, lowered, values, library, level, Provenance(), report)
+    return Artifact(path, verify=False)
+
+
+def lookup(weights: Mapping[str, NDArray[Any]]) -> Source:
+    """Weights from a mapping; CompileError names the one that is missing."""
+
+    def source(name: str) -> NDArray[Any]:
+        if name not in weights:
+            raise CompileError(f"the weight {name!r} has no value; given: {', '.join(sorted(weights)) or 'none'}")
+        return np.asarray(weights[name])
+
+    return source
 
 
 class _Imported:
     """A model as a program with where its weights come from."""
 
-    def __init__(self, model: Any, program: Program, context_length: int, folder: Path | None, seed: int | None) -> None:
+    def __init__(
+        self, model: Any, program: Program, context_length: int, folder: Path | None, seed: int | None
+    ) -> None:
         self.program, self.context_length, self.folder = program, context_length, folder
         self.config = model.config
         self.buffers = model.buffers
@@ -107,7 +151,7 @@ def _import(source: Path, seed: int | None, context_length: int | None, report: 
 
         what = load_config(source if folder else _config_folder(source))
     model = export_causal_lm(what)
-    length = _context_length(model.config, context_length)
+    length = _context_length(model, context_length)
     program = prompt_program(model, length)
     report("import", 1, 1)
     return _Imported(model, program, length, folder or source.parent, seed)
@@ -123,15 +167,21 @@ def _text_config(config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _context_length(config: Any, asked: int | None) -> int:
-    text = _text_config(config)
+def _context_length(model: Any, asked: int | None) -> int:
+    """Tokens a sequence may have: what is asked for, else what the configuration says, within what the trace proves."""
+    text = _text_config(model.config)
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
     own = next((int(v) for n in names if isinstance(v := getattr(text, n, None), int) and v > 0), None)
     if asked is None:
-        return own or 8192
+        return min(own or 8192, model.max_tokens)
     if asked < 1:
         raise CompileError(f"the context length is {asked}; wanted at least 1")
-    return asked
+    if asked > model.max_tokens:
+        raise CompileError(
+            f"the context length is {asked}; the traced graph is this model's for up to {model.max_tokens} tokens "
+            f"(a table of positions, a rotary scaling or a chunk size ends there): ask for at most {model.max_tokens}"
+        )
+    return int(asked)
 
 
 def _level(target: str) -> str:
@@ -161,98 +211,26 @@ def _stem(source: Path) -> str:
     return source.resolve().parent.name if source.name == "config.json" else source.resolve().name
 
 
-def _write(
-    path: Path, lowered: Lowered, values: Weights, library: bytes, level: str, imported: _Imported, seed: int | None,
-    report: Progress,
-) -> None:  # fmt: skip
-    threads = max(1, os.cpu_count() or 1)
-    blobs = []
-    specs = []
-    for packed in lowered.packing.entries:
-        nbytes = _native.packed_nbytes(packed.format, packed.group, packed.interleave, packed.n, packed.k)
-        spec = {
-            "name": packed.name, "member": WEIGHTS, "format": packed.format, "group": packed.group,
-            "interleave": packed.interleave, "shape": [packed.n, packed.k], "experts": packed.experts,
-            "nbytes": nbytes * packed.experts, "std": imported.std, "sources": [w["name"] for w in packed.sources],
-        }  # fmt: skip
-        specs.append(spec)
-        if seed is None or any(w["name"] in values.constants for w in packed.sources):
-            blobs.append(Blob(packed.name, nbytes * packed.experts, lambda p=packed: values.pack(p, threads)))  # type: ignore[misc]
-    for node in lowered.plain:
-        array = values.plain(node)
-        specs.append(
-            {
-                "name": node["name"], "member": WEIGHTS, "format": "plain", "group": 0, "interleave": 1,
-                "shape": list(node.shape), "dtype": str(node.tensor.dtype), "experts": 1, "nbytes": array.nbytes,
-                "std": imported.std, "sources": [node["name"]],
-            }
-        )  # fmt: skip
-        blobs.append(Blob(node["name"], array.nbytes, lambda n=node: [values.plain(n)]))  # type: ignore[misc]
-    with ArtifactWriter(path) as writer:
-        writer.weights(WEIGHTS, blobs, lambda done, total: report("pack weights", done, total))
-        writer.member(LIBRARY, [library])
-        writer.member("program.eir", [show(lowered.program).encode()])
-        for name, text in sorted(lowered.sources.items()):
-            writer.member(f"kernels/{name}.cpp", [text.encode()])
-        extras = model_files(imported.folder) if imported.folder else {}
-        for name, data in extras.items():
-            writer.member(name, [data])
-        writer.finish(_manifest(lowered, specs, level, imported, seed))
-
-
-def _manifest(
-    lowered: Lowered, specs: list[dict[str, Any]], level: str, imported: _Imported, seed: int | None
-) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    skin = lowered.program.skin
+def _provenance(imported: _Imported, program: Program, seed: int | None) -> Provenance:
     config = _text_config(imported.config)
     eos = getattr(config, "eos_token_id", None)
-    logits = next(p for p in skin.ports if p.direction == "out")
-    return {
-        "schema": SCHEMA,
-        "echoc": version("echoc") if _installed() else "0",
-        "source": {
+    logits = next(p for p in program.skin.ports if p.direction == "out")
+    return Provenance(
+        source={
             "model_type": getattr(imported.config, "model_type", ""),
             "name": imported.folder.resolve().name if imported.folder else "",
             "config": json.loads(imported.config.to_json_string()),
         },
-        "tools": {n: version(n) for n in ("torch", "transformers", "numpy")} | {"compiler": find_compiler().version},
-        "target": {
-            "device": "cpu", "level": level, "machine": platform.machine(), "features": list(target_features(level)),
-        },
-        "membrane": {
-            "name": skin.name, "states": [s.name for s in skin.states],
-            "rules": [r.name for r in skin.rules if r.name != "weights"], "ports": [p.name for p in skin.ports],
-            "children": [c.name for c in skin.children],
-        },
-        "symbols": [{"name": n, "low": a, "high": z} for n, (a, z) in lowered.program.symbols.items()],
-        "states": states_of(skin),
-        "ports": [
-            {"name": p.name, "direction": p.direction, "dtype": str(p.type.dtype), "shape": shape_json(p.type.shape)}
-            for p in skin.ports
-        ],
-        "weights": specs,
-        "random_weights": None if seed is None else {"seed": seed},
-        "kernels": {"library": LIBRARY, "sources": {n: f"kernels/{n}.cpp" for n in sorted(lowered.sources)}},
-        "variants": lowered.variants,
-        "model": {
-            "vocab_size": logits.type.shape[-1], "context_length": imported.context_length,
+        model={
+            "vocab_size": logits.type.shape[-1],
+            "context_length": imported.context_length,
             "eos_token_ids": [] if eos is None else [eos] if isinstance(eos, int) else list(eos),
             "bos_token_id": getattr(config, "bos_token_id", None),
         },
-        "page_size": PAGE_SIZE,
-    }  # fmt: skip
-
-
-def _installed() -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        version("echoc")
-    except PackageNotFoundError:
-        return False
-    return True
+        members=model_files(imported.folder) if imported.folder else {},
+        std=imported.std,
+        seed=seed,
+    )
 
 
 def model_files(folder: Path) -> dict[str, bytes]:

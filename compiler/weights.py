@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from echoc import _native
 from echoc.compiler.ir import Membrane, Node
 from echoc.compiler.ir.interpret import run_rule
+from echoc.compiler.ir.ops.pointwise import cast_array
 from echoc.compiler.ir.types import DType
 from echoc.compiler.passes.fold import RULE
 from echoc.compiler.passes.pack import Packed
@@ -67,11 +68,9 @@ class Weights:
         return values
 
     def value(self, name: str) -> Array:
-        """The values as the reference device wants them: floats as float32."""
+        """The values in a dtype that numpy computes with: bf16 as float32."""
         values = self.stored(name)
-        if values.dtype == np.uint16 or values.dtype.kind == "f":
-            return as_float(values) if name not in self.constants else values
-        return values
+        return as_float(values) if values.dtype == np.uint16 else values
 
     def pack(self, packed: Packed, threads: int) -> list[Array]:
         """The packed bytes of a stream, one array per expert."""
@@ -95,7 +94,10 @@ class Weights:
         values = self.value(node["name"])
         if values.shape != node.shape:
             raise CompileError(f"weight {node['name']} has shape {list(values.shape)}; the graph says {node.type}")
-        return np.ascontiguousarray(values.astype(DType(node.tensor.dtype).numpy, copy=False))
+        values = np.ascontiguousarray(cast_array(values, node.tensor.dtype))
+        if node.tensor.dtype is DType.BF16:
+            return (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values
 
 
 def random_source(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -> Source:

@@ -233,7 +233,7 @@ def _converted(port: PortSpec, given: npt.ArrayLike, dtype: np.dtype[Any]) -> Ar
         array = np.asarray(given)
         if array.size and not np.can_cast(array.dtype, dtype, casting="same_kind"):
             raise TypeError(f"{array.dtype} is not {port.dtype}")
-        return np.ascontiguousarray(array, dtype=dtype)
+        return np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)  # which makes vectors of scalars
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"input {port.name} wants {port.dtype} of shape {list(port.shape)}: {error}") from None
 

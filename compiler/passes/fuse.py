@@ -56,12 +56,21 @@ def root(node: Node) -> Node:
     return node
 
 
+def works_whole(node: Node) -> bool:
+    """Whether a node is a single row, all of it: it works along its leading axis and cannot be cut there."""
+    if node.op in ("cumsum", "topk", "sort"):
+        return bool(node["axis"] == 0)
+    return node.op == "scatter" and (node["axis"] == 0 or node.inputs[1].shape[0] != node.shape[0])
+
+
 def domain_of(node: Node) -> Dim:
-    return node.shape[0] if node.tensor.rank else 1
+    return node.shape[0] if node.tensor.rank and not works_whole(node) else 1
 
 
 def row_local(node: Node, operand: Node) -> bool:
     """Whether row r of `node` needs only row r of `operand`, both cut along the leading axis."""
+    if works_whole(node):
+        return False
     if node.tensor.rank == 0 or operand.tensor.rank == 0:
         return node.tensor.rank == operand.tensor.rank
     if operand.shape[0] != node.shape[0]:
@@ -70,8 +79,10 @@ def row_local(node: Node, operand: Node) -> bool:
         return operand.tensor.rank == node.tensor.rank
     if node.op in ("sum", "max", "min"):
         return 0 not in node["axes"]
-    if node.op in ("argmax", "cumsum", "topk", "sort", "gather", "scatter", "concat"):
+    if node.op in ("argmax", "cumsum", "topk", "sort", "gather", "concat"):
         return bool(node["axis"] != 0)
+    if node.op == "scatter":
+        return True
     if node.op == "transpose":
         return bool(node["perm"][0] == 0)
     if node.op == "slice":
@@ -79,7 +90,7 @@ def row_local(node: Node, operand: Node) -> bool:
     if node.op == "pad":
         return bool(node["low"][0] == 0 and node["high"][0] == 0)
     if node.op == "take":
-        return (operand is node.inputs[1] and node["axis"] == 0) or (operand is node.inputs[0] and node["axis"] != 0)
+        return (operand is node.inputs[1]) == (node["axis"] == 0) and node.inputs[0] is not node.inputs[1]
     if node.op == "contract":
         left, _, out = node["spec"].partition("->")
         return all(n[:1] == out[:1] for n, i in zip(left.split(","), node.inputs, strict=True) if i is operand)
@@ -111,6 +122,8 @@ def match_matmul(node: Node) -> Matmul | None:
         weight = w
         if w.op == "take" and w["axis"] == 0 and w.inputs[0].op == "weight" and w.inputs[0].tensor.rank == 3:
             ids, weight = w.inputs[1], w.inputs[0]
+            if ids.tensor.dtype != "i32":
+                continue  # the kernels read 32-bit ids; NarrowIds makes them where they are wider
             lead = ws[: len(ids.shape)]
             if xs[: len(lead)] != lead or out[: len(lead)] != lead or len(xs) != len(lead) + 1:
                 continue

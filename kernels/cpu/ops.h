@@ -39,19 +39,38 @@ inline double round(double x) { return std::nearbyint(x); }
 inline float pow(float x, float y) { return m::pow(x, y); }
 inline double pow(double x, double y) { return std::pow(x, y); }
 
+// Integers wrap around: computed as unsigned numbers, in which overflow has a meaning.
+template <class T>
+inline T add(T a, T b) {
+  return static_cast<T>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
+template <class T>
+inline T sub(T a, T b) {
+  return static_cast<T>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
+}
+template <class T>
+inline T mul(T a, T b) {
+  return static_cast<T>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+}
+template <class T>
+inline T neg(T a) {
+  return sub(T(0), a);
+}
+
+// x to the power y; negative powers of integers are cut towards zero, and of 0 are 0.
 template <class T>
 inline T pow(T x, T y) {
   T out = 1;
-  if (y < 0) return x == 1 ? 1 : x == -1 ? (y % 2 ? -1 : 1) : 0;
-  for (; y; y /= 2, x *= x)
-    if (y % 2) out *= x;
+  if (y < 0) return x == 1 ? 1 : x == T(-1) ? (y % 2 ? T(-1) : T(1)) : 0;
+  for (; y; y /= 2, x = mul(x, x))
+    if (y % 2) out = mul(out, x);
   return out;
 }
 
 template <class T>
 inline T abs(T x) {
   if constexpr (std::is_floating_point_v<T>) return x < 0 ? -x : x == 0 ? T(0) : x;
-  return x < 0 ? T(-x) : x;
+  return x < 0 ? neg(x) : x;
 }
 
 template <class T>
@@ -70,6 +89,7 @@ inline T floordiv(T a, T b) {
     return std::floor(a / b);
   } else {
     if (b == 0) return 0;
+    if (b == T(-1) && std::is_signed_v<T>) return neg(a);  // the least value has no negative: it wraps
     const T q = a / b;
     return T(q - (a % b != 0 && (a < 0) != (b < 0)));
   }
@@ -82,7 +102,7 @@ inline T mod(T a, T b) {
     const T r = std::fmod(a, b);
     return r != 0 && (r < 0) != (b < 0) ? r + b : r;
   } else {
-    return b == 0 ? T(0) : T(a - b * floordiv(a, b));
+    return b == 0 ? T(0) : sub(a, mul(b, floordiv(a, b)));
   }
 }
 
@@ -90,7 +110,7 @@ inline T mod(T a, T b) {
 template <class T, class F>
 inline T cast(F x) {
   if constexpr (std::is_floating_point_v<F>) {
-    const bool fits = x > F(-9.3e18) && x < F(9.2e18);
+    const bool fits = x > F(-9.2e18) && x < F(9.2e18);
     return static_cast<T>(fits ? static_cast<int64_t>(x) : std::numeric_limits<int64_t>::min());
   } else {
     return static_cast<T>(x);
@@ -129,6 +149,7 @@ inline T reduce(int64_t low, int64_t high, T start, Combine combine, Term term) 
 
 template <class T>
 inline T combine_sum(T a, T b) {
+  if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>) return add(a, b);
   return a + b;
 }
 template <class T>
@@ -156,7 +177,7 @@ inline T start_min() {
 
 template <class T, class Term>
 inline T reduce_sum(int64_t low, int64_t high, Term term) {
-  return reduce<T>(low, high, start_sum<T>(), [](T a, T b) { return a + b; }, term);
+  return reduce<T>(low, high, start_sum<T>(), [](T a, T b) { return combine_sum(a, b); }, term);
 }
 template <class T, class Term>
 inline T reduce_max(int64_t low, int64_t high, Term term) {

@@ -35,7 +35,11 @@ def _gather(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
 
 def _scatter(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
     x, index, updates = tensors(inputs)
-    check_axis(attrs["axis"], x.rank)
+    axis = check_axis(attrs["axis"], x.rank)
+    if index.rank == x.rank:
+        for i, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)):
+            if i != axis and a != b and not (isinstance(a, int) and isinstance(b, int) and b <= a):
+                raise IRError(f"{index} reaches beyond axis {i} of {x}")
     if index.shape != updates.shape or index.rank != x.rank or updates.dtype != x.dtype or not index.dtype.is_int:
         raise IRError(f"found scatter of {updates} at {index} into {x}")
     if attrs["mode"] not in ("set", "add"):
@@ -47,7 +51,7 @@ def _scatter_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
     x, index, updates = args
     out = x.copy()
     places = list(np.indices(index.shape, sparse=True))
-    places[node["axis"]] = index
+    places[node["axis"]] = _clipped(x, index, node["axis"])
     if node["mode"] == "add":
         np.add.at(out, tuple(places), updates)
     else:
@@ -75,5 +79,5 @@ ROWS = [
         lambda n, a, e: np.take_along_axis(a[0], _clipped(a[0], a[1], n["axis"]), n["axis"]),
         "elementwise choice along an axis by (clamped) indices",
     ),
-    Op("scatter", (3, 3), _scatter, _scatter_meaning, "x with updates set or added along an axis at indices"),
+    Op("scatter", (3, 3), _scatter, _scatter_meaning, "x with updates set or added along an axis at (clamped) indices"),
 ]

@@ -12,7 +12,7 @@ from echoc.compiler.ir.node import Node
 from echoc.compiler.ir.types import DType, TensorType, broadcast_shapes
 from echoc.errors import IRError
 
-from .row import Array, Env, Op, tensors
+from .row import Array, Env, Infer, Op, tensors
 
 
 def round_bf16(x: Array) -> Array:
@@ -24,13 +24,19 @@ def round_bf16(x: Array) -> Array:
 
 
 def cast_array(x: Array, dtype: DType) -> Array:
-    """C-like conversion: floats to ints truncate, anything to bool is `!= 0`."""
+    """C-like conversion: floats to ints truncate and wrap, anything to bool is `!= 0`.
+
+    What does not fit 64 bits, and NaN, becomes the least i64, cut to the bits of the type wanted.
+    """
     if dtype is DType.BF16:
         return round_bf16(x)
     if dtype is DType.BOOL:
         return np.asarray(x != 0)
+    if dtype.is_int and np.asarray(x).dtype.kind == "f":
+        fits = np.abs(x) < 9.2e18
+        x = np.where(fits, np.where(fits, x, 0).astype(np.int64), np.iinfo(np.int64).min)
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(x).astype(dtype.numpy)
+        return np.asarray(x).astype(dtype.numpy, copy=False)
 
 
 def _unary(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
@@ -39,10 +45,7 @@ def _unary(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
 
 
 def _unary_float(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
-    (x,) = tensors(inputs)
-    if not x.dtype.is_float:
-        raise IRError(f"found {x.dtype}; wanted a float")
-    return x
+    return _wanted(_unary(inputs, attrs), "a float", lambda d: d.is_float)
 
 
 def _binary(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
@@ -50,6 +53,32 @@ def _binary(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
     if a.dtype != b.dtype:
         raise IRError(f"operands differ in dtype: {a.dtype} and {b.dtype}; cast one of them")
     return TensorType(broadcast_shapes(a.shape, b.shape), a.dtype)
+
+
+def _arithmetic(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    return _wanted(_binary(inputs, attrs), "a number", lambda d: d is not DType.BOOL)
+
+
+def _quotient(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    return _wanted(_binary(inputs, attrs), "a float (floordiv divides integers)", lambda d: d.is_float)
+
+
+def _bitwise(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    return _wanted(_binary(inputs, attrs), "an integer or a bool", lambda d: not d.is_float)
+
+
+def _negative(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    return _wanted(_unary(inputs, attrs), "a number", lambda d: d is not DType.BOOL)
+
+
+def _logical(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    return _wanted(_unary(inputs, attrs), "a bool", lambda d: d is DType.BOOL)
+
+
+def _wanted(type_: TensorType, what: str, test: Callable[[DType], bool]) -> TensorType:
+    if not test(type_.dtype):
+        raise IRError(f"found {type_.dtype}; wanted {what}")
+    return type_
 
 
 def _compare(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
@@ -107,6 +136,14 @@ def _mod(a: Array, b: Array) -> Array:
     return np.asarray(np.where(b == 0, 0, np.mod(a, np.where(b == 0, 1, b))))
 
 
+def _pow(a: Array, b: Array) -> Array:
+    if a.dtype.kind == "f":
+        return np.asarray(np.power(a, b))
+    positive = np.power(a, np.maximum(b, 0))
+    ones = np.where(a == 1, 1, np.where((a == -1) if a.dtype.kind == "i" else False, np.where(b % 2, -1, 1), 0))
+    return np.asarray(np.where(b < 0, ones, positive))
+
+
 def _meaning(f: Callable[..., Array]) -> Callable[[Node, tuple[Array, ...], Env], Array]:
     def apply(node: Node, args: tuple[Array, ...], env: Env) -> Array:
         with np.errstate(all="ignore"):
@@ -137,24 +174,24 @@ _FLOAT: list[tuple[str, Callable[..., Any], str]] = [
     ("round", np.round, "the nearest integer, ties to even"),
     ("trunc", np.trunc, "x without its fraction"),
 ]
-_UNARY: list[tuple[str, Callable[..., Any], str]] = [
-    ("neg", np.negative, "-x"),
-    ("abs", np.abs, "|x|"),
-    ("not", np.logical_not, "logical (bool) negation"),
+_UNARY: list[tuple[str, Callable[..., Any], Infer, str]] = [
+    ("neg", np.negative, _negative, "-x; the least integer is its own negative"),
+    ("abs", np.abs, _negative, "|x|; the least integer stays"),
+    ("not", np.logical_not, _logical, "logical (bool) negation"),
 ]
-_BINARY: list[tuple[str, Callable[..., Any], str]] = [
-    ("add", np.add, "a + b"),
-    ("sub", np.subtract, "a - b"),
-    ("mul", np.multiply, "a * b"),
-    ("div", lambda a, b: a / b, "a / b on floats"),
-    ("floordiv", _floordiv, "floor(a / b); by integer zero it is 0"),
-    ("mod", _mod, "a - b * floor(a / b); by integer zero it is 0"),
-    ("pow", np.power, "a to the power b"),
-    ("maximum", np.maximum, "the larger; NaN wins"),
-    ("minimum", np.minimum, "the smaller; NaN wins"),
-    ("and", lambda a, b: a & b, "bitwise on ints, logical on bools"),
-    ("or", lambda a, b: a | b, "bitwise on ints, logical on bools"),
-    ("xor", lambda a, b: a ^ b, "bitwise on ints, logical on bools"),
+_BINARY: list[tuple[str, Callable[..., Any], Infer, str]] = [
+    ("add", np.add, _binary, "a + b; integers wrap, bools or"),
+    ("sub", np.subtract, _arithmetic, "a - b; integers wrap"),
+    ("mul", np.multiply, _binary, "a * b; integers wrap, bools and"),
+    ("div", lambda a, b: a / b, _quotient, "a / b on floats"),
+    ("floordiv", _floordiv, _arithmetic, "floor(a / b); by integer zero it is 0"),
+    ("mod", _mod, _arithmetic, "a - b * floor(a / b); by integer zero it is 0"),
+    ("pow", _pow, _arithmetic, "a to the power b; negative integer powers are cut towards 0, of 0 they are 0"),
+    ("maximum", np.maximum, _binary, "the larger; NaN wins"),
+    ("minimum", np.minimum, _binary, "the smaller; NaN wins"),
+    ("and", lambda a, b: a & b, _bitwise, "bitwise on ints, logical on bools"),
+    ("or", lambda a, b: a | b, _bitwise, "bitwise on ints, logical on bools"),
+    ("xor", lambda a, b: a ^ b, _bitwise, "bitwise on ints, logical on bools"),
 ]
 _COMPARE: list[tuple[str, Callable[..., Any], str]] = [
     ("eq", np.equal, "a == b"),
@@ -165,8 +202,8 @@ _COMPARE: list[tuple[str, Callable[..., Any], str]] = [
 
 ROWS = (
     [Op(n, (1, 1), _unary_float, _meaning(f), d) for n, f, d in _FLOAT]
-    + [Op(n, (1, 1), _unary, _meaning(f), d) for n, f, d in _UNARY]
-    + [Op(n, (2, 2), _binary, _meaning(f), d) for n, f, d in _BINARY]
+    + [Op(n, (1, 1), rule, _meaning(f), d) for n, f, rule, d in _UNARY]
+    + [Op(n, (2, 2), rule, _meaning(f), d) for n, f, rule, d in _BINARY]
     + [Op(n, (2, 2), _compare, _meaning(f), d) for n, f, d in _COMPARE]
     + [
         Op("where", (3, 3), _where, _where_meaning, "a where the condition holds, else b"),

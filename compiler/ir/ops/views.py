@@ -11,6 +11,7 @@ from echoc.compiler.ir.node import Node
 from echoc.compiler.ir.types import DType, Poly, TensorType, Type, dim_div, dim_product
 from echoc.errors import IRError
 
+from .pointwise import cast_array
 from .row import Array, Env, Op, check_axis, tensors
 
 
@@ -113,7 +114,7 @@ def _lookup(table: Mapping[str, Any], kind: str, name: str) -> Any:
 def _weight_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
     if env.weights is None:
         raise IRError(f"the weight {node['name']!r} has no value: no weights are bound")
-    return env.weights(node["name"])
+    return cast_array(np.asarray(env.weights(node["name"])), node.tensor.dtype)
 
 
 def _const_value(node: Node, args: tuple[Array, ...], env: Env) -> Array:

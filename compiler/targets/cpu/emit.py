@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.ops import POINTWISE
-from echoc.compiler.ir.types import Dim
-from echoc.compiler.passes.fuse import root
+from echoc.compiler.ir.types import Dim, Poly
+from echoc.compiler.passes.fuse import root, works_whole
 from echoc.compiler.targets.cpu.index import Index, Var, choose, dim_text, flatten, unflatten
 from echoc.errors import CompileError
 
@@ -19,6 +19,7 @@ VALUE = {
     DType.BOOL: "bool",
 }  # fmt: skip
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<="}
+COMPARE = frozenset({"eq", "ne", "lt", "le"})
 BITWISE = {"and": "&", "or": "|", "xor": "^"}
 
 
@@ -58,12 +59,21 @@ class Argument:
 class Arguments:
     """The pointers that a kernel takes, in the order in which its code first mentions them."""
 
-    def __init__(self) -> None:
+    def __init__(self, boundary: Collection[Node] = ()) -> None:
         self.items: list[Argument] = []
+        self.boundary = boundary
+
+    def at_boundary(self, node: Node) -> bool:
+        """Whether a node's memory has the element type that the outside sees."""
+        return node.op in ("port", "weight") or node in self.boundary
+
+    def is_half(self, node: Node) -> bool:
+        """Whether a node's elements lie in memory as 16-bit floats."""
+        return node.tensor.dtype in (DType.F16, DType.BF16) and self.at_boundary(node)
 
     def get(self, key: object, kind: str = "", written: bool = False) -> str:
         if isinstance(key, Node) and not kind:
-            kind = storage(key.tensor.dtype, key.op in ("port", "weight"))
+            kind = storage(key.tensor.dtype, self.at_boundary(key))
         for item in self.items:
             if item.key is key or (isinstance(key, str) and item.key == key):
                 item.written = item.written or written
@@ -114,8 +124,7 @@ class Scope:
 
     def integer(self, node: Node, index: tuple[Index, ...], size: Dim) -> Index:
         """node[index], clamped into 0..size-1, as an index."""
-        known = node
-        if known.op == "iota":
+        if node.op == "iota" and _at_most(node["size"], size):
             return index[0]
         value = self.value(node, index)
         high = size if isinstance(size, int) else None
@@ -152,10 +161,11 @@ class Scope:
     def _concat(self, node: Node, index: tuple[Index, ...]) -> str:
         axis, start = node["axis"], 0
         open_parts: list[tuple[int, int, Node]] = []
+        if isinstance(node.shape[axis], Poly):
+            return self.concat_symbolic(node, index)
         for part in node.inputs:
             size = part.shape[axis]
-            if not isinstance(size, int):
-                raise CompileError(f"a concatenation along the symbolic axis of {part.type}")
+            assert isinstance(size, int)
             after = choose(index[axis], start + size)
             before = choose(index[axis], start) if start else False
             if after is True and before is False:
@@ -168,6 +178,20 @@ class Scope:
             place = self.bind(f"echoc::op::clamp_index({index[axis] + -start}, {size})", 0, size)
             value = self.value(part, (*index[:axis], Index(((place, 1),)), *index[axis + 1 :]))
             text = value if not text else f"({index[axis]} < {start} ? {text} : {value})"
+        return text
+
+    def concat_symbolic(self, node: Node, index: tuple[Index, ...]) -> str:
+        """Parts whose borders are known only when the kernel runs."""
+        axis = node["axis"]
+        start: Dim = 0
+        text = ""
+        for part in node.inputs:
+            size = part.shape[axis]
+            at = f"{index[axis]} - {dim_text(start)}"
+            place = self.bind(f"echoc::op::clamp_index({at}, {dim_text(size)})", 0, None)
+            value = self.value(part, (*index[:axis], Index(((place, 1),)), *index[axis + 1 :]))
+            text = value if not text else f"({index[axis]} < {dim_text(start)} ? {text} : {value})"
+            start = start + size
         return text
 
     def _pad(self, node: Node, index: tuple[Index, ...]) -> str:
@@ -230,9 +254,12 @@ class Emitter:
                 return place.name
             if place.kind == "acc":
                 return self.accumulator(node, index, place, scope)
-            offset = flatten(index[1:], node.shape[1:], scope.bind) if node.tensor.rank else Index()
+            lead = 0 if works_whole(node) else 1
+            offset = flatten(index[lead:], node.shape[lead:], scope.bind)
             if place.kind == "bool":
-                return f"{place.name}[{offset}] != 0"
+                return f"({place.name}[{offset}] != 0)"
+            if place.kind == "half":
+                return f"echoc::to_float({place.name}[{offset}])"
             return f"{place.name}[{offset}]"
         source = root(node)
         if not self.is_external(source):
@@ -244,12 +271,16 @@ class Emitter:
         dtype = node.tensor.dtype
         if dtype is DType.BOOL:
             return f"({text} != 0)"
-        if node.op in ("port", "weight") and dtype in (DType.F16, DType.BF16):
+        if self.arguments.is_half(node):
             return f"echoc::to_float({text})"
         return text
 
     def accumulator(self, node: Node, index: tuple[Index, ...], place: Place, scope: Scope) -> str:
         raise CompileError("no accumulator in this kernel")
+
+
+def _at_most(a: Dim, c: Dim) -> bool:
+    return a == c or (isinstance(a, int) and isinstance(c, int) and a <= c)
 
 
 def aligned(node: Node, index: tuple[Index, ...]) -> tuple[Index, ...]:
@@ -278,17 +309,15 @@ def pointwise_text(node: Node, operands: list[str]) -> str:
     """One pointwise op on C++ values."""
     dtype = node.tensor.dtype
     kind = VALUE[dtype]
-    if node.op in ("eq", "ne", "lt", "le"):
-        return f"({operands[0]} {INFIX[node.op]} {operands[1]})"
-    if node.op in INFIX:
+    if node.op in INFIX and (dtype.is_float or dtype is DType.BOOL):
         text = f"({operands[0]} {INFIX[node.op]} {operands[1]})"
-        return text if kind in ("float", "double", "int64_t", "int32_t") else f"{kind}{text}"
+        return text if dtype.is_float or node.op in COMPARE else f"bool{text}"
     if node.op in BITWISE:
         return f"{kind}({operands[0]} {BITWISE[node.op]} {operands[1]})"
-    if node.op == "neg":
-        return f"{kind}(-{operands[0]})"
+    if node.op == "neg" and dtype.is_float:
+        return f"(-{operands[0]})"
     if node.op == "not":
-        return f"(!{operands[0]})" if dtype is DType.BOOL else f"{kind}(!{operands[0]})"
+        return f"(!{operands[0]})"
     if node.op == "where":
         return f"({operands[0]} ? {operands[1]} : {operands[2]})"
     if node.op == "cast":
@@ -297,4 +326,7 @@ def pointwise_text(node: Node, operands: list[str]) -> str:
         if dtype in (DType.F16, DType.BF16):
             return f"echoc::to_float(echoc::to_{dtype}(float({operands[0]})))"
         return f"echoc::op::cast<{kind}>({operands[0]})" if dtype.is_int else f"{kind}({operands[0]})"
-    return f"echoc::op::{node.op}({', '.join(operands)})"
+    if node.op in COMPARE:
+        return f"({operands[0]} {INFIX[node.op]} {operands[1]})"
+    function = f"echoc::op::{node.op}<{kind}>" if dtype.is_int and node.op != "random" else f"echoc::op::{node.op}"
+    return f"{function}({', '.join(operands)})"

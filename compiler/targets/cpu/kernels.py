@@ -53,8 +53,11 @@ class Kernel:
 class Renderer:
     """Renders groups for one program: knows the symbols, the packing and which nodes lie in buffers."""
 
-    def __init__(self, symbols: Sequence[str], packing: Packing, stored: set[Node]) -> None:
+    def __init__(
+        self, symbols: Sequence[str], packing: Packing, stored: set[Node], boundary: frozenset[Node] = frozenset()
+    ) -> None:
         self.symbols = list(symbols)
+        self.boundary = boundary
         self.packing = packing
         self.stored = stored
         self.prepared: dict[tuple[Node, str, int], Prepared] = {}
@@ -81,7 +84,7 @@ class Renderer:
         return Kernel(name, family, source.replace("@NAME@", name), tuple(arguments.items), scratch, schedule)
 
     def rows(self, group: Group, deterministic: bool) -> Kernel:
-        arguments = Arguments()
+        arguments = Arguments(self.boundary)
         kernel = RowKernel(group, arguments, self.external, self.packed_rows)
         body = kernel.render()
         return self.finish(
@@ -105,7 +108,7 @@ class Renderer:
         if key not in self.prepared:
             self.prepared[key] = Prepared(root(first.x), first.rows, first.k, cls)
             out.append(self.prepare(self.prepared[key]))
-        arguments = Arguments()
+        arguments = Arguments(self.boundary)
         x = arguments.get(self.prepared[key], "std::byte")
         w = arguments.get(packed, "std::byte")
         emitter = EpilogueEmitter(arguments, group, self.external)
@@ -125,7 +128,7 @@ class Renderer:
         return out
 
     def prepare(self, prepared: Prepared) -> Kernel:
-        arguments = Arguments()
+        arguments = Arguments(self.boundary)
         x = arguments.get(prepared.x)
         out = arguments.get(prepared, "std::byte", written=True)
         return self.finish(
@@ -138,7 +141,7 @@ class Renderer:
         state, values, sequences, positions, table = node.inputs
         type_ = state.type
         assert isinstance(type_, StateType)
-        arguments = Arguments()
+        arguments = Arguments(self.boundary)
         name = state_name(state)
         holes = {
             "state": arguments.get(name, "std::byte", written=True), "values": arguments.get(root(values)),
@@ -154,7 +157,7 @@ class Renderer:
         q, k, v, sequences, positions, table = node.inputs[:6]
         k_type, v_type = k.type, v.type
         assert isinstance(k_type, StateType) and isinstance(v_type, StateType)
-        arguments = Arguments()
+        arguments = Arguments(self.boundary)
         holes: dict[str, Any] = {
             "q": arguments.get(root(q)), "out": arguments.get(node, written=True),
             "k": arguments.get(state_name(k), "std::byte"), "v": arguments.get(state_name(v), "std::byte"),
@@ -199,6 +202,8 @@ class EpilogueEmitter(Emitter):
         return Index(((self.row, self.n), (self.column, 1)))
 
     def accumulator(self, node: Node, index: tuple[Index, ...], place: Place, scope: Scope) -> str:
+        if index == tuple(unflatten(self.linear(), node.shape, scope.bind)):
+            return f"{place.name}[n - n0]"
         offset = flatten(index, node.shape, scope.bind)
         own = {v: c for v, c in self.linear().terms if v is not self.column or self.n > 1}
         if dict(offset.terms) != own or offset.const:
@@ -214,6 +219,8 @@ class EpilogueEmitter(Emitter):
                 raise CompileError(f"a scalar {node.op} cannot ride on a matmul")
             value = scope.value(node, index)
             pointer = self.arguments.get(node, written=True)
+            if self.arguments.is_half(node):
+                value = f"echoc::to_{node.tensor.dtype}({value})"
             stores.append(f"{pointer}[t * {self.n} + n] = {value};")
         return [*scope.lines, *stores]
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from echoc import _native
 from echoc.compiler.ir import Membrane, Node, Program, Rule, StateType, make
-from echoc.compiler.ir.types import Dim, Poly
+from echoc.compiler.ir.types import Dim, Poly, symbol
 from echoc.compiler.passes.fold import RULE as WEIGHTS_RULE
 from echoc.compiler.passes.fuse import LEAF_OPS, Fuser, Group, root
 from echoc.compiler.passes.pack import Packed, Packing, plan_packing
 from echoc.compiler.passes.plan import Access, Launch, place_buffers, set_barriers
 from echoc.compiler.targets.cpu.emit import Argument, storage_bytes
 from echoc.compiler.targets.cpu.kernels import Kernel, Prepared, Renderer
+from echoc.compiler.targets.cpu.rows import Workspace
 from echoc.errors import CompileError
 
 PAGE_SIZE = 16
@@ -69,6 +70,7 @@ def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
         raise CompileError(
             f"membrane {skin.name} has {len(rules)} rules and {len(skin.children)} children; one rule is compiled"
         )
+    check_ports(skin)
     rule = own_outputs(rules[0])
     fuser = Fuser(rule)
     groups = fuser.groups()
@@ -77,12 +79,24 @@ def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
     done: dict[bool, list[tuple[Kernel, Group]]] = {}
     for size in sizes_for(program):
         if size.deterministic not in done:
-            renderer = Renderer(list(program.symbols), packing, {n for g in groups for n in g.outputs})
+            boundary = frozenset(root(n) for _, n in rule.outputs)
+            renderer = Renderer(list(program.symbols), packing, {n for g in groups for n in g.outputs}, boundary)
             done[size.deterministic] = [
                 (kernel, g) for g in groups for kernel in renderer.kernels(g, size.deterministic)
             ]
         lowered.variants.append(_variant(lowered, skin, rule, done[size.deterministic], size))
     return lowered
+
+
+def check_ports(skin: Membrane) -> None:
+    """Raises CompileError for a port whose shape the runtime cannot bind: its dimensions are numbers and symbols."""
+    for port in skin.ports:
+        for dim in port.type.shape:
+            if isinstance(dim, Poly) and dim != symbol(str(dim)):
+                raise CompileError(
+                    f"port {port.name} of membrane {skin.name} is {port.type}; wanted numbers and single symbols as the "
+                    f"dimensions of a port: reshape or cut {dim} inside the rule"
+                )
 
 
 def own_outputs(rule: Rule) -> Rule:
@@ -91,7 +105,8 @@ def own_outputs(rule: Rule) -> Rule:
     outputs = []
     for name, node in rule.outputs:
         source = root(node)
-        if source.op in LEAF_OPS or source in used:
+        half = node.tensor.dtype in ("f16", "bf16")  # in memory a port has 16 bits, a value between kernels 32
+        if source.op in LEAF_OPS or source in used or half:
             node = _copy(node)
             while root(node) in used:
                 node = _copy(node)
@@ -151,6 +166,8 @@ def _access(lowered: Lowered, skin: Membrane, outputs: Mapping[Node, str], argum
         format_, group = _format(key.weight_class)
         size: Dim = key.rows * _native.row_nbytes(format_, group, key.k)
         return Access(key, None, size, argument.written)
+    if isinstance(key, Workspace):
+        return Access(key, None, key.size, argument.written)
     assert isinstance(key, Node)
     if key.op == "port":
         return Access(key, ("port", ports.index(key["name"])), 0, argument.written)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.types import Dim, Poly, dim_product
-from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.passes.fuse import Group, root, works_whole
 from echoc.compiler.targets.cpu.emit import (
     VALUE,
     Arguments,
@@ -38,6 +38,30 @@ class PackedRows:
     which: int
 
 
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """A buffer that one launch uses alone, `size` bytes."""
+
+    size: Dim
+
+
+def lead_axes(node: Node) -> int:
+    """How many leading axes a row of the node does not have: 0 where it is a scalar or one row, else 1."""
+    return 0 if works_whole(node) or not node.tensor.rank else 1
+
+
+def product(node: Node, values: list[str]) -> str:
+    if node.tensor.dtype.is_int:
+        return f"echoc::op::mul<{VALUE[node.tensor.dtype]}>({values[0]}, {values[1]})"
+    return f"({values[0]} * {values[1]})"
+
+
+def add(node: Node, a: str, c: str) -> str:
+    if node.tensor.dtype.is_int:
+        return f"echoc::op::add<{VALUE[node.tensor.dtype]}>({a}, {c})"
+    return f"{a} + {c}"
+
+
 class RowKernel(Emitter):
     """Generates the loop body over one row of a group of family `rows`."""
 
@@ -60,7 +84,7 @@ class RowKernel(Emitter):
         return node not in self.members and (node.op in ("port", "weight") or self.external(node))
 
     def row_shape(self, node: Node) -> tuple[Dim, ...]:
-        return node.shape[1:] if node.tensor.rank else ()
+        return node.shape[lead_axes(node) :]
 
     def row_size(self, node: Node) -> Dim:
         return dim_product(self.row_shape(node))
@@ -92,7 +116,9 @@ class RowKernel(Emitter):
         return len(set(uses)) > 1 and (costly or len(tree) > SMALL_TREE)
 
     def unpacks(self, node: Node) -> bool:
-        return node.op == "take" and node["axis"] == 0 and self.packed(node.inputs[0]) is not None
+        """Whether rows of the node are rows of a packed table (one single row of it is read from plain values)."""
+        whole_rows = node.op == "take" and node["axis"] == 0 and node.inputs[1].tensor.rank > 0
+        return whole_rows and self.packed(node.inputs[0]) is not None
 
     def tree(self, node: Node) -> list[Node]:
         """The nodes that inlining this one repeats."""
@@ -111,11 +137,11 @@ class RowKernel(Emitter):
         dtype = node.tensor.dtype
         if node in self.outputs:
             name = f"{self.arguments.get(node, written=True)}_row"
-            kind = storage(dtype, False)
+            kind = storage(dtype, self.arguments.is_half(node))
             self.lines.append(
                 f"{kind}* __restrict {name} = {self.arguments.get(node, written=True)} + t * {dim_text(size)};"
             )
-            place = Place("bool" if dtype is DType.BOOL else "array", name)
+            place = Place(self.kind(node), name)
         elif size == 1:
             name = self.fresh("s")
             self.lines.append(f"{VALUE[dtype]} {name};")
@@ -129,18 +155,32 @@ class RowKernel(Emitter):
         self.places[node] = place
 
     def allocate(self, node: Node, size: Dim) -> Place:
-        if isinstance(size, Poly):
-            raise CompileError(f"a row of {size} elements of {node.op} : {node.type} has no fixed place in scratch")
+        """A row of a value that no other kernel reads: in scratch, or in a buffer where its size is symbolic."""
         name = self.fresh("r")
         kind = storage(node.tensor.dtype, False)
-        self.lines.append(
-            f"{kind}* __restrict {name} = reinterpret_cast<{kind}*>(call->scratch + {self.scratch});"
-        )
-        self.scratch += -(-size * storage_bytes(node.tensor.dtype) // 64) * 64
+        if isinstance(size, Poly):
+            size_bytes = self.group.domain * size * storage_bytes(node.tensor.dtype)
+            buffer = self.arguments.get(Workspace(size_bytes), kind, written=True)
+            self.lines.append(f"{kind}* __restrict {name} = {buffer} + t * {dim_text(size)};")
+        else:
+            self.lines.append(
+                f"{kind}* __restrict {name} = reinterpret_cast<{kind}*>(call->scratch + {self.scratch});"
+            )
+            self.scratch += -(-size * storage_bytes(node.tensor.dtype) // 64) * 64
         return Place("bool" if node.tensor.dtype is DType.BOOL else "array", name)
 
-    def assign(self, place: Place, offset: Index, value: str, op: str = "=") -> str:
-        return f"{place.name} {op} {value};" if place.kind == "scalar" else f"{place.name}[{offset}] {op} {value};"
+    def kind(self, node: Node) -> str:
+        """How the elements of an output lie in memory."""
+        if self.arguments.is_half(node):
+            return "half"
+        return "bool" if node.tensor.dtype is DType.BOOL else "array"
+
+    def assign(self, node: Node, place: Place, offset: Index | str, value: str) -> str:
+        if place.kind == "scalar":
+            return f"{place.name} = {value};"
+        if place.kind == "half":
+            value = f"echoc::to_{node.tensor.dtype}({value})"
+        return f"{place.name}[{offset}] = {value};"
 
     def loop_dims(self, node: Node) -> tuple[Dim, ...]:
         """The finest factorisation of the row among the shapes that its expression goes through."""
@@ -194,7 +234,7 @@ class RowKernel(Emitter):
             offset = flatten(indices, dims, scope.bind)
             index = (self.row_index(), *unflatten(offset, self.row_shape(node), scope.bind))
             value = scope.value(node, index[: node.tensor.rank])
-            return [self.assign(place, offset, value)]
+            return [self.assign(node, place, offset, value)]
 
         self.lines += self.nest(dims, body)
 
@@ -246,7 +286,7 @@ class RowKernel(Emitter):
                     f"{total} = echoc::op::combine_{kind}({total}, echoc::op::reduce_{kind}<{value_kind}>"
                     f"({low}, {high}, [&](int64_t {var.name}) {{ {text} }}));"
                 )
-            return [*loops, *closing, self.assign(place, offset, total)]
+            return [*loops, *closing, self.assign(node, place, offset, total)]
 
         self.lines += self.nest(dims, body)
 
@@ -270,6 +310,9 @@ class RowKernel(Emitter):
     def store_reduce(self, node: Node, place: Place) -> None:
         (operand,) = node.inputs
         shape = operand.shape
+        if not node["axes"]:
+            self.copy(node, operand, place)
+            return
         axes = [a - 1 for a in node["axes"]] if operand.tensor.rank and 0 not in node["axes"] else None
         if axes is None:
             self.store_full_reduce(node, place)
@@ -281,6 +324,17 @@ class RowKernel(Emitter):
             return scope.value(operand, (self.row_index(), *whole))
 
         self.reduction(node, place, kept, axes, term, extents, str(node.op))
+
+    def copy(self, node: Node, operand: Node, place: Place) -> None:
+        """The operand's elements as they are."""
+        lead = lead_axes(node)
+
+        def body(indices: list[Index], scope: Scope) -> list[str]:
+            offset = flatten(indices, operand.shape[lead:], scope.bind)
+            index = (*([self.row_index()] if lead else []), *indices)
+            return [self.assign(node, place, offset, scope.value(operand, index))]
+
+        self.lines += self.nest(operand.shape[lead:], body)
 
     def store_full_reduce(self, node: Node, place: Place) -> None:
         """A reduction that takes in the leading axis of its operand: the row is along the first kept axis."""
@@ -314,7 +368,7 @@ class RowKernel(Emitter):
             values = [
                 scope.value(i, tuple(by_letter[n] for n in ns)) for ns, i in zip(names, node.inputs, strict=True)
             ]
-            return f"{values[0]} * {values[1]}"
+            return product(node, values)
 
         if reduced:
             self.reduction(node, place, kept, reduced, term, extents, "sum")
@@ -322,7 +376,8 @@ class RowKernel(Emitter):
 
         def body(indices: list[Index], scope: Scope) -> list[str]:
             offset = flatten(indices, [extents[a] for a in kept], scope.bind)
-            return [self.assign(place, offset, term([Index(), *indices], scope))]
+            first = [Index()] if out else []
+            return [self.assign(node, place, offset, term([*first, *indices], scope))]
 
         self.lines += self.nest([extents[a] for a in kept], body)
 
@@ -330,40 +385,28 @@ class RowKernel(Emitter):
               ) -> None:  # fmt: skip
         """Loops over all axes but one; `code(value, inner variable, offset of the row's start, stride)` does that one."""
         (operand,) = node.inputs
-        axis = node["axis"]
-        others = [a for a in range(1, operand.tensor.rank) if a != axis]
-        dims = [operand.shape[a] for a in others]
+        axis, rank = node["axis"], operand.tensor.rank
+        row_axis = None if works_whole(node) or rank == 1 else 1 if axis == 0 else 0
+        others = [a for a in range(rank) if a not in (axis, row_axis)]
         inner_name = self.fresh("k")
 
         def body(indices: list[Index], scope: Scope) -> list[str]:
-            whole: list[Index] = [self.row_index()] + [Index()] * (operand.tensor.rank - 1)
-            if axis == 0:
-                whole[0] = Index()
-                remaining = [self.row_index(), *indices] if operand.tensor.rank > 1 else []
-                others_all = [a for a in range(operand.tensor.rank) if a != 0]
-                for a, i in zip(others_all, remaining, strict=False):
-                    whole[a] = i
-            else:
-                for a, i in zip(others, indices, strict=True):
-                    whole[a] = i
+            whole: list[Index] = [Index()] * rank
+            if row_axis is not None:
+                whole[row_axis] = self.row_index()
+            for a, i in zip(others, indices, strict=True):
+                whole[a] = i
 
             def value(place_index: Index, inner: Scope) -> str:
                 return inner.value(operand, tuple(place_index if a == axis else i for a, i in enumerate(whole)))
 
-            kept = [d for a, d in enumerate(node.shape) if a > 0]
-            start = [Index() if a == axis else i for a, i in enumerate(whole)]
-            if node.op == "argmax":
-                start = [i for a, i in enumerate(start) if a != axis]
-            offset = flatten(start[1:], kept, scope.bind)
+            start = [i for a, i in enumerate(whole) if a != axis or node.op != "argmax"]
+            lead = lead_axes(node)
+            offset = flatten(start[lead:], node.shape[lead:], scope.bind)
             stride: Dim = dim_product(node.shape[axis + 1 :]) if node.op != "argmax" else 1
             return code(value, inner_name, offset, stride)
 
-        if axis == 0 and node.op != "argmax":
-            raise CompileError(f"{node.op} along the leading axis of {operand.type} cannot be cut into rows")
-        if axis == 0:
-            dims = list(operand.shape[2:])
-            others = list(range(2, operand.tensor.rank))
-        self.lines += self.nest(dims, body)
+        self.lines += self.nest([operand.shape[a] for a in others], body)
 
     def _store_cumsum(self, node: Node, place: Place) -> None:
         kind = VALUE[node.tensor.dtype]
@@ -373,13 +416,13 @@ class RowKernel(Emitter):
             scope = self.scope()
             text = value(Index(((var, 1),)), scope)
             total = self.fresh("acc")
-            target = place.name if place.kind == "scalar" else f"{place.name}[{offset} + {inner} * {dim_text(stride)}]"
+            at = f"{offset} + {inner} * {dim_text(stride)}"
             return [
                 f"{kind} {total} = 0;",
                 f"for (int64_t {inner} = 0; {inner} < {dim_text(node.shape[node['axis']])}; ++{inner}) {{",
                 *("  " + x for x in scope.lines),
-                f"  {total} += {text};",
-                f"  {target} = {total};",
+                f"  {total} = {add(node, total, text)};",
+                f"  {self.assign(node, place, at, total)}",
                 "}",
             ]
 
@@ -403,7 +446,7 @@ class RowKernel(Emitter):
                 f"  if ({at} < 0 || {text} > {best} || ({text} != {text} && {best} == {best})) "
                 f"{{ {best} = {text}; {at} = {inner}; }}",
                 "}",
-                self.assign(place, offset, at),
+                self.assign(node, place, offset, at),
             ]
 
         self.along(node, place, code)
@@ -413,54 +456,67 @@ class RowKernel(Emitter):
         (operand,) = node.inputs
         length, count = operand.shape[-1], node.shape[-1]
         descending = "true" if node.get("descending", True) else "false"
-        if place.kind == "scalar" or operand.tensor.rank < 2:
-            if operand.tensor.rank < 2:
-                raise CompileError(f"{node.op} along the leading axis of {operand.type} cannot be cut into rows")
-            local = self.fresh("one")
-            self.lines.append(f"{VALUE[node.tensor.dtype]} {local}[1];")
-        dims = operand.shape[1:-1]
+        local = self.fresh("one")
+        if place.kind == "scalar":
+            self.lines.append(f"{storage(node.tensor.dtype, False)} {local}[1];")
+        lead = lead_axes(node)
+        row = self.row_memory(operand, length)
 
         def body(indices: list[Index], scope: Scope) -> list[str]:
-            source = self.row_pointer(operand, indices, scope)
-            target = flatten([*indices, Index()], node.shape[1:], scope.bind)
+            source, lines = self.filled_row(operand, indices, row, scope)
+            target = flatten([*indices, Index()], node.shape[lead:], scope.bind)
             out = local if place.kind == "scalar" else f"{place.name} + {target}"
-            lines = [
+            lines.append(
                 f"echoc::op::select_{node['part']}({source}, {dim_text(length)}, {dim_text(count)}, {descending}, {out});"
-            ]
+            )
             return [*lines, f"{place.name} = {local}[0];"] if place.kind == "scalar" else lines
 
-        self.lines += self.nest(dims, body)
+        self.lines += self.nest(operand.shape[lead:-1], body)
 
     _store_topk = _store_sort = _store_select
 
-    def row_pointer(self, operand: Node, indices: list[Index], scope: Scope) -> str:
-        """A pointer to the last axis of a stored (or external, dense) operand."""
+    def row_memory(self, operand: Node, length: Dim) -> Place | None:
+        """Memory for the last axis of an operand; None where it lies in memory as the values that the kernel uses."""
+        place = self.places.get(root(operand))
+        if place is not None and place.kind in ("array", "bool"):
+            return None
+        if place is None and self.is_external(root(operand)) and not self.arguments.is_half(root(operand)):
+            return None
+        return self.allocate(operand, length)
+
+    def filled_row(self, operand: Node, indices: list[Index], row: Place | None, scope: Scope
+                   ) -> tuple[str, list[str]]:  # fmt: skip
+        """A pointer to the last axis of an operand at `indices` of its row, and the statements that fill it."""
         source = root(operand)
-        offset = flatten([*indices, Index()], operand.shape[1:], scope.bind)
+        lead = lead_axes(operand) if operand.tensor.rank > 1 else 0
+        if row is not None:
+
+            def fill(last: list[Index], inner: Scope) -> list[str]:
+                index = (*([self.row_index()] if lead else []), *indices, *last)
+                return [f"{row.name}[{last[0]}] = {inner.value(operand, index)};"]
+
+            return row.name, self.nest(operand.shape[-1:], fill)
+        offset = flatten([*indices, Index()], operand.shape[lead:], scope.bind)
         place = self.places.get(source)
-        if place is not None and place.kind != "scalar":
-            return f"{place.name} + {offset}"
         if place is not None:
-            return f"&{place.name}"
-        return f"{self.arguments.get(source)} + t * {dim_text(dim_product(operand.shape[1:]))} + {offset}"
+            return f"{place.name} + {offset}", []
+        return f"{self.arguments.get(source)} + t * {dim_text(dim_product(operand.shape[lead:]))} + {offset}", []
 
     def _store_scatter(self, node: Node, place: Place) -> None:
         base, index_node, updates = node.inputs
-        axis = node["axis"]
-        if axis == 0:
-            raise CompileError(f"scatter along the leading axis of {base.type} cannot be cut into rows")
-
-        def copy(indices: list[Index], scope: Scope) -> list[str]:
-            offset = flatten(indices, base.shape[1:], scope.bind)
-            return [self.assign(place, offset, scope.value(base, (self.row_index(), *indices)))]
+        axis, lead = node["axis"], lead_axes(node)
+        before = place.name if place.kind == "scalar" else f"{place.name}[%s]"
 
         def write(indices: list[Index], scope: Scope) -> list[str]:
-            index = (self.row_index(), *indices)
+            index = (*([self.row_index()] if lead else []), *indices)
             where = scope.integer(index_node, index, base.shape[axis])
             target = [where if a == axis else i for a, i in enumerate(index)]
-            offset = flatten(target[1:], base.shape[1:], scope.bind)
+            offset = flatten(target[lead:], base.shape[lead:], scope.bind)
             value = scope.value(updates, index)
-            return [self.assign(place, offset, value, "+=" if node["mode"] == "add" else "=")]
+            if node["mode"] == "add":
+                old = before.replace("%s", str(offset))
+                value = add(node, old, value)
+            return [self.assign(node, place, offset, value)]
 
-        self.lines += self.nest(base.shape[1:], copy)
-        self.lines += [x for x in self.nest(index_node.shape[1:], write) if "ivdep" not in x]
+        self.copy(node, base, place)
+        self.lines += [x for x in self.nest(index_node.shape[lead:], write) if "ivdep" not in x]
