@@ -184,7 +184,7 @@ def _tensor(described: dict[str, Any]) -> str:
 
 def _pairs(values: dict[str, Any] | None, prefix: str = "") -> str:
     """`name value` pairs in one line; what is nested is left to --json."""
-    flat = {name: value for name, value in (values or {}).items() if value not in (None, "", False)}
+    flat = {name: value for name, value in (values or {}).items() if value is not None and value != ""}
     text = ", ".join(f"{name} {value}" for name, value in flat.items() if not isinstance(value, dict))
     return prefix + text if text else ""
 
