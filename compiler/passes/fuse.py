@@ -152,6 +152,7 @@ class Fuser:
         self.matmuls: dict[Node, Matmul] = {}
         self.stage: dict[Node, int] = {}
         self.users: dict[Node, list[Node]] = {n: [] for n in self.order}
+        self.final = {root(n) for n in rule.roots}
         self.classify()
 
     def inputs(self, node: Node) -> list[Node]:
@@ -242,11 +243,10 @@ class Fuser:
 
     def find_outputs(self, groups: list[Group]) -> None:
         owner = {n: g for g in groups for n in g.nodes}
-        final = {root(n) for n in self.rule.roots}
         for group in groups:
             for node in group.nodes:
                 outside = any(owner.get(u) is not group for u in self.users.get(node, ()))
-                if outside or node in final:
+                if outside or node in self.final:
                     group.outputs.append(node)
 
 
@@ -277,26 +277,23 @@ class _Epilogues:
 
     def try_ride(self, node: Node) -> None:
         """Let the node ride when its operands are results of one cluster of matmuls or ready before it starts."""
-        heads: list[Node] = []
-        ready: list[Node] = []
+        clusters: dict[Node, Node] = {}
         for operand in node.inputs:
             source = root(operand)
             if source in self.parent or source in self.rides:
-                heads.append(self.find(source if source in self.parent else self.rides[source]))
-                if operand.tensor.size != node.tensor.size:
-                    return
-            else:
-                ready.append(source)
-        if not heads:
+                clusters[operand] = self.find(source if source in self.parent else self.rides[source])
+        if not clusters:
+            return
+        stage = max(self.fuser.stage[h] for h in clusters.values())
+        heads = [h for h in clusters.values() if self.fuser.stage[h] == stage]
+        ready = [root(i) for i in node.inputs if i not in clusters or self.fuser.stage[clusters[i]] != stage]
+        if any(i.tensor.size != node.tensor.size for i, h in clusters.items() if h in heads):
             return
         first = self.fuser.matmuls[heads[0]]
         if dim_mul(first.rows, first.n) != node.tensor.size or dim_div(node.tensor.size, first.n) != first.rows:
             return
         if next((d for d in reversed(node.shape) if d != 1), 1) != first.n or first.n == 1:
             return  # the row is laid out in finer axes: its indices would need divisions
-        stage = self.fuser.stage[heads[0]]
-        if any(self.fuser.stage[h] != stage for h in heads):
-            return
         for source in ready:
             if source in self.fuser.stage:
                 late = self.fuser.stage[source] + (1 if self.fuser.family[source] in HEAVY else 0)
@@ -318,7 +315,22 @@ class _Epilogues:
 
     def tail(self, cluster: list[Matmul]) -> list[Node]:
         head = self.find(cluster[0].node)
-        return [n for n in self.fuser.order if n in self.rides and self.find(self.rides[n]) is head]
+        riders = [n for n in self.fuser.order if n in self.rides and self.find(self.rides[n]) is head]
+        mine = {m.node for m in cluster}.union(riders)
+        for node in reversed(list(riders)):
+            if self.idle(node, mine):
+                riders.remove(node)
+                mine.remove(node)
+                del self.rides[node]
+        return riders
+
+    def idle(self, node: Node, mine: set[Node]) -> bool:
+        """Whether a rider saves no memory traffic: nobody on board needs it, and what it reads is written anyway."""
+        users = self.fuser.users.get(node, [])
+        if node in self.fuser.final or any(u in mine for u in users):
+            return False
+        sources = [root(i) for i in node.inputs if root(i) in mine]
+        return all(any(u not in mine for u in self.fuser.users[s]) or s in self.fuser.final for s in sources)
 
 
 def _body_nodes(rule: Rule) -> set[Node]:

@@ -22,6 +22,11 @@ KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-pipe")
 TILES = ("tiles_float.cpp", "tiles_int.cpp")
 BATCH = 8
+NEWER_LEVELS = {
+    "znver4": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512bitalg",
+               "-mavx512vpopcntdq", "-mavx512ifma"),
+    "graniterapids": ("-march=sapphirerapids",),
+}  # fmt: skip
 MACROS = {
     "__AVX2__": "avx2", "__FMA__": "fma", "__F16C__": "f16c", "__BMI2__": "bmi2", "__AVX512F__": "avx512f",
     "__AVX512BW__": "avx512bw", "__AVX512VL__": "avx512vl", "__AVX512DQ__": "avx512dq",
@@ -62,8 +67,18 @@ def find_compiler() -> Compiler:
     )
 
 
+@cache
 def level_flags(level: str) -> tuple[str, ...]:
-    return (f"-march={level}",)
+    """The compiler's flags for a CPU level; levels newer than the compiler are spelled as features of an older one."""
+    flags = (f"-march={level}",)
+    if level in NEWER_LEVELS and not _accepts(flags):
+        return NEWER_LEVELS[level]
+    return flags
+
+
+def _accepts(flags: tuple[str, ...]) -> bool:
+    command = [*find_compiler().command, *flags, "-E", "-x", "c++", os.devnull, "-o", os.devnull]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
 
 
 @cache
@@ -136,7 +151,7 @@ def _object(name: str, source: str, level: str, folder: Path) -> Path:
         file.write_text(source)
         out = Path(scratch) / "out.o"
         include = f"-I{KERNELS.parent}"
-        _run([*compiler.command, *FLAGS, *level_flags(level), include, f"-I{KERNELS / 'cpu'}", "-c", str(file), "-o",
+        _run([*compiler.command, *FLAGS, *level_flags(level), include, "-iquote", str(KERNELS / "cpu"), "-c", str(file), "-o",
               str(out)], f"{name}.cpp")  # fmt: skip
         out.replace(path)
     return path

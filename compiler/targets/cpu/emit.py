@@ -96,7 +96,7 @@ class Scope:
         if text not in self.bound:
             name = self.emitter.fresh("i")
             self.lines.append(f"const int64_t {name} = {text};")
-            self.bound[text] = Var(name, low, high)
+            self.bound[text] = Var(name, low, high, loops=False)
         return self.bound[text]
 
     def value(self, node: Node, index: tuple[Index, ...]) -> str:

@@ -10,11 +10,15 @@ from echoc.compiler.ir.types import Dim, Poly, dim_product
 
 @dataclass(frozen=True, eq=False)
 class Var:
-    """A C++ integer variable with values in low..high-1 (None: unknown, but not negative)."""
+    """A C++ integer variable with values in low..high-1 (None: unknown, but not negative).
+
+    `loops`: whether it is a loop's counter, so that its range can be cut.
+    """
 
     name: str
     low: int = 0
     high: int | None = None
+    loops: bool = True
 
 
 class SplitNeeded(Exception):
@@ -58,11 +62,13 @@ class Index:
 
     def split(self, size: int) -> tuple[Index, Index] | None:
         """(self // size, self % size) as affine forms, where that is exact."""
-        whole = Index(tuple((v, c // size) for v, c in self.terms if c % size == 0), self.const // size)
-        rest = Index(tuple((v, c) for v, c in self.terms if c % size), self.const % size)
-        low, high = rest.range()
-        if low >= 0 and high is not None and high < size:
-            return whole, rest
+        divisible = tuple((v, c // size) for v, c in self.terms if c % size == 0)
+        others = tuple((v, c) for v, c in self.terms if c % size)
+        for carried in (self.const // size, 0, self.const // size + 1):
+            rest = Index(others, self.const - carried * size)
+            low, high = rest.range()
+            if low >= 0 and high is not None and high < size:
+                return Index(divisible, carried), rest
         return None
 
     def __str__(self) -> str:
@@ -135,7 +141,7 @@ def choose(index: Index, cut: int) -> bool | None:
     if low >= cut:
         return False
     for var, c in index.terms:
-        if c <= 0 or var.high is None:
+        if c <= 0 or var.high is None or not var.loops:
             continue
         rest = Index(tuple((v, k) for v, k in index.terms if v is not var), index.const)
         least, most = rest.range()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,26 @@ class Renderer:
         self.packing = packing
         self.stored = stored
         self.prepared: dict[tuple[Node, str, int], Prepared] = {}
+        self.wanted: dict[Node, list[Prepared]] = {}
+        self.only_prepared: set[Node] = set()
+
+    def announce(self, groups: Sequence[Group]) -> None:
+        """Tell which nodes matmuls will want as prepared activations, so that the kernels that make them do it."""
+        readers: dict[Node, set[str]] = {}
+        for group in groups:
+            if group.matmuls:
+                first = group.matmuls[0]
+                cls = weight_class(self.packing.of(group))
+                entry = Prepared(root(first.x), first.rows, first.k, cls)
+                if entry not in self.wanted.setdefault(entry.x, []):
+                    self.wanted[entry.x].append(entry)
+            for node in group.nodes:
+                matmul = next((m for m in group.matmuls if m.node is node), None)
+                for operand in node.inputs:
+                    kind = "x" if matmul is not None and root(operand) is root(matmul.x) else "other"
+                    if root(operand) not in group.nodes:
+                        readers.setdefault(root(operand), set()).add(kind)
+        self.only_prepared = {n for n, kinds in readers.items() if kinds == {"x"}}
 
     def external(self, node: Node) -> bool:
         return node in self.stored
@@ -85,8 +105,17 @@ class Renderer:
 
     def rows(self, group: Group, deterministic: bool) -> Kernel:
         arguments = Arguments(self.boundary)
-        kernel = RowKernel(group, arguments, self.external, self.packed_rows)
+        ready = [p for n in group.outputs for p in self.wanted.get(n, []) if p.rows == group.domain]
+        kept = [n for n in group.outputs if n not in self.only_prepared or not any(p.x is n for p in ready)]
+        kernel = RowKernel(replace(group, outputs=kept), arguments, self.external, self.packed_rows)
+        kernel.forced = {p.x for p in ready}
         body = kernel.render()
+        for p in ready:
+            self.prepared[p.x, p.weight_class, p.k] = p
+            out = arguments.get(p, "std::byte", written=True)
+            body.append(
+                f"{p.weight_class}::prepare({kernel.pointer(p.x)}, {p.k}, {out} + t * {p.weight_class}::row_bytes({p.k}));"
+            )
         return self.finish(
             "rows", listing(group), arguments, {"axis": dim_text(group.domain)}, str(kernel.scratch), body=body,
             rows=dim_text(group.domain),

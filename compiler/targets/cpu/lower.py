@@ -81,6 +81,7 @@ def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
         if size.deterministic not in done:
             boundary = frozenset(root(n) for _, n in rule.outputs)
             renderer = Renderer(list(program.symbols), packing, {n for g in groups for n in g.outputs}, boundary)
+            renderer.announce(groups)
             done[size.deterministic] = [
                 (kernel, g) for g in groups for kernel in renderer.kernels(g, size.deterministic)
             ]

@@ -75,6 +75,7 @@ class RowKernel(Emitter):
         self.outputs = set(group.outputs)
         self.lines: list[str] = []
         self.scratch = 0
+        self.forced: set[Node] = set()
         self.uses: dict[Node, list[Node]] = {}
         for node in group.nodes:
             for operand in node.inputs:
@@ -102,7 +103,7 @@ class RowKernel(Emitter):
 
     def must_store(self, node: Node) -> bool:
         uses = self.uses.get(node, [])
-        if node in self.outputs or node.op in ALWAYS_STORED or self.unpacks(node):
+        if node in self.outputs or node in self.forced or node.op in ALWAYS_STORED or self.unpacks(node):
             return True
         if any(u.op in NEEDS_ARRAY for u in uses):
             return True
@@ -153,6 +154,11 @@ class RowKernel(Emitter):
             emit = self.store_unpacked
         (emit or self.store_map)(node, place)
         self.places[node] = place
+
+    def pointer(self, node: Node) -> str:
+        """A pointer to the row of a stored node."""
+        place = self.places[node]
+        return f"&{place.name}" if place.kind == "scalar" else place.name
 
     def allocate(self, node: Node, size: Dim) -> Place:
         """A row of a value that no other kernel reads: in scratch, or in a buffer where its size is symbolic."""
@@ -209,7 +215,7 @@ class RowKernel(Emitter):
         counter = self.counter
         scope = self.scope()
         try:
-            lines = body([Index(((v, 1),)) for v in variables], scope)
+            lines = body([Index() if v.high == 1 else Index(((v, 1),)) for v in variables], scope)
         except SplitNeeded as split:
             if split.var not in variables:
                 raise
@@ -220,12 +226,13 @@ class RowKernel(Emitter):
                 out += self.nest(dims, body, cut)
             return out
         inner = scope.lines + lines
-        for depth, (var, dim) in enumerate(zip(reversed(variables), reversed(list(dims)), strict=True)):
+        loops = [(v, d) for v, d in zip(variables, dims, strict=True) if v.high != 1]
+        for depth, (var, dim) in enumerate(reversed(loops)):
             high = dim_text(dim) if var.high is None else str(var.high)
             head = f"for (int64_t {var.name} = {var.low}; {var.name} < {high}; ++{var.name}) {{"
             pragma = ["#pragma GCC ivdep"] if depth == 0 and not any("for (" in x for x in inner) else []
             inner = [*pragma, head, *("  " + x for x in inner), "}"]
-        return inner if variables else ["{", *("  " + x for x in inner), "}"]
+        return inner if loops else ["{", *("  " + x for x in inner), "}"]
 
     def store_map(self, node: Node, place: Place) -> None:
         dims = self.loop_dims(node)
