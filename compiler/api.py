@@ -173,7 +173,7 @@ def _context_length(model: Any, asked: int | None) -> int:
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
     own = next((int(v) for n in names if isinstance(v := getattr(text, n, None), int) and v > 0), None)
     if asked is None:
-        return min(own or 8192, model.max_tokens)
+        return min(own or 8192, int(model.max_tokens))
     if asked < 1:
         raise CompileError(f"the context length is {asked}; wanted at least 1")
     if asked > model.max_tokens:

@@ -43,8 +43,8 @@ def check_finite(name: str, values: Array) -> None:
             place = np.unravel_index(start + int(bad[0]), values.shape)
             value = as_float(part[bad[:1]])[0]
             raise CompileError(
-                f"weight {name} holds {value} at {[int(p) for p in place]} of shape {list(values.shape)}; wanted finite "
-                "values. The checkpoint is damaged or its training diverged."
+                f"weight {name} holds {value} at {[int(p) for p in place]} of shape {list(values.shape)}; wanted "
+                "finite values. The checkpoint is damaged or its training diverged."
             )
 
 
@@ -78,7 +78,8 @@ class Weights:
         sources = [s if s.dtype in (np.float32, np.float16, np.uint16) else s.astype(np.float32) for s in sources]
         for weight, values in zip(packed.sources, sources, strict=True):
             if values.shape != weight.shape:
-                raise CompileError(f"weight {weight['name']} has shape {list(values.shape)}; the graph says {weight.type}")
+                found = list(values.shape)
+                raise CompileError(f"weight {weight['name']} has shape {found}; the graph says {weight.type}")
         parts = [[s] for s in sources] if packed.experts == 1 and sources[0].ndim == 2 else [list(s) for s in sources]
         return [
             np.asarray(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ DTYPES = {
 
 Value = Node | tuple[Any, ...] | Dim | float | bool | str | None | list[Any]
 Lowering = Callable[..., Any]
+L = TypeVar("L", bound=Callable[..., Any])
 LOWERINGS: dict[str, Lowering] = {}
 TOKENS = "S"
 
@@ -29,10 +30,10 @@ class Refused(CompileError):
     """An operator or value outside what can be compiled; names the node and the reason."""
 
 
-def lower(*names: str) -> Callable[[Lowering], Lowering]:
+def lower(*names: str) -> Callable[[L], L]:
     """Register a function `(output_meta, *args, **kwargs) -> Node` for ATen operators."""
 
-    def register(function: Lowering) -> Lowering:
+    def register(function: L) -> L:
         for name in names:
             LOWERINGS[name] = function
         return function

@@ -40,9 +40,7 @@ def _register_binary() -> None:
             lower(f"aten.{aten}.{overload}")(
                 lambda meta, x, y, op=op: make(op, operand(x, dtype_of(meta)), operand(y, dtype_of(meta)))
             )
-    lower("aten.pow.Scalar")(
-        lambda meta, x, y: make("pow", operand(x, dtype_of(meta)), operand(y, dtype_of(meta)))
-    )
+    lower("aten.pow.Scalar")(lambda meta, x, y: make("pow", operand(x, dtype_of(meta)), operand(y, dtype_of(meta))))
     for aten, op, swap in (
         ("eq", "eq", False), ("ne", "ne", False), ("lt", "lt", False), ("le", "le", False),
         ("gt", "lt", True), ("ge", "le", True),
@@ -50,9 +48,7 @@ def _register_binary() -> None:
         for overload in ("Tensor", "Scalar"):
             lower(f"aten.{aten}.{overload}")(lambda meta, x, y, op=op, swap=swap: _compare(op, x, y, swap))
     for aten, op in (("logical_and", "and"), ("logical_or", "or"), ("logical_xor", "xor")):
-        lower(f"aten.{aten}.default")(
-            lambda meta, x, y, op=op: make(op, b.cast(x, DType.BOOL), b.cast(y, DType.BOOL))
-        )
+        lower(f"aten.{aten}.default")(lambda meta, x, y, op=op: make(op, b.cast(x, DType.BOOL), b.cast(y, DType.BOOL)))
 
 
 def _compare(op: str, x: Any, y: Any, swap: bool) -> Node:

@@ -126,7 +126,7 @@ def _stack(meta: Any, parts: list[Node], dim: int = 0) -> Node:
 @lower("aten.repeat.default")
 def _repeat(meta: Any, x: Node, times: list[Any]) -> Node:
     lead = len(times) - len(x.shape)
-    shape: list[Dim] = [1] * lead + list(x.shape)
+    shape: list[Dim] = [*([1] * lead), *x.shape]
     split = [d for size in shape for d in (1, size)]
     wide = [d for count, size in zip(times, shape, strict=True) for d in (count, size)]
     return b.reshape(b.broadcast(b.reshape(x, split), wide), shape_of(meta))

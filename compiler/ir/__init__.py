@@ -1,4 +1,4 @@
-"""The intermediate representation: interned typed nodes, one op table, membranes, a text form, a verifier, rewriting."""
+"""The intermediate representation: typed nodes, one op table, membranes, a text form, a verifier, rewriting."""
 
 from .membrane import Membrane, Port, Program, Rule, State
 from .node import Node, make, topological

@@ -15,7 +15,9 @@ from .ops import OPS, Env
 from .types import DType, dim_value
 
 
-def bind_symbols(membrane: Membrane, ports: Mapping[str, Any], given: Mapping[str, int] | None = None) -> dict[str, int]:
+def bind_symbols(
+    membrane: Membrane, ports: Mapping[str, Any], given: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """The values of the symbols, read off the arrays at the in ports; raises IRError where two disagree."""
     out: dict[str, int] = dict(given or {})
     for port in membrane.ports:

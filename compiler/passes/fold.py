@@ -20,7 +20,7 @@ RULE = "weights"
 
 @dataclass(frozen=True)
 class Fold:
-    """Requires: verified rules. Ensures: no node of a rule depends on constants alone, but leaves and their reshapes."""
+    """Requires: verified rules. Ensures: no node of a rule but leaves and their reshapes depends on constants alone."""
 
     name: str = "fold_constants"
 
@@ -50,7 +50,7 @@ def _fold(membrane: Membrane) -> Membrane:
         for node in rule.order:
             last = node in rule.roots or any(u not in constant for u in uses[node])
             cheap = node.op in LEAVES or (node.op == "reshape" and node.inputs[0].op in LEAVES)
-            if node not in constant or not last or cheap or node.tensor.rank == 0 and not _reads_weight(node):
+            if node not in constant or not last or cheap or (node.tensor.rank == 0 and not _reads_weight(node)):
                 continue
             if node.op == "broadcast" and node.inputs[0].op in LEAVES:
                 continue

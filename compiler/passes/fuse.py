@@ -86,7 +86,7 @@ def row_local(node: Node, operand: Node) -> bool:
     if node.op == "transpose":
         return bool(node["perm"][0] == 0)
     if node.op == "slice":
-        return node["starts"][0] == 0 and node["stops"][0] == operand.shape[0] and node["steps"][0] == 1
+        return bool(node["starts"][0] == 0 and node["stops"][0] == operand.shape[0] and node["steps"][0] == 1)
     if node.op == "pad":
         return bool(node["low"][0] == 0 and node["high"][0] == 0)
     if node.op == "take":
@@ -202,17 +202,13 @@ class Fuser:
             if source not in self.stage:
                 continue
             before = self.stage[source]
-            if self.family[source] in HEAVY:
-                before += 1
-            elif not heavy and not self.same_kernel(node, operand):
+            if self.family[source] in HEAVY or (not heavy and not self.same_kernel(node, operand)):
                 before += 1
             stage = max(stage, before)
         return stage
 
     def same_kernel(self, node: Node, operand: Node) -> bool:
-        return (
-            domain_of(node) == domain_of(root(operand)) and row_local(node, operand) and _view_keeps_rows(operand)
-        )
+        return domain_of(node) == domain_of(root(operand)) and row_local(node, operand) and _view_keeps_rows(operand)
 
     def groups(self) -> list[Group]:
         epilogues = _Epilogues(self)
@@ -339,7 +335,8 @@ def _body_nodes(rule: Rule) -> set[Node]:
     outside: set[Node] = set(rule.roots)
     for node in reversed(rule.order):
         for i, operand in enumerate(node.inputs):
-            inner = node in bodies or (node.op in ("attend", "attention") and node["body"] and i == len(node.inputs) - 1)
+            last = i == len(node.inputs) - 1
+            inner = node in bodies or (node.op in ("attend", "attention") and node["body"] and last)
             (bodies if inner else outside).add(operand)
     return bodies - outside if not bodies & outside else {n for n in bodies if n not in outside or n.op == "arg"}
 

@@ -1,9 +1,9 @@
 """From the prompt graph to the step: prove it per-token outside attention, pack tokens into one ragged axis.
 
-Every node of the prompt graph either does not depend on the token axis S at all, or carries it on exactly one axis, as
-the dimension c*S. For one token (S = 1) such a node has a fixed shape; the step computes that shape for each of T tokens
-of any mixture of sequences, with T as a new leading axis. Each op has a rule that proves its tokens independent, and the
-first that cannot be proven is refused by name. Attention becomes append and attend on paged state.
+Every node of the prompt graph either does not depend on the token axis S at all, or carries it on exactly one axis,
+as the dimension c*S. For one token (S = 1) such a node has a fixed shape; the step computes that shape for each of T
+tokens of any mixture of sequences, with T as a new leading axis. Each op has a rule that proves its tokens
+independent, and the first that cannot be proven is refused by name. Attention becomes append and attend on paged state.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class MakeStateful:
 
     def run(self, program: Program) -> Program:
         symbols: dict[str, Any] = dict(program.symbols)
-        low, high = symbols.pop("S")
+        _, high = symbols.pop("S")
         symbols.update({"T": (1, high), "R": (1, high), "B": (1, high), "M": (1, high)})
         return replace(program.map_membranes(lambda m: self.membrane(m, high)), symbols=symbols)
 

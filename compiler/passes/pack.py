@@ -119,5 +119,3 @@ def plan_packing(fuser: Fuser, groups: list[Group], weights_dtype: str, group: i
             if node.op == "take" and node["axis"] == 0:
                 packing.row_source(node.inputs[0])
     return packing
-
-

@@ -97,5 +97,3 @@ def _span(access: Access, plan: Plan, symbols: Mapping[str, int]) -> tuple[objec
 
 def _overlap(a: tuple[object, int, int], c: tuple[object, int, int]) -> bool:
     return a[0] == c[0] and a[1] < c[2] and c[1] < a[2]
-
-

@@ -60,7 +60,7 @@ class _Pusher:
             a, _, c = left.partition(",")
             return bool(a) and a[0] == out[0] and out[0] not in c
         if node.op == "take" and self.carries(node.inputs[1]):
-            return node["axis"] == 0
+            return bool(node["axis"] == 0)
         return False
 
     def carries(self, node: Node) -> bool:
@@ -92,5 +92,3 @@ class _Pusher:
         if node.op == "contract":
             return operand.tensor.rank if place == 0 else -1
         return operand.tensor.rank
-
-

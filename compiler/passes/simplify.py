@@ -26,6 +26,10 @@ def _x(*shape: Dim, name: str = "x", dtype: str = "f32") -> Node:
     return make("port", name=name, shape=shape, dtype=dtype)
 
 
+def _index(*shape: Dim) -> Node:
+    return _x(*shape, name="i", dtype="i64")
+
+
 def const_value(node: Node) -> float | int | bool | None:
     return node["value"] if node.op == "const" else None
 
@@ -63,6 +67,37 @@ def broadcast_broadcast(node: Node) -> Node | None:
     """broadcast(broadcast(x)) = broadcast(x)"""
     (x,) = node.inputs
     return b.broadcast(x.inputs[0], node.shape) if x.op == "broadcast" else None
+
+
+@rewrite("reshape", example=lambda: b.reshape(b.broadcast(_x(1, 5, 1), (1, 5, 4)), (5, 1, 4)))
+def reshape_broadcast(node: Node) -> Node | None:
+    """reshape(broadcast(x)) = broadcast(reshape(x)) where the reshape only adds and drops axes of size 1."""
+    (wide,) = node.inputs
+    kept = [i for i, d in enumerate(wide.shape) if d != 1]
+    places = [i for i, d in enumerate(node.shape) if d != 1]
+    if wide.op != "broadcast" or [wide.shape[i] for i in kept] != [node.shape[i] for i in places]:
+        return None
+    x = wide.inputs[0]
+    before: list[Dim] = [1] * (len(wide.shape) - len(x.shape)) + list(x.shape)
+    shape: list[Dim] = [1] * len(node.shape)
+    for source, target in zip(kept, places, strict=True):
+        shape[target] = before[source]
+    return b.broadcast(b.reshape(x, shape), node.shape)
+
+
+@rewrite("gather", example=lambda: make("gather", _x(1, 7, 4), b.broadcast(_index(1, 3, 1), (1, 3, 4)), axis=1))
+def gather_rows(node: Node) -> Node | None:
+    """gather(x, i) = take(x, i) where i is the same all along the other axes"""
+    x, index = node.inputs
+    if index.op != "broadcast":
+        return None
+    source = index.inputs[0]
+    axis, lead = node["axis"], len(index.shape) - len(source.shape)
+    if lead > axis or source.shape[axis - lead] != index.shape[axis]:
+        return None
+    if any(d != 1 for i, d in enumerate(source.shape) if i != axis - lead):
+        return None
+    return make("take", x, b.reshape(source, (index.shape[axis],)), axis=axis)
 
 
 @rewrite("cast", example=lambda: make("cast", _x(3), dtype="f32"))
@@ -173,7 +208,11 @@ def _letters(node: Node) -> tuple[str, str, str]:
     return a, c, out
 
 
-@rewrite("contract", example=lambda: make("contract", _x(3, 4), b.transpose(_x(4, 5, name="y"), [1, 0]), spec="tk,nk->tn"))
+def _turned() -> Node:
+    return make("contract", _x(3, 4), b.transpose(_x(4, 5, name="y"), [1, 0]), spec="tk,nk->tn")
+
+
+@rewrite("contract", example=_turned)
 def contract_transpose(node: Node) -> Node | None:
     """A transposed operand of a contraction is the operand with its indices permuted."""
     names = list(_letters(node)[:2])
@@ -232,5 +271,3 @@ class Simplify:
 
     def run(self, program: Program) -> Program:
         return program.map_rules(lambda rule: rewrite_rule(rule, self.rules))
-
-

@@ -346,4 +346,4 @@ def _to_numpy(value: Tensor) -> np.ndarray[Any, Any]:
     value = value.detach()
     if value.dtype == torch.bfloat16:
         value = value.float()
-    return value.contiguous().numpy()  # a scalar keeps its rank
+    return np.asarray(value.contiguous().numpy())  # a scalar keeps its rank

@@ -50,7 +50,7 @@ def _scatter(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
 def _scatter_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
     x, index, updates = args
     out = x.copy()
-    places = list(np.indices(index.shape, sparse=True))
+    places: list[Array] = list(np.indices(index.shape, sparse=True))
     places[node["axis"]] = _clipped(x, index, node["axis"])
     if node["mode"] == "add":
         np.add.at(out, tuple(places), updates)

@@ -63,7 +63,7 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     """The three index strings of a two-operand einsum such as `tk,nk->tn`."""
     left, _, out = spec.partition("->")
     a, _, b = left.partition(",")
-    if not out and "->" not in spec or set(out) - set(a + b) or len(set(out)) != len(out):
+    if (not out and "->" not in spec) or set(out) - set(a + b) or len(set(out)) != len(out):
         raise IRError(f"malformed contraction {spec!r}; wanted something like tk,nk->tn")
     return a, b, out
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from echoc.compiler.ir.node import Node
@@ -36,7 +35,7 @@ Meaning = Callable[[Node, tuple[Any, ...], Env], Any]
 
 @dataclass(frozen=True)
 class Op:
-    """One op. `arity` is (least, most) inputs; `rtol` bounds a float32 backend's error against the meaning in float64."""
+    """One op. `arity` is (least, most) inputs; `rtol` bounds a float32 backend's error against float64."""
 
     name: str
     arity: tuple[int, int]

@@ -114,7 +114,8 @@ def attention_rows(
     total = weight.sum(-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - top)
-    return np.einsum("hqk,hkd->qhd", np.divide(weight, total, where=total > 0, out=np.zeros_like(weight)), v)
+    share = np.divide(weight, total, where=total > 0, out=np.zeros_like(weight))
+    return np.asarray(np.einsum("hqk,hkd->qhd", share, v))
 
 
 def _extras(node: Node, args: tuple[Any, ...], first: int) -> tuple[Array | None, Node | None]:
@@ -154,8 +155,6 @@ def _attend_meaning(node: Node, args: tuple[Any, ...], env: Env) -> Array:
     return out
 
 
-
-
 ROWS = [
     Op("attention", (3, 5), _attention, _attention_meaning, "softmax attention over a whole prompt", 1e-5),
     Op("append", (5, 5), _append, _append_meaning, "pages with the entries of these tokens written"),
@@ -163,4 +162,3 @@ ROWS = [
     Op("read", (1, 1), _read, lambda n, a, e: a[0], "the value of a state"),
     Op("write", (2, 2), _write, lambda n, a, e: a[1], "a state with another value"),
 ]
-

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from echoc.compiler.ir.node import Node
-from echoc.compiler.ir.types import DType, Poly, TensorType, Type, dim_div, dim_product
+from echoc.compiler.ir.types import DType, Poly, TensorType, Type, dim_product
 from echoc.errors import IRError
 
 from .pointwise import cast_array
@@ -129,8 +129,6 @@ def _state_type(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Type:
     from echoc.compiler.ir.types import StateType
 
     return StateType(attrs["kind"], tuple(attrs["shape"]), DType(attrs["dtype"]))
-
-
 
 
 ROWS = [

@@ -150,9 +150,9 @@ def _object(name: str, source: str, level: str, folder: Path) -> Path:
         file = Path(scratch) / f"{name}.cpp"
         file.write_text(source)
         out = Path(scratch) / "out.o"
-        include = f"-I{KERNELS.parent}"
-        _run([*compiler.command, *FLAGS, *level_flags(level), include, "-iquote", str(KERNELS / "cpu"), "-c", str(file), "-o",
-              str(out)], f"{name}.cpp")  # fmt: skip
+        include = [f"-I{KERNELS.parent}", "-iquote", str(KERNELS / "cpu")]
+        flags = [*FLAGS, *level_flags(level), *include]
+        _run([*compiler.command, *flags, "-c", str(file), "-o", str(out)], f"{name}.cpp")
         out.replace(path)
     return path
 

@@ -170,7 +170,7 @@ class Scope:
             before = choose(index[axis], start) if start else False
             if after is True and before is False:
                 return self.value(part, (*index[:axis], index[axis] + -start, *index[axis + 1 :]))
-            if before is not True and after is not False or (before is None or after is None):
+            if (before is not True and after is not False) or (before is None or after is None):
                 open_parts.append((start, size, part))
             start += size
         text = ""

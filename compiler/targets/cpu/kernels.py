@@ -113,9 +113,8 @@ class Renderer:
         for p in ready:
             self.prepared[p.x, p.weight_class, p.k] = p
             out = arguments.get(p, "std::byte", written=True)
-            body.append(
-                f"{p.weight_class}::prepare({kernel.pointer(p.x)}, {p.k}, {out} + t * {p.weight_class}::row_bytes({p.k}));"
-            )
+            stride = f"{p.weight_class}::row_bytes({p.k})"
+            body.append(f"{p.weight_class}::prepare({kernel.pointer(p.x)}, {p.k}, {out} + t * {stride});")
         return self.finish(
             "rows", listing(group), arguments, {"axis": dim_text(group.domain)}, str(kernel.scratch), body=body,
             rows=dim_text(group.domain),
@@ -172,7 +171,7 @@ class Renderer:
         assert isinstance(type_, StateType)
         arguments = Arguments(self.boundary)
         name = state_name(state)
-        holes = {
+        holes: dict[str, Any] = {
             "state": arguments.get(name, "std::byte", written=True), "values": arguments.get(root(values)),
             "sequences": arguments.get(sequences), "positions": arguments.get(positions),
             "table": arguments.get(table), "kv": STATE_TYPES[type_.dtype], "rows": dim_text(values.shape[0]),
@@ -310,4 +309,3 @@ def argument_type(argument: Argument) -> str:
 
 
 ENVIRONMENT.filters["pointer"] = argument_type
-

@@ -95,8 +95,8 @@ def check_ports(skin: Membrane) -> None:
         for dim in port.type.shape:
             if isinstance(dim, Poly) and dim != symbol(str(dim)):
                 raise CompileError(
-                    f"port {port.name} of membrane {skin.name} is {port.type}; wanted numbers and single symbols as the "
-                    f"dimensions of a port: reshape or cut {dim} inside the rule"
+                    f"port {port.name} of membrane {skin.name} is {port.type}; wanted numbers and symbols as its "
+                    f"dimensions: reshape or cut {dim} inside the rule"
                 )
 
 
@@ -217,5 +217,3 @@ def states_of(skin: Membrane) -> list[dict[str, Any]]:
 
 def shape_json(shape: Sequence[Dim]) -> list[int | str]:
     return [str(d) if isinstance(d, Poly) else d for d in shape]
-
-

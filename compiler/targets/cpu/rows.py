@@ -19,13 +19,18 @@ from echoc.compiler.targets.cpu.emit import (
     storage_bytes,
 )
 from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, dim_text, flatten, unflatten
-from echoc.errors import CompileError
 
 COSTLY = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "erf", "sigmoid", "pow", "div", "sqrt",
                     "rsqrt", "take", "gather", "random", "mod", "floordiv"})  # fmt: skip
 ALWAYS_STORED = frozenset({"sum", "max", "min", "argmax", "cumsum", "topk", "sort", "scatter", "contract"})
 NEEDS_ARRAY = frozenset({"topk", "sort"})
+AlongCode = Callable[[Callable[[Index, Scope], str], str, Index, Dim], list[str]]
 SMALL_TREE = 8  # inlining more nodes than this into several users costs more than a pass through the cache
+
+
+def known(dim: Dim) -> int | None:
+    """A dimension's value where it is a number."""
+    return dim if isinstance(dim, int) else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class RowKernel(Emitter):
             return False
         tree = self.tree(node)
         costly = any(n.op in COSTLY for n in tree)
-        spread = any(self.row_size(u) != self.row_size(node) or u.op in ALWAYS_STORED and len(uses) > 1 for u in uses)
+        spread = any(self.row_size(u) != self.row_size(node) or (u.op in ALWAYS_STORED and len(uses) > 1) for u in uses)
         if node.op in POINTWISE and spread and (costly or self.row_size(node) == 1):
             return True
         return len(set(uses)) > 1 and (costly or len(tree) > SMALL_TREE)
@@ -169,9 +174,7 @@ class RowKernel(Emitter):
             buffer = self.arguments.get(Workspace(size_bytes), kind, written=True)
             self.lines.append(f"{kind}* __restrict {name} = {buffer} + t * {dim_text(size)};")
         else:
-            self.lines.append(
-                f"{kind}* __restrict {name} = reinterpret_cast<{kind}*>(call->scratch + {self.scratch});"
-            )
+            self.lines.append(f"{kind}* __restrict {name} = reinterpret_cast<{kind}*>(call->scratch + {self.scratch});")
             self.scratch += -(-size * storage_bytes(node.tensor.dtype) // 64) * 64
         return Place("bool" if node.tensor.dtype is DType.BOOL else "array", name)
 
@@ -209,9 +212,7 @@ class RowKernel(Emitter):
     def nest(self, dims: Sequence[Dim], body: Callable[[list[Index], Scope], list[str]], ranges: tuple[Var, ...] = ()
              ) -> list[str]:  # fmt: skip
         """Nested loops over `dims` around `body(indices, scope)`, cut where a choice inside asks for it."""
-        variables = ranges or tuple(
-            Var(self.fresh("j"), 0, d if isinstance(d, int) else None) for d in dims
-        )
+        variables = ranges or tuple(Var(self.fresh("j"), 0, known(d)) for d in dims)
         counter = self.counter
         scope = self.scope()
         try:
@@ -228,8 +229,8 @@ class RowKernel(Emitter):
         inner = scope.lines + lines
         loops = [(v, d) for v, d in zip(variables, dims, strict=True) if v.high != 1]
         for depth, (var, dim) in enumerate(reversed(loops)):
-            high = dim_text(dim) if var.high is None else str(var.high)
-            head = f"for (int64_t {var.name} = {var.low}; {var.name} < {high}; ++{var.name}) {{"
+            end = dim_text(dim) if var.high is None else str(var.high)
+            head = f"for (int64_t {var.name} = {var.low}; {var.name} < {end}; ++{var.name}) {{"
             pragma = ["#pragma GCC ivdep"] if depth == 0 and not any("for (" in x for x in inner) else []
             inner = [*pragma, head, *("  " + x for x in inner), "}"]
         return inner if loops else ["{", *("  " + x for x in inner), "}"]
@@ -280,13 +281,14 @@ class RowKernel(Emitter):
             start = f"echoc::op::start_{kind}<{value_kind}>()"
             loops, closing = [f"{value_kind} {total} = {start};"], []
             for depth, axis in enumerate(reduced[:-1]):
-                var = Var(self.fresh("k"), 0, extents[axis] if isinstance(extents[axis], int) else None)
+                var = Var(self.fresh("k"), 0, known(extents[axis]))
                 whole[axis] = Index(((var, 1),))
                 pad = "  " * depth
-                loops.append(f"{pad}for (int64_t {var.name} = 0; {var.name} < {dim_text(extents[axis])}; ++{var.name}) {{")
+                head = f"int64_t {var.name} = 0; {var.name} < {dim_text(extents[axis])}; ++{var.name}"
+                loops.append(f"{pad}for ({head}) {{")
                 closing.append("}")
             last = reduced[-1]
-            var = Var(self.fresh("k"), 0, extents[last] if isinstance(extents[last], int) else None)
+            var = Var(self.fresh("k"), 0, known(extents[last]))
             pieces = self.reduce_pieces(var, extents[last], whole, last, term, value_kind)
             for low, high, text in pieces:
                 loops.append(
@@ -372,9 +374,7 @@ class RowKernel(Emitter):
             by_letter = dict(zip(letters, whole, strict=True))
             if out:
                 by_letter[out[0]] = self.row_index()
-            values = [
-                scope.value(i, tuple(by_letter[n] for n in ns)) for ns, i in zip(names, node.inputs, strict=True)
-            ]
+            values = [scope.value(i, tuple(by_letter[n] for n in ns)) for ns, i in zip(names, node.inputs, strict=True)]
             return product(node, values)
 
         if reduced:
@@ -388,9 +388,8 @@ class RowKernel(Emitter):
 
         self.lines += self.nest([extents[a] for a in kept], body)
 
-    def along(self, node: Node, place: Place, code: Callable[[Callable[[Index, Scope], str], str, Index, Dim], list[str]]
-              ) -> None:  # fmt: skip
-        """Loops over all axes but one; `code(value, inner variable, offset of the row's start, stride)` does that one."""
+    def along(self, node: Node, place: Place, code: AlongCode) -> None:
+        """Loops over all axes but one; `code(value, inner variable, offset of the start, stride)` does that one."""
         (operand,) = node.inputs
         axis, rank = node["axis"], operand.tensor.rank
         row_axis = None if works_whole(node) or rank == 1 else 1 if axis == 0 else 0
@@ -419,7 +418,7 @@ class RowKernel(Emitter):
         kind = VALUE[node.tensor.dtype]
 
         def code(value: Callable[[Index, Scope], str], inner: str, offset: Index, stride: Dim) -> list[str]:
-            var = Var(inner, 0, node.shape[node["axis"]] if isinstance(node.shape[node["axis"]], int) else None)  # type: ignore[arg-type]
+            var = Var(inner, 0, known(node.shape[node["axis"]]))
             scope = self.scope()
             text = value(Index(((var, 1),)), scope)
             total = self.fresh("acc")
@@ -441,7 +440,7 @@ class RowKernel(Emitter):
         kind = VALUE[operand.tensor.dtype]
 
         def code(value: Callable[[Index, Scope], str], inner: str, offset: Index, stride: Dim) -> list[str]:
-            var = Var(inner, 0, length if isinstance(length, int) else None)
+            var = Var(inner, 0, known(length))
             scope = self.scope()
             text = value(Index(((var, 1),)), scope)
             best, at = self.fresh("best"), self.fresh("at")
@@ -474,7 +473,8 @@ class RowKernel(Emitter):
             target = flatten([*indices, Index()], node.shape[lead:], scope.bind)
             out = local if place.kind == "scalar" else f"{place.name} + {target}"
             lines.append(
-                f"echoc::op::select_{node['part']}({source}, {dim_text(length)}, {dim_text(count)}, {descending}, {out});"
+                f"echoc::op::select_{node['part']}({source}, {dim_text(length)}, {dim_text(count)}, {descending}, "
+                f"{out});"
             )
             return [*lines, f"{place.name} = {local}[0];"] if place.kind == "scalar" else lines
 
