@@ -78,7 +78,7 @@ def reshape_broadcast(node: Node) -> Node | None:
     if wide.op != "broadcast" or [wide.shape[i] for i in kept] != [node.shape[i] for i in places]:
         return None
     x = wide.inputs[0]
-    before: list[Dim] = [1] * (len(wide.shape) - len(x.shape)) + list(x.shape)
+    before: list[Dim] = [*([1] * (len(wide.shape) - len(x.shape))), *x.shape]
     shape: list[Dim] = [1] * len(node.shape)
     for source, target in zip(kept, places, strict=True):
         shape[target] = before[source]
