@@ -89,9 +89,7 @@ def reshape_broadcast(node: Node) -> Node | None:
 def gather_rows(node: Node) -> Node | None:
     """gather(x, i) = take(x, i) where i is the same all along the other axes"""
     x, index = node.inputs
-    if index.op != "broadcast":
-        return None
-    source = index.inputs[0]
+    source = index.inputs[0] if index.op == "broadcast" else index
     axis, lead = node["axis"], len(index.shape) - len(source.shape)
     if lead > axis or source.shape[axis - lead] != index.shape[axis]:
         return None
