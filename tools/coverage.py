@@ -3,7 +3,8 @@
     python tools/coverage.py --out build/coverage            # all of them, one process each; finished ones are kept
     python tools/coverage.py --out build/coverage --only llama,gpt2 --again    # what was traced before is used again
     python tools/coverage.py --out build/coverage --only llama,gpt2 --retrace
-    python tools/coverage.py --out build/coverage --report   # prints the table of what is there
+    python tools/coverage.py --out build/coverage --report   # prints what is there
+    python tools/coverage.py --out build/coverage --table docs/models.md
 
 Stages: `config` (a tiny model builds), `eager` (transformers runs it), `export` (it is traced with a symbolic length),
 `traced` (the graph gives transformers' logits at two other lengths, within 1e-4 of the largest logit), `stateful` (it
@@ -262,6 +263,81 @@ def report(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+KINDS = {
+    "plain": "attention over all tokens or a window of them",
+    "moe": "the same with a mixture of experts",
+    "latent": "attention on a compressed latent",
+    "recurrent": "recurrences or convolutions, with or without attention",
+    "not decoder-only": "encoders, cross-attention, other modalities: outside the count of decoder-only models",
+    "unknown": "no tiny model could be built or run",
+}
+MEANINGS = {
+    "match": "the compiled artifact gives transformers' logits: whole prompt, in chunks, token by token",
+    "compile": "kernels are built and packed; the artifact's logits differ or it does not run",
+    "stateful": "the step program gives transformers' logits on the reference device; not yet compiled",
+    "traced": "the imported graph gives transformers' logits; no step program was made of it",
+    "export": "traced, but with other logits than transformers",
+    "eager": "transformers runs it; it cannot be traced for every length",
+    "config": "a tiny model is built; transformers cannot run it",
+    "none": "no tiny model can be built here",
+}
+
+
+def table(results: list[dict[str, Any]], command: str) -> str:
+    """docs/models.md: counts by kind and stage, then one row per model."""
+    import datetime
+    import platform
+    from importlib.metadata import version
+
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
+    day = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    counts: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in KINDS}
+    for r in results:
+        counts[_kind(r)][r["stage"] or "none"] += 1
+    stages = [s for s in MEANINGS if any(c[s] for c in counts.values())]
+    strict = [r for r in results if _kind(r) in ("plain", "moe", "latent", "recurrent")]
+    done = collections.Counter(r["stage"] for r in strict)
+    lines = [
+        "# Models",
+        "",
+        f"Every entry of transformers' causal-LM table ({len(results)}), built tiny from a valid configuration with",
+        "seeded random weights and taken through the compiler in f32. A stage counts when every logit is within",
+        f"{TOLERANCE:g} of the largest one of transformers' own f32 run.",
+        "",
+        f"Measured on {day}: {versions}, Python {platform.python_version()}, {platform.machine()}.",
+        "",
+        f"    {command}",
+        "",
+        f"Of the {len(strict)} decoder-only models, {done['match']} compile and match.",
+        f"{done['stateful']} more match as step programs on the reference device.",
+        "",
+        "| kind | what it is | models | " + " | ".join(stages) + " |",
+        "|---|---|---:|" + "---:|" * len(stages),
+    ]
+    for kind, c in counts.items():
+        cells = " | ".join(str(c[s] or "") for s in stages)
+        lines.append(f"| {kind} | {KINDS[kind]} | {sum(c.values())} | {cells} |")
+    lines += ["", *(f"- **{s}**: {MEANINGS[s]}." for s in stages), ""]
+    lines += ["| model | kind | stage | error | what stopped it |", "|---|---|---|---:|---|"]
+    for r in sorted(results, key=lambda r: r["model_type"]):
+        reason = r["reason"].replace("|", "\\|").replace("\n", " ")[:300]
+        kind = r.get("kind", "unknown")
+        lines.append(f"| {r['model_type']} | {kind} | {r['stage'] or 'none'} | {_worst(r)} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return str(result.get("kind", "unknown")).split(":")[0]
+
+
+def _worst(result: dict[str, Any]) -> str:
+    """The largest difference at the last stage that measured one."""
+    for found in (result.get("served"), result.get("stepped"), result.get("error")):
+        if found:
+            return f"{max(found.values()) if isinstance(found, dict) else found:.1e}"
+    return ""
+
+
 def _unfinished(result: dict[str, Any], through: str) -> bool:
     """Whether a model stopped only because no more was asked for."""
     return not result["reason"] and STAGES.index(result["stage"] or STAGES[0]) < STAGES.index(through)
@@ -275,6 +351,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="redo finished models from their traces")
     parser.add_argument("--retrace", action="store_true", help="redo models from the start")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds per model")
+    parser.add_argument("--table", type=Path, help="write the table of what is there, as Markdown, and stop")
     parser.add_argument("--report", action="store_true", help="print the table and stop")
     options = parser.parse_args()
     import transformers  # noqa: F401  (loaded once, before the processes fork)
@@ -282,12 +359,16 @@ def main() -> int:
 
     import echoc.compiler.importers.huggingface  # noqa: F401
 
+    names = options.only.split(",") if options.only else zoo.model_types()
+    if options.table:
+        found = [json.loads(p.read_text()) for n in names if (p := options.out / f"{n}.json").is_file()]
+        options.table.write_text(table(found, "python tools/coverage.py --out build/coverage"))
+        return 0
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    names = options.only.split(",") if options.only else zoo.model_types()
     results = []
     for index, name in enumerate(names):
         path = options.out / f"{name}.json"
