@@ -15,22 +15,22 @@ namespace echoc {
 // One thread's view of one launch. All threads of a team call the kernel with the same args and dims; each does its
 // share of the work by (tid, nthreads). Kernels never allocate and never throw.
 struct Call {
-    void* const* args;      // pointers in launch order: arena, weights, ports, states
-    const int64_t* dims;    // values of the program's symbols in manifest order
-    int32_t tid;            // 0 <= tid < nthreads
-    int32_t nthreads;       // >= 1
-    std::byte* scratch;     // this thread's own, 64-byte aligned, as many bytes as the variant asks for
+  void* const* args;    // pointers in launch order: arena, weights, ports, states
+  const int64_t* dims;  // values of the program's symbols in manifest order
+  int32_t tid;          // 0 <= tid < nthreads
+  int32_t nthreads;     // >= 1
+  std::byte* scratch;   // this thread's own, 64-byte aligned, as many bytes as the variant asks for
 };
 
 // A half-open range of work items.
 struct Range {
-    int64_t begin;
-    int64_t end;
+  int64_t begin;
+  int64_t end;
 };
 
 // Share `part` of `count` items cut into `parts` contiguous, ascending ranges whose sizes differ by at most one.
 inline Range share(int64_t count, int64_t part, int64_t parts) {
-    return {count * part / parts, count * (part + 1) / parts};
+  return {count * part / parts, count * (part + 1) / parts};
 }
 
 }  // namespace echoc

@@ -13,8 +13,8 @@
 
 namespace echoc::op {
 
-#define ECHOC_UNARY(name)                               \
-  inline float name(float x) { return m::name(x); }     \
+#define ECHOC_UNARY(name)                           \
+  inline float name(float x) { return m::name(x); } \
   inline double name(double x) { return std::name(x); }
 ECHOC_UNARY(exp)
 ECHOC_UNARY(log)
