@@ -15,7 +15,7 @@ from echoc.compiler.bundle import Progress, Provenance, write_artifact
 from echoc.compiler.ir import DType, Program
 from echoc.compiler.passes.pack import FORMATS, GROUPS
 from echoc.compiler.pipeline import language_model_passes, program_passes, run_passes
-from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
+from echoc.compiler.targets.cpu.build import build_library, cache_folder, find_compiler, target_features
 from echoc.compiler.targets.cpu.lower import lower
 from echoc.compiler.weights import Source, Weights, random_source
 from echoc.errors import CompileError
@@ -137,8 +137,7 @@ class _Imported:
 
 def _import(source: Path, seed: int | None, context_length: int | None, report: Progress) -> _Imported:
     try:
-        from echoc.compiler.importers.huggingface.convert import prompt_program
-        from echoc.compiler.importers.huggingface.export import export_causal_lm
+        from echoc.compiler.importers.huggingface.remember import import_causal_lm, with_context
     except ImportError as error:
         raise CompileError(
             f"compiling needs {error.name}, which is not installed: pip install 'echoc[compile]'"
@@ -150,9 +149,9 @@ def _import(source: Path, seed: int | None, context_length: int | None, report: 
         from echoc.compiler.importers.huggingface.checkpoint import load_config
 
         what = load_config(source if folder else _config_folder(source))
-    model = export_causal_lm(what)
+    model = import_causal_lm(what, cache_folder().parent / "import")
     length = _context_length(model, context_length)
-    program = prompt_program(model, length)
+    program = with_context(model.program, length)
     report("import", 1, 1)
     return _Imported(model, program, length, folder or source.parent, seed)
 

@@ -87,6 +87,34 @@ def export_causal_lm(source: Path | str | Any, weights: bool = True) -> Exported
     Raises:
         CompileError: no such folder, foreign configuration, or a graph that cannot be traced for every length.
     """
+    return trace_causal_lm(open_causal_lm(source, weights))
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model before it is traced: parameters are shapes only, `references` say where their values lie."""
+
+    model: Any
+    fake_mode: FakeTensorMode
+    config: Any
+    references: dict[str, WeightReference]
+    max_tokens: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in _named_parameters(self.model).items()}
+
+    @property
+    def ties(self) -> list[list[str]]:
+        """Names that share one parameter, in groups."""
+        groups: dict[int, list[str]] = {}
+        for name, value in _named_parameters(self.model).items():
+            groups.setdefault(id(value), []).append(name)
+        return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def open_causal_lm(source: Path | str | Any, weights: bool = True) -> OpenedModel:
+    """Builds the model of `export_causal_lm` without tracing it."""
     from_folder = isinstance(source, str | Path)
     config = load_config(Path(source)) if from_folder else source
     fake_mode = _fake_mode()
@@ -97,13 +125,18 @@ def export_causal_lm(source: Path | str | Any, weights: bool = True) -> Exported
         references = Checkpoint(Path(source)).resolve(model)
         with fake_mode:
             separate_untied(model, references)
-    program, max_tokens = _trace(model, fake_mode, max_tokens)
+    return OpenedModel(model, fake_mode, config, references, max_tokens)
+
+
+def trace_causal_lm(opened: OpenedModel) -> ExportedModel:
+    """Traces an opened model."""
+    program, max_tokens = _trace(opened.model, opened.fake_mode, opened.max_tokens)
     bindings, buffers = _bind(program)
-    shapes = {name: tuple(value.shape) for name, value in _named_parameters(model).items()}
+    shapes, references = opened.shapes, opened.references
     parameters = {name: references.get(name) for name in shapes}
     for name in buffers.keys() & references.keys():
         buffers[name] = references[name].read().astype(buffers[name].dtype)
-    return ExportedModel(program, bindings, parameters, shapes, buffers, config, max_tokens)
+    return ExportedModel(program, bindings, parameters, shapes, buffers, opened.config, max_tokens)
 
 
 def build_model(config: Any, fake_mode: FakeTensorMode) -> Any:
@@ -257,6 +290,7 @@ def _trace(model: Any, fake_mode: FakeTensorMode, max_tokens: int) -> tuple[torc
             continue
         _remove_inert(program.graph_module)
         make_real(program.graph_module)
+        program.graph_module
         return program, max_tokens
 
 
