@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from echoc import _native
 from echoc.compiler.api import lookup
 from echoc.compiler.bundle import Provenance, write_artifact
 from echoc.compiler.ir import DType, Membrane, Node, Port, Program, Rule, StateType, make
@@ -143,6 +144,24 @@ class Built:
         given = {n: to_device(a, types[n].dtype) for n, a in case.inputs.items()}
         out = program.step(given)
         return {n: from_device(a, types[n].dtype) for n, a in out.items()}
+
+
+def dequantised(case: Case) -> Arrays:
+    """The weights as their packed form holds them."""
+    assert case.low is not None
+    values = dict(case.weights)
+    for entry in case.low.packing.entries:
+        sources = [case.weights[w["name"]] for w in entry.sources]
+        stacks = [s if s.ndim == 3 else s[None] for s in sources]
+        held = []
+        for expert in zip(*stacks, strict=True):
+            form = (entry.format, entry.group)
+            packed = _native.pack(*form, [np.ascontiguousarray(e) for e in expert], entry.transposed)
+            held.append(_native.unpack(*form, packed, len(expert), entry.n, entry.k))
+        for i, w in enumerate(entry.sources):
+            whole = np.stack([h[i].T if entry.transposed else h[i] for h in held])
+            values[w["name"]] = whole.reshape(case.weights[w["name"]].shape)
+    return values
 
 
 def _build(sources: Mapping[str, str], level: str) -> bytes:

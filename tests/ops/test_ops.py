@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device import Built, Case, cast_to_port, interpret, widened, widened_arrays
+from device import Built, Case, cast_to_port, dequantised, interpret, widened, widened_arrays
 from op_cases import MAKERS, all_cases
 
-from echoc import _native
 from echoc.compiler.ir import DType
 from echoc.compiler.ir.ops import OPS, POINTWISE
 
@@ -87,24 +86,6 @@ def test_contractions_with_packed_weights(built: Built, name: str, deterministic
     for port, expected in want.items():
         error = np.linalg.norm(got[port] - expected) / np.linalg.norm(expected)
         assert error < WEIGHT_TOLERANCE[case.weights_dtype], f"{port}: relative error {error}"
-
-
-def dequantised(case: Case) -> dict[str, Any]:
-    """The weights as their packed form holds them."""
-    assert case.low is not None
-    values = dict(case.weights)
-    for entry in case.low.packing.entries:
-        sources = [case.weights[w["name"]] for w in entry.sources]
-        stacks = [s if s.ndim == 3 else s[None] for s in sources]
-        held = []
-        for expert in zip(*stacks, strict=True):
-            form = (entry.format, entry.group)
-            packed = _native.pack(*form, [np.ascontiguousarray(e) for e in expert], entry.transposed)
-            held.append(_native.unpack(*form, packed, len(expert), entry.n, entry.k))
-        for i, w in enumerate(entry.sources):
-            whole = np.stack([h[i].T if entry.transposed else h[i] for h in held])
-            values[w["name"]] = whole.reshape(case.weights[w["name"]].shape)
-    return values
 
 
 @pytest.mark.parametrize("name", ["sum", "contract", "cumsum", "sort", "scatter", "concat"])

@@ -10,7 +10,7 @@ from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.types import Dim, Poly
 from echoc.compiler.passes.fuse import root, works_whole
-from echoc.compiler.targets.cpu.index import Index, Var, choose, dim_text, flatten, unflatten
+from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, choose, dim_text, flatten, unflatten
 from echoc.errors import CompileError
 
 VALUE = {
@@ -166,8 +166,8 @@ class Scope:
         for part in node.inputs:
             size = part.shape[axis]
             assert isinstance(size, int)
-            after = choose(index[axis], start + size)
-            before = choose(index[axis], start) if start else False
+            after = self.choose(index[axis], start + size)
+            before = self.choose(index[axis], start) if start else False
             if after is True and before is False:
                 return self.value(part, (*index[:axis], index[axis] + -start, *index[axis + 1 :]))
             if (before is not True and after is not False) or (before is None or after is None):
@@ -179,6 +179,15 @@ class Scope:
             value = self.value(part, (*index[:axis], Index(((place, 1),)), *index[axis + 1 :]))
             text = value if not text else f"({index[axis]} < {start} ? {text} : {value})"
         return text
+
+    def choose(self, index: Index, cut: int) -> bool | None:
+        """Whether index < cut, where that is known; asks for a loop to be cut only where it can be."""
+        try:
+            return choose(index, cut)
+        except SplitNeeded as split:
+            if split.var in self.emitter.uncut:
+                return None
+            raise
 
     def concat_symbolic(self, node: Node, index: tuple[Index, ...]) -> str:
         """Parts whose borders are known only when the kernel runs."""
@@ -232,6 +241,7 @@ class Emitter:
         self.places: dict[Node, Place] = {}
         self.counter = 0
         self.named: dict[str, str] = {}
+        self.uncut: set[Var] = set()  # variables of loops that stay in one piece
 
     def fresh(self, prefix: str) -> str:
         self.counter += 1

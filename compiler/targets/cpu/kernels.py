@@ -229,8 +229,19 @@ class EpilogueEmitter(Emitter):
         assert self.row is not None
         return Index(((self.row, self.n), (self.column, 1)))
 
+    def own(self, node: Node, scope: Scope) -> tuple[Index, ...]:
+        """Where this element lies in a value of as many elements as the matmul's result."""
+        return tuple(unflatten(self.linear(), node.shape, scope.bind))
+
+    def load(self, node: Node, index: tuple[Index, ...], scope: Scope) -> str | None:
+        if node.op == "reshape" and node.tensor.size == self.group.outputs[0].tensor.size:
+            source = node.inputs[0]
+            if source.tensor.rank and index == self.own(node, scope):
+                return scope.value(source, self.own(source, scope))  # a view of the same element, without divisions
+        return super().load(node, index, scope)
+
     def accumulator(self, node: Node, index: tuple[Index, ...], place: Place, scope: Scope) -> str:
-        if index == tuple(unflatten(self.linear(), node.shape, scope.bind)):
+        if index == self.own(node, scope):
             return f"{place.name}[n - n0]"
         offset = flatten(index, node.shape, scope.bind)
         own = {v: c for v, c in self.linear().terms if v is not self.column or self.n > 1}
@@ -242,7 +253,7 @@ class EpilogueEmitter(Emitter):
         scope = self.scope()
         stores = []
         for node in self.group.outputs:
-            index = tuple(unflatten(self.linear(), node.shape, scope.bind))
+            index = self.own(node, scope)
             if not node.tensor.rank:
                 raise CompileError(f"a scalar {node.op} cannot ride on a matmul")
             value = scope.value(node, index)

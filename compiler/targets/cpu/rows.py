@@ -281,7 +281,7 @@ class RowKernel(Emitter):
             start = f"echoc::op::start_{kind}<{value_kind}>()"
             loops, closing = [f"{value_kind} {total} = {start};"], []
             for depth, axis in enumerate(reduced[:-1]):
-                var = Var(self.fresh("k"), 0, known(extents[axis]))
+                var = self.whole_loop(self.fresh("k"), extents[axis])
                 whole[axis] = Index(((var, 1),))
                 pad = "  " * depth
                 head = f"int64_t {var.name} = 0; {var.name} < {dim_text(extents[axis])}; ++{var.name}"
@@ -414,11 +414,17 @@ class RowKernel(Emitter):
 
         self.lines += self.nest([operand.shape[a] for a in others], body)
 
+    def whole_loop(self, name: str, extent: Dim) -> Var:
+        """The variable of a loop that is never cut."""
+        var = Var(name, 0, known(extent))
+        self.uncut.add(var)
+        return var
+
     def _store_cumsum(self, node: Node, place: Place) -> None:
         kind = VALUE[node.tensor.dtype]
 
         def code(value: Callable[[Index, Scope], str], inner: str, offset: Index, stride: Dim) -> list[str]:
-            var = Var(inner, 0, known(node.shape[node["axis"]]))
+            var = self.whole_loop(inner, node.shape[node["axis"]])
             scope = self.scope()
             text = value(Index(((var, 1),)), scope)
             total = self.fresh("acc")
@@ -440,7 +446,7 @@ class RowKernel(Emitter):
         kind = VALUE[operand.tensor.dtype]
 
         def code(value: Callable[[Index, Scope], str], inner: str, offset: Index, stride: Dim) -> list[str]:
-            var = Var(inner, 0, known(length))
+            var = self.whole_loop(inner, length)
             scope = self.scope()
             text = value(Index(((var, 1),)), scope)
             best, at = self.fresh("best"), self.fresh("at")
