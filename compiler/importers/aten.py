@@ -10,7 +10,7 @@ import torch
 
 from echoc.compiler.importers import build as b
 from echoc.compiler.ir import DType, Node, make
-from echoc.compiler.ir.types import Dim, dim_div, dim_mul, symbol
+from echoc.compiler.ir.types import Dim, Poly, dim_div, dim_mul, dim_value, symbol
 from echoc.errors import CompileError
 
 DTYPES = {
@@ -58,9 +58,25 @@ def to_dim(value: Any) -> Dim:
             for part in parts[1:]:
                 out = out + part if isinstance(expr, sympy.Add) else dim_mul(out, part)
             return out
+        if type(expr).__name__ in ("Max", "Min"):  # sympy's, or torch's own of the same names
+            found = _extreme(expr, [convert(a) for a in expr.args])
+            if found is not None:
+                return found
         raise Refused(f"the dimension {expr} is not a polynomial in the number of tokens")
 
     return convert(value.node.expr)
+
+
+def _extreme(expr: Any, parts: list[Dim]) -> Dim | None:
+    """The part that is the largest (or least) for every number of tokens; each part is linear in it."""
+    sign = 1 if type(expr).__name__ == "Max" else -1
+    if any(isinstance(p, Poly) and any(len(names) > 1 for names, _ in p.terms) for p in parts):
+        return None
+    ends = [[sign * dim_value(p, {TOKENS: n}) for n in (1, 1 << 20)] for p in parts]
+    for part, values in zip(parts, ends, strict=True):
+        if all(values[i] >= other[i] for other in ends for i in (0, 1)):
+            return part
+    return None
 
 
 def dtype_of(meta: Any) -> DType:

@@ -341,6 +341,35 @@ def _dot(meta: Any, x: Node, y: Node) -> Node:
     return make("contract", x, y, spec="k,k->")
 
 
+@lower("aten.convolution.default")
+def _convolution(
+    meta: Any, x: Node, weight: Node, bias: Node | None, stride: list[int], padding: list[int], dilation: list[int],
+    transposed: bool, output_padding: list[int], groups: int,
+) -> Node:  # fmt: skip
+    """A short causal filter over the tokens, as attention: each tap is a head that sees exactly one earlier token."""
+    channels, taps = weight.shape[0], weight.shape[-1]
+    reach = (taps - 1) * dilation[0]
+    causal = x.op == "pad" and x["low"] == (0, 0, reach) and x["high"] == (0, 0, 0) and x["value"] == 0
+    if len(weight.shape) != 3 or groups != channels or transposed or stride != [1] or padding != [0] or not causal:
+        raise Refused("a convolution that is not a causal filter of each channel over the tokens")
+    source = x.inputs[0]
+    tokens = source.shape[2]
+    head, qpos, kpos = (make("arg", name=n, dtype=DType.I64) for n in ("head", "qpos", "kpos"))
+    back = b.binary("mul", make("sub", b.const(taps - 1, DType.I64), head), dilation[0])
+    own = make("eq", make("add", kpos, back), qpos)
+    body = make("where", own, make("arg", name="score", dtype=DType.F32), b.const(-math.inf, DType.F32))
+    zero = b.const(0.0, source.tensor.dtype)
+    shifted = make(
+        "attention", b.broadcast(zero, (taps, tokens, 1)), b.broadcast(zero, (1, tokens, 1)),
+        b.transpose(source, [0, 2, 1]), body, scale=1.0, window=reach + 1, softcap=0.0, causal=True, sinks=False,
+        body=True,
+    )  # fmt: skip
+    filters = b.transpose(b.reshape(weight, (channels, taps)), [1, 0])
+    out = b.reduce("sum", make("mul", shifted, filters), [1], False)
+    out = make("add", out, bias) if bias is not None else out
+    return b.reshape(b.transpose(out, [1, 0]), shape_of(meta))
+
+
 @lower("aten.cumsum.default")
 def _cumsum(meta: Any, x: Node, dim: int, dtype: Any = None) -> Node:
     return make("cumsum", b.cast(x, dtype_of(meta)), axis=dim % len(x.shape))

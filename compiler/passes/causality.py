@@ -50,7 +50,7 @@ def hides_future(body: Node, heads: int, length: int) -> str:
             return f"its mask cannot be evaluated ({error})"
         hidden, seen = np.broadcast_to(hidden, shape), np.broadcast_to(seen, shape)
         with np.errstate(invalid="ignore"):
-            hides = (hidden - seen <= HIDDEN) & np.isfinite(seen)
+            hides = (hidden == -np.inf) | ((hidden - seen <= HIDDEN) & np.isfinite(seen))
         if not hides.all():
             row, column = (int(i) for i in np.argwhere(~hides)[0])
             return (

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from echoc.compiler.importers.huggingface.attention import ATTENTION_NAME, register_attention
 from echoc.compiler.importers.huggingface.checkpoint import Checkpoint, WeightReference, load_config, separate_untied
 from echoc.compiler.importers.huggingface.complexes import make_real
+from echoc.compiler.importers.huggingface.convolutions import make_causal
 from echoc.compiler.importers.huggingface.experts import EXPERTS_NAME, register_experts
 from echoc.compiler.importers.huggingface.lengths import admissible_length
 from echoc.errors import CompileError
@@ -290,7 +291,7 @@ def _trace(model: Any, fake_mode: FakeTensorMode, max_tokens: int) -> tuple[torc
             continue
         _remove_inert(program.graph_module)
         make_real(program.graph_module)
-        program.graph_module
+        make_causal(program.graph_module)
         return program, max_tokens
 
 
