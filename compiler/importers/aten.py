@@ -47,6 +47,8 @@ def to_dim(value: Any) -> Dim:
         return value
     import sympy
 
+    ranges = value.node.shape_env.var_to_range
+
     def convert(expr: Any) -> Dim:
         if expr.is_Integer:
             return int(expr)
@@ -59,7 +61,8 @@ def to_dim(value: Any) -> Dim:
                 out = out + part if isinstance(expr, sympy.Add) else dim_mul(out, part)
             return out
         if type(expr).__name__ in ("Max", "Min"):  # sympy's, or torch's own of the same names
-            found = _extreme(expr, [convert(a) for a in expr.args])
+            longest = max(int(ranges[s].upper) for s in expr.free_symbols)
+            found = _extreme(expr, [convert(a) for a in expr.args], longest)
             if found is not None:
                 return found
         raise Refused(f"the dimension {expr} is not a polynomial in the number of tokens")
@@ -67,12 +70,12 @@ def to_dim(value: Any) -> Dim:
     return convert(value.node.expr)
 
 
-def _extreme(expr: Any, parts: list[Dim]) -> Dim | None:
-    """The part that is the largest (or least) for every number of tokens; each part is linear in it."""
+def _extreme(expr: Any, parts: list[Dim], longest: int) -> Dim | None:
+    """The part that is the largest (or least) for every number of tokens up to `longest`; each is linear in it."""
     sign = 1 if type(expr).__name__ == "Max" else -1
     if any(isinstance(p, Poly) and any(len(names) > 1 for names, _ in p.terms) for p in parts):
         return None
-    ends = [[sign * dim_value(p, {TOKENS: n}) for n in (1, 1 << 20)] for p in parts]
+    ends = [[sign * dim_value(p, {TOKENS: n}) for n in (1, longest)] for p in parts]
     for part, values in zip(parts, ends, strict=True):
         if all(values[i] >= other[i] for other in ends for i in (0, 1)):
             return part

@@ -11,7 +11,7 @@ from echoc.compiler.ir import DType, Node, make
 from echoc.compiler.ir.node import rebuild, topological
 from echoc.compiler.ir.ops import POINTWISE, Env
 from echoc.compiler.ir.ops.stateful import evaluate_body
-from echoc.compiler.ir.types import Dim, dim_div, dim_mul, symbol
+from echoc.compiler.ir.types import Dim, Poly, dim_div, dim_mul
 from echoc.errors import CompileError
 
 POSITIONS_PORT = "positions"
@@ -113,8 +113,14 @@ class Scalarizer:
         return self.at(source, tuple(places))
 
     def _max(self, node: Node, index: tuple[Node, ...]) -> Node:
-        if node.inputs[0].op == "iota" and node.inputs[0]["size"] == symbol("S"):
-            return argument(LAST)
+        """The largest place of a counted axis of c*S + d: how graphs speak of its size."""
+        size = node.inputs[0].get("size") if node.inputs[0].op == "iota" else None
+        if isinstance(size, Poly) and all(names in ((), ("S",)) for names, _ in size.terms):
+            terms = dict(size.terms)
+            slope, start = terms[("S",)], terms.get((), 0)
+            own = argument(LAST) if slope == 1 else b.binary("mul", argument(LAST), slope)
+            constant = slope + start - 1
+            return b.binary("add", own, constant) if constant else own
         raise CompileError(f"{node.op} : {node.type} depends on more than head and positions")
 
     def _transpose(self, node: Node, index: tuple[Node, ...]) -> Node:
