@@ -81,7 +81,7 @@ def make(op: str, *inputs: Node, **attrs: Any) -> Node:
         raise IRError(f"unknown op {op!r}")
     try:
         type_ = _INFER[op](inputs, dict(frozen))
-    except IRError as error:
+    except (IRError, ValueError, TypeError, AttributeError, IndexError) as error:  # attributes may hold anything
         raise IRError(f"{op}({', '.join(str(i.type) for i in inputs)}) {dict(frozen)}: {error}") from None
     node = Node(op, inputs, frozen, type_)
     _INTERNED[key] = node

@@ -105,6 +105,8 @@ class _Values:
             return float(text)
         self.skip("")
         value, self.at = json.JSONDecoder().raw_decode(self.text, self.at)
+        if isinstance(value, list | dict):
+            raise IRError(f"found {self.text[: self.at][-20:]!r}; wanted a number, a string, true, false or a list")
         return value
 
     def attributes(self) -> dict[str, Any]:

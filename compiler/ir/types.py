@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -177,19 +178,22 @@ def dim_value(dim: Dim, symbols: Mapping[str, int]) -> int:
 
 
 def parse_dim(text: str) -> Dim:
-    """The inverse of str() on dimensions."""
+    """The inverse of str() on dimensions. Raises IRError for what is no dimension."""
+    if not _DIM.fullmatch(text):
+        raise IRError(f"found the dimension {text[:60]!r}; wanted something like 4, T or 2*T-1")
     out: Dim = 0
     for piece in text.replace("-", "+-").split("+"):
         if not piece:
             continue
-        term: Dim = 1
-        for factor in piece.split("*"):
-            negative = factor.startswith("-") and not factor[1:].isdigit()
-            name = factor[1:] if negative else factor
-            value: Dim = int(name) if name.lstrip("-").isdigit() else symbol(name)
-            term = dim_mul(term, dim_mul(-1, value) if negative else value)
+        term: Dim = -1 if piece.startswith("-") else 1
+        for factor in piece.removeprefix("-").split("*"):
+            term = dim_mul(term, int(factor) if factor.isdigit() else symbol(factor))
         out = out + term
     return out
+
+
+_TERM = r"(?:[0-9]{1,18}|[A-Za-z_][A-Za-z_0-9]*)(?:\*(?:[0-9]{1,18}|[A-Za-z_][A-Za-z_0-9]*))*"
+_DIM = re.compile(rf"-?{_TERM}(?:[+-]{_TERM})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,10 @@ class StateType:
     shape: tuple[int, ...]
     dtype: DType
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("pages", "value"):
+            raise IRError(f"found a state of kind {self.kind!r}; wanted pages or value")
+
     def __str__(self) -> str:
         return f"{self.kind}<{self.dtype}[{', '.join(str(d) for d in self.shape)}]>"
 
@@ -233,11 +241,12 @@ Type = TensorType | StateType
 def parse_type(text: str) -> Type:
     """The inverse of str() on types."""
     text = text.strip()
-    if text.endswith(">"):
+    if text.endswith(">") and "<" in text:
         kind, inner = text[:-1].split("<", 1)
         element = parse_type(inner)
-        assert isinstance(element, TensorType)
-        return StateType(kind, tuple(int(str(d)) for d in element.shape), element.dtype)
+        if not isinstance(element, TensorType) or any(isinstance(d, Poly) for d in element.shape):
+            raise IRError(f"found the state type {text!r}; wanted kind<dtype[sizes]>, such as pages<bf16[8, 64]>")
+        return StateType(kind, tuple(d for d in element.shape if isinstance(d, int)), element.dtype)
     if not text.endswith("]") or "[" not in text:
         raise IRError(f"found the type {text!r}; wanted dtype[dims], such as f32[T, 64]")
     name, dims = text[:-1].split("[", 1)

@@ -70,7 +70,7 @@ def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
         raise CompileError(
             f"membrane {skin.name} has {len(rules)} rules and {len(skin.children)} children; one rule is compiled"
         )
-    check_ports(skin)
+    check_ports(skin, rules[0])
     rule = own_outputs(rules[0])
     fuser = Fuser(rule)
     groups = fuser.groups()
@@ -89,8 +89,8 @@ def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
     return lowered
 
 
-def check_ports(skin: Membrane) -> None:
-    """Raises CompileError for a port whose shape the runtime cannot bind: its dimensions are numbers and symbols."""
+def check_ports(skin: Membrane, rule: Rule) -> None:
+    """Raises CompileError for a port that gets no value, or whose dimensions are not numbers and single symbols."""
     for port in skin.ports:
         for dim in port.type.shape:
             if isinstance(dim, Poly) and dim != symbol(str(dim)):
@@ -98,6 +98,9 @@ def check_ports(skin: Membrane) -> None:
                     f"port {port.name} of membrane {skin.name} is {port.type}; wanted numbers and symbols as its "
                     f"dimensions: reshape or cut {dim} inside the rule"
                 )
+    for port in skin.ports:
+        if port.direction == "out" and port.name not in dict(rule.outputs):
+            raise CompileError(f"rule @{rule.name} of membrane {skin.name} gives nothing to the out port {port.name!r}")
 
 
 def own_outputs(rule: Rule) -> Rule:
