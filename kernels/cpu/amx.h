@@ -17,6 +17,7 @@
 namespace echoc::amx {
 
 using vec16::f32x16;
+using vec16::kAhead;
 
 // Whether the system lets this process use tiles; asks for it on first use.
 inline bool available() {
@@ -101,7 +102,11 @@ void block_bf16(const Block& b) {
     _tile_loadd(4, x, b.x_stride);
     _tile_loadd(6, b.w[0] + s * 1024, 64);
     _tile_dpbf16ps(0, 4, 6);
-    if constexpr (Tall && Wide) prefetch_next(b, s);
+    if constexpr (Tall && Wide) {
+      prefetch_next(b, s);
+    } else {
+      vec16::unroll<16>([&](auto i) ECHOC_INLINE_LAMBDA { __builtin_prefetch(b.w[0] + s * 1024 + kAhead + i * 64); });
+    }
     if constexpr (Wide) {
       _tile_loadd(7, b.w[1] + s * 1024, 64);
       _tile_dpbf16ps(1, 4, 7);
@@ -182,8 +187,8 @@ struct Bf16Panels {
   const std::byte* read(int64_t p, int64_t step, int64_t, int) const { return at(p, step); }
 };
 
-// Panels of i8 or i4, turned to bf16 as they are read. For many rows: the tiles then add up the whole of K by themselves,
-// where integer groups would have to leave them, one by one, to be scaled.
+// Panels of i8 or i4, turned to bf16 as they are read. For many rows: the tiles then add up the whole of K by
+// themselves, where integer groups would have to leave them, one by one, to be scaled.
 template <int Bits>
 struct DequantisedPanels {
   static constexpr int64_t kMostSteps = 16;
@@ -265,46 +270,59 @@ ECHOC_INLINE void unpack_i4(const std::byte* from, int group, std::byte* to) {
   }
 }
 
+// The tiles' half of a block of two groups: exact sums of both groups into dots[2][16][16].
+template <int Bits>
+ECHOC_INLINE void sum_groups(const IntJob& job, int64_t b, int32_t* dots, std::byte* unpacked) {
+  const int64_t group_bytes = layout::group_bytes(Bits, job.group);
+  const int64_t depth = std::min(job.group, 64);
+  const std::byte* block = job.panel + b * layout::block_bytes(Bits, job.group);
+  vec16::unroll<2>([&](auto h) ECHOC_INLINE_LAMBDA {
+    const std::byte* w = block + h * group_bytes;
+    for (int64_t i = 0; i < group_bytes; i += 64) __builtin_prefetch(w + kAhead + i);
+    if constexpr (Bits == 4) {
+      unpack_i4(w, job.group, unpacked + h * 128 * layout::kPanel);
+      w = unpacked + h * 128 * layout::kPanel;
+    }
+    fence();
+    _tile_zero(0);
+    const std::byte* x = job.rows + (2 * b + h) * job.group;
+    for (int64_t part = 0; part < job.group; part += depth) {
+      _tile_loadd(4, x + part, job.row_stride);
+      _tile_loadd(6, w + part * layout::kPanel, 64);
+      if constexpr (Bits == 4) {
+        _tile_dpbssd(0, 4, 6);
+      } else {
+        _tile_dpbsud(0, 4, 6);
+      }
+    }
+    _tile_stored(0, dots + h * 256, 64);
+    fence();
+  });
+}
+
 // Up to M rows times one panel, M <= 16; the tiles are configured for the rows and for min(group, 64) bytes.
-// Exact group sums from the tiles, then the same scaling, in the same order, as without AMX.
+// Exact group sums from the tiles, then the same scaling, in the same order, as without AMX. Scaling lags the tiles by
+// a block: a vector load waits for a tile's store to leave the core, and everything after it would wait along.
 template <int Bits, int M>
 void block_int(const IntJob& job, int num_rows) {
-  const int64_t group_bytes = layout::group_bytes(Bits, job.group);
   const int64_t block_bytes = layout::block_bytes(Bits, job.group);
-  const int64_t depth = std::min(job.group, 64);
-  alignas(64) int32_t dots[2][16 * 16];
-  alignas(64) std::byte unpacked[2][Bits == 4 ? 128 * 16 : 1];
+  alignas(64) int32_t dots[2][2 * 256];
+  alignas(64) std::byte unpacked[2][Bits == 4 ? 2 * 128 * 16 : 1];
   const std::byte* row[M];
   vec16::unroll<M>(
       [&](auto r) ECHOC_INLINE_LAMBDA { row[r] = job.rows + std::min<int64_t>(r, num_rows - 1) * job.row_stride; });
   f32x16 sum[M];
   vec16::unroll<M>([&](auto r) ECHOC_INLINE_LAMBDA { sum[r] = vec16::zero(); });
+  sum_groups<Bits>(job, 0, dots[0], unpacked[0]);
   for (int64_t b = 0; b < job.blocks; ++b) {
-    const std::byte* block = job.panel + b * block_bytes;
+    if (b + 1 < job.blocks) sum_groups<Bits>(job, b + 1, dots[(b + 1) % 2], unpacked[(b + 1) % 2]);
+    const std::byte* scales = job.panel + (b + 1) * block_bytes - layout::kLine;
+    const int32_t* done = dots[b % 2];
     vec16::unroll<2>([&](auto h) ECHOC_INLINE_LAMBDA {
       const int64_t g = 2 * b + h;
-      const std::byte* w = block + h * group_bytes;
-      if constexpr (Bits == 4) {
-        unpack_i4(w, job.group, unpacked[h]);
-        w = unpacked[h];
-      }
-      fence();
-      _tile_zero(0);
-      const std::byte* x = job.rows + g * job.group;
-      for (int64_t part = 0; part < job.group; part += depth) {
-        _tile_loadd(4, x + part, job.row_stride);
-        _tile_loadd(6, w + part * layout::kPanel, 64);
-        if constexpr (Bits == 4) {
-          _tile_dpbssd(0, 4, 6);
-        } else {
-          _tile_dpbsud(0, 4, 6);
-        }
-      }
-      _tile_stored(0, dots[h], 64);
-      fence();
-      const f32x16 scale = vec16::load_f16(block + 2 * group_bytes + h * 32);
+      const f32x16 scale = vec16::load_f16(scales + h * 32);
       vec16::unroll<M>([&](auto r) ECHOC_INLINE_LAMBDA {
-        __m512i dot = _mm512_load_si512(dots[h] + r * 16);
+        __m512i dot = _mm512_load_si512(done + h * 256 + r * 16);
         if constexpr (Bits == 8)
           dot = _mm512_add_epi32(dot, _mm512_set1_epi32(vec16::read<int32_t>(row[r] + job.sums + g * 4)));
         const f32x16 row_scale = vec16::splat(vec16::read<float>(row[r] + job.scales + g * 4));

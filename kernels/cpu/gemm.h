@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "abi.h"
 #include "tiles.h"
@@ -93,7 +94,7 @@ void gemm(const Call& call, const void* x, const void* w, int64_t T, int64_t N, 
 }
 
 // The same where output row i multiplies prepared row i / rows_per_x with expert ids[i] of E; experts are packed one
-// after another, each as NW interleaved weights. Equal experts in neighbouring rows with neighbouring x share a pass.
+// after another, each as NW interleaved weights. The rows of an expert are gathered and share its stream of weights.
 // Rows whose id is outside 0..E-1 are skipped: their epilogue is not called.
 template <class W, int NW, class Epilogue>
 void gemm_experts(const Call& call, const void* x, int64_t rows_per_x, const void* w, int64_t E, const int32_t* ids,
@@ -103,17 +104,30 @@ void gemm_experts(const Call& call, const void* x, int64_t rows_per_x, const voi
   const int64_t expert_bytes = layout::packed_bytes(W::kBits, W::kGroup, NW, N, K);
   const Range panels = share(layout::panels(N), call.tid, call.nthreads);
   if (panels.begin == panels.end) return;
+  constexpr int64_t kMostRows = 64;
+  const int64_t row_bytes = W::row_bytes(K);
+  const int64_t most_rows = std::clamp<int64_t>(kGatherBytes / row_bytes, 1, kMostRows);
+  int64_t members[kMostRows];
   W::begin();
-  for (int64_t i = 0; i < rows;) {
-    int64_t run = 1;
-    while (rows_per_x == 1 && i + run < rows && ids[i + run] == ids[i]) ++run;
-    if (ids[i] >= 0 && ids[i] < E) {
+  for (int64_t first = 0; first < rows; ++first) {
+    const int32_t expert = ids[first];
+    if (expert < 0 || expert >= E || std::find(ids, ids + first, expert) != ids + first) continue;
+    for (int64_t i = first; i < rows;) {
+      int64_t count = 0;
+      for (; i < rows && count < most_rows; ++i)
+        if (ids[i] == expert) members[count++] = i;
+      if (count == 0) break;
+      const std::byte* group = activations + members[0] / rows_per_x * row_bytes;
+      if (count > 1) {
+        std::byte* const copy = gather_buffer();
+        for (int64_t r = 0; r < count; ++r)
+          std::memcpy(copy + r * row_bytes, activations + members[r] / rows_per_x * row_bytes, row_bytes);
+        group = copy;
+      }
       detail::multiply<W, NW>(
-          activations + i / rows_per_x * W::row_bytes(K), weights + ids[i] * expert_bytes, {0, run}, panels, N, K,
-          deterministic,
-          [&](int64_t t, int64_t n0, int64_t count, const float* const* acc) { epilogue(i + t, n0, count, acc); });
+          group, weights + expert * expert_bytes, {0, count}, panels, N, K, deterministic,
+          [&](int64_t r, int64_t n0, int64_t width, const float* const* acc) { epilogue(members[r], n0, width, acc); });
     }
-    i += run;
   }
   W::end();
 }

@@ -1,6 +1,7 @@
 // Weight formats and their matmul tiles. The definitions are in tiles_*.cpp, compiled once per feature level.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "layout.h"
@@ -49,6 +50,10 @@ struct Weight {
 // Floats in accumulators(), this thread's 64-byte aligned buffer for results of tile().
 inline constexpr int64_t kAccumulators = 128 * 1024;
 float* accumulators();
+
+// This thread's 64-byte aligned buffer for prepared rows brought together.
+inline constexpr int64_t kGatherBytes = int64_t{1} << 20;
+std::byte* gather_buffer();
 
 extern template struct Weight<32, 0>;
 extern template struct Weight<16, 0>;

@@ -83,6 +83,7 @@ void block(const Job& job) {
   const auto advance = [&](auto c) ECHOC_INLINE_LAMBDA {
     typename Step::Vector v[P];
     unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { v[p] = Step::load(w + p * job.panel_stride + c * kStepBytes); });
+    if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + c * kStepBytes + kAhead);
     unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
       sum[c][r][p] = Step::step(sum[c][r][p], v[p], x + r * job.row_stride + c * Step::kRowBytes);
     });
@@ -205,6 +206,11 @@ void Weight<Bits, Group>::end() {
 
 float* accumulators() {
   alignas(64) static thread_local float buffer[kAccumulators];
+  return buffer;
+}
+
+std::byte* gather_buffer() {
+  alignas(64) static thread_local std::byte buffer[kGatherBytes];
   return buffer;
 }
 

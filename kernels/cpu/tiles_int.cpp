@@ -29,7 +29,7 @@ constexpr int kWide = 0;
 #endif
 
 #if defined(ECHOC_AMX)
-constexpr int64_t kAmxRows = 5;          // fewer are quicker without tiles
+constexpr int64_t kAmxRows = 9;          // fewer are quicker without tiles
 constexpr int64_t kDequantiseRows = 64;  // so many pay for turning a panel to bf16
 #endif
 
@@ -62,6 +62,7 @@ ECHOC_INLINE void add_group(const Job& job, const std::byte* w, const std::byte*
     unroll<kPartBytes / 64>([&](auto s) ECHOC_INLINE_LAMBDA {
       typename Dot::Vector v[P][Dot::kVectors];
       unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { Dot::load(w + p * job.panel_stride + s * 64, v[p]); });
+      if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + s * 64 + kAhead);
       unroll<Dot::kVectors>([&](auto i) ECHOC_INLINE_LAMBDA {
         unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
           Dot::step(dot[r][p], v[p][i], x + r * job.row_stride + (s * Dot::kVectors + i) * 4);

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiles import FORMATS, LEVELS, Format, Level, Tiles, build, runnable_levels
 
-SHAPES = [(1, 1, 1), (1, 16, 32), (1, 50, 257), (2, 33, 64), (5, 17, 100), (12, 48, 96), (13, 40, 130)]
-SHAPES += [(16, 64, 64), (17, 31, 65), (33, 272, 320), (70, 100, 192), (130, 272, 1100)]
+SHAPES = [(1, 1, 1), (1, 50, 257), (2, 33, 64), (5, 17, 100), (13, 40, 130), (17, 31, 65), (33, 272, 320)]
+SHAPES += [(130, 272, 1100)]
 
 
 def weights_of(interleave: int, N: int, K: int, seed: int = 0) -> np.ndarray:
@@ -61,8 +61,7 @@ def test_gemm_matches_float64(tiles: Tiles, fmt: Format, T: int, N: int, K: int)
         assert error(out, wanted, x, stored) < fmt.tolerance
 
 
-@pytest.mark.parametrize("interleave", [2, 3, 4])
-@pytest.mark.parametrize("T", [1, 7, 40])
+@pytest.mark.parametrize(("interleave", "T"), [(2, 1), (3, 7), (4, 40)])
 def test_interleaved_weights(tiles: Tiles, fmt: Format, interleave: int, T: int) -> None:
     N, K = 53, 160
     weights = weights_of(interleave, N, K)
@@ -75,7 +74,7 @@ def test_interleaved_weights(tiles: Tiles, fmt: Format, interleave: int, T: int)
         np.testing.assert_array_equal(out[i], alone[0])
 
 
-@pytest.mark.parametrize("K", [33, 512, 1184])
+@pytest.mark.parametrize("K", [33, 1184])
 def test_deterministic_rows(tiles: Tiles, fmt: Format, K: int) -> None:
     """A row's result has the same bits whatever T, its place among the rows, and the number of threads."""
     N = 100
@@ -100,7 +99,7 @@ def test_any_number_of_threads(tiles: Tiles, nthreads: int, T: int) -> None:
     np.testing.assert_array_equal(shared, alone)
 
 
-@pytest.mark.parametrize(("rows", "rows_per_x"), [(4, 4), (12, 3), (40, 1), (90, 2)])
+@pytest.mark.parametrize(("rows", "rows_per_x"), [(4, 4), (12, 3), (300, 2)])
 def test_experts(tiles: Tiles, fmt: Format, rows: int, rows_per_x: int) -> None:
     N, K, experts, interleave = 37, 96, 5, 2
     weights = [weights_of(interleave, N, K, seed=e) for e in range(experts)]
@@ -129,7 +128,7 @@ def build_aligned(parts: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("K", [1, 64, 333])
+@pytest.mark.parametrize("K", [1, 333])
 def test_unpack_row(tiles: Tiles, fmt: Format, K: int) -> None:
     N, interleave = 35, 2
     packed = tiles.pack(fmt, weights_of(interleave, N, K))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "cpu"
-FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-shared"]
+FLAGS = ["-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden"]
 
 F32 = NDArray[np.float32]
 
@@ -165,6 +165,12 @@ def pointer(array: NDArray[np.float32] | NDArray[np.uint8]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def run(command: list[str]) -> None:
+    """Runs a compiler; its complaints become the test's."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
 @cache
 def build(level: Level) -> Tiles:
     """Compiles the driver and the tiles for a level, or reuses an earlier build of the same sources."""
@@ -176,10 +182,14 @@ def build(level: Level) -> Tiles:
     cache_dir.mkdir(exist_ok=True)
     library = cache_dir / f"{level.name}-{digest.hexdigest()[:16]}.so"
     if not library.exists():
-        fresh = library.with_suffix(f".{os.getpid()}.so")
-        compiler = os.environ.get("CXX", "g++").split()
-        command = [*compiler, *FLAGS, *level.flags, f"-I{ROOT}", *map(str, sources), "-o", str(fresh), "-pthread"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-        fresh.rename(library)
+        compiler = [*os.environ.get("CXX", "g++").split(), *FLAGS, *level.flags, f"-I{ROOT}"]
+        with tempfile.TemporaryDirectory(dir=cache_dir) as folder:
+            objects = [Path(folder) / f"{path.stem}.o" for path in sources]
+            for path, out in zip(sources, objects, strict=True):
+                # The driver is many instances of little: optimised lightly, it builds in half the time.
+                how = ["-O1"] if path.stem == "tiles_driver" else ["-O3"]
+                run([*compiler, *how, "-c", str(path), "-o", str(out)])
+            fresh = Path(folder) / "tiles.so"
+            run([*compiler, "-shared", "-pthread", *map(str, objects), "-o", str(fresh)])
+            fresh.rename(library)
     return Tiles(library)
