@@ -46,12 +46,12 @@ class Compiler:
 
 @cache
 def find_compiler() -> Compiler:
-    """The first of $CXX, g++, clang++ and ziglang's c++ that runs; CompileError says what to install."""
-    candidates: list[tuple[str, ...]] = []
-    if os.environ.get("CXX"):
-        candidates.append(tuple(os.environ["CXX"].split()))
-    candidates += [(name,) for name in ("g++", "clang++", "c++") if shutil.which(name)]
-    if importlib.util.find_spec("ziglang") is not None:
+    """$CXX where it is set, else the first of g++, clang++ and ziglang's c++ that runs; or CompileError."""
+    named = tuple(os.environ.get("CXX", "").split())
+    candidates: list[tuple[str, ...]] = (
+        [named] if named else [(name,) for name in ("g++", "clang++", "c++") if shutil.which(name)]
+    )
+    if not named and importlib.util.find_spec("ziglang") is not None:
         candidates.append((sys.executable, "-m", "ziglang", "c++"))
     for command in candidates:
         try:
@@ -60,7 +60,11 @@ def find_compiler() -> Compiler:
             continue
         if done.returncode == 0:
             return Compiler(command, (done.stdout.splitlines() or ["unknown"])[0])
-    tried = ", ".join(" ".join(c) for c in candidates) or "$CXX, g++, clang++, ziglang"
+    if named:
+        raise CompileError(
+            f"CXX names {' '.join(named)!r}, which does not answer to --version; name a C++ compiler or unset it"
+        )
+    tried = ", ".join(" ".join(c) for c in candidates) or "g++, clang++, c++, ziglang"
     raise CompileError(
         f"no C++ compiler was found (tried {tried}). Install one: `apt install g++`, `dnf install gcc-c++`, "
         "`xcode-select --install`, or `pip install ziglang`; or point CXX at one."
@@ -97,11 +101,18 @@ def target_features(level: str) -> tuple[str, ...]:
 
 
 def cache_folder() -> Path:
+    """Where compiled kernels are kept. Raises CompileError when nothing can be written there."""
     base = os.environ.get("ECHOC_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "echoc"
     )
     folder = Path(base) / "build"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise CompileError(f"the build cache {folder} cannot be used: {reason}; point ECHOC_CACHE at another folder")
     return folder
 
 
@@ -175,12 +186,20 @@ def build_library(sources: Mapping[str, str], level: str, progress: Progress | N
         sources: kernel name -> C++ source.
         level: a -march name.
         progress: told (stage, done, total).
-    Raises: CompileError when there is no compiler, or it fails.
+    Raises: CompileError when there is no compiler, it fails, or the cache cannot be written.
     """
     folder = cache_folder()
     jobs = dict(batches(sources))
     for tile in TILES:
         jobs[tile.removesuffix(".cpp")] = (KERNELS / "cpu" / tile).read_text()
+    try:
+        return _link(_objects(jobs, level, folder, progress), folder)
+    except OSError as error:
+        raise CompileError(f"building in {folder} failed: {error}; ECHOC_CACHE may name another folder") from error
+
+
+def _objects(jobs: Mapping[str, str], level: str, folder: Path, progress: Progress | None) -> dict[str, Path]:
+    """The object files of all sources, by name."""
     done = 0
     objects: dict[str, Path] = {}
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
@@ -196,6 +215,11 @@ def build_library(sources: Mapping[str, str], level: str, progress: Progress | N
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return objects
+
+
+def _link(objects: Mapping[str, Path], folder: Path) -> bytes:
+    """The shared library of object files, from the cache or the linker."""
     key = _key(*(str(objects[n]) for n in sorted(objects)), "link")
     library = folder / f"{key}.so"
     if not library.exists():
