@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import echoc
 from echoc import _native
 from echoc.compiler.artifact import ArtifactWriter, Blob
 from echoc.compiler.ir.text import show
@@ -81,7 +82,7 @@ def _manifest(lowered: Lowered, specs: list[dict[str, Any]], level: str, origin:
     skin = lowered.program.skin
     return {
         "schema": SCHEMA,
-        "echoc": _version("echoc") or "0",
+        "echoc": echoc.__version__,
         "source": dict(origin.source),
         "tools": {n: v for n in ("torch", "transformers", "numpy") if (v := _version(n))}
         | {"compiler": find_compiler().version},
