@@ -172,6 +172,8 @@ def _convert_call(node: Any, resolve: Callable[[Any], Any], refuse: Callable[[An
         value = function(meta, *[resolve(a) for a in node.args], **{k: resolve(v) for k, v in node.kwargs.items()})
     except CompileError as error:
         raise refuse(node, str(error)) from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise refuse(node, f"its arguments have a form that {name} is not converted for ({error})") from error
     if isinstance(value, Node) and (value.shape != shape_of(meta) or value.tensor.dtype != dtype_of(meta)):
         raise refuse(node, f"converted to {value.type}; wanted {dtype_of(meta)}{list(shape_of(meta))}")
     return value
