@@ -32,6 +32,9 @@ CONFIGS = {
     "gemma2": LLAMA_LIKE | {"sliding_window": 6},
     "gpt_oss": LLAMA_LIKE | {"sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2},
     "bloom": COMMON | {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "lfm2": LLAMA_LIKE
+    | {"layer_types": ["conv", "full_attention"], "conv_L_cache": 4, "block_auto_adjust_ff_dim": False},
+    "mpt": COMMON | {"d_model": 32, "n_heads": 4, "n_layers": 1, "max_seq_len": 64, "expansion_ratio": 2},
     "gpt_neo": COMMON
     | {
         "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64, "window_size": 5,
