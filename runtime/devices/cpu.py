@@ -1,5 +1,6 @@
 """The CPU driver: maps weights, allocates pages, and hands launch lists to the native executor."""
 
+import itertools
 import os
 import platform
 import tempfile
@@ -14,6 +15,7 @@ from echoc.runtime.manifest import Manifest, WeightSpec
 from echoc.runtime.memory import Bytes, address, allocate
 
 _PAGE = 4096
+_LOADS = itertools.count()
 _SCRATCH_GAP = 128  # keeps neighbouring threads' scratch off each other's cache lines and prefetches
 
 
@@ -147,7 +149,7 @@ def _load_library(artifact: Artifact, num_threads: int) -> _native.Executor:
             try:
                 with os.fdopen(handle, "wb", closefd=False) as file:
                     file.write(data.data)
-                return _native.Executor(f"/proc/self/fd/{handle}", num_threads)
+                return _native.Executor(_unheard_of(handle), num_threads)
             finally:
                 os.close(handle)
         with tempfile.NamedTemporaryFile(suffix=".so") as file:
@@ -158,6 +160,15 @@ def _load_library(artifact: Artifact, num_threads: int) -> _native.Executor:
         raise DeviceError(
             f"the system does not load the kernels of {artifact.path}: {error}; compile the model on this machine"
         ) from None
+
+
+def _unheard_of(handle: int) -> str:
+    """A path of an open file that was never given before: dlopen takes a path it knows for the library it has loaded.
+
+    The number of the call is spelled in binary between the folder and the file, as `/.` and `//.`.
+    """
+    digits = "".join("//." if digit == "1" else "/." for digit in f"{next(_LOADS):b}")
+    return f"/proc/self/fd{digits}/{handle}"
 
 
 def _weights(artifact: Artifact, num_threads: int) -> list[Bytes]:

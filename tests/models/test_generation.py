@@ -81,3 +81,14 @@ def test_prompt_logprobs(compiled: Callable[..., Any]) -> None:
     assert output.prompt_logprobs[0] is None
     for i in range(1, len(prompt)):
         assert output.prompt_logprobs[i][prompt[i]].logprob == pytest.approx(wanted[i - 1, prompt[i]], abs=TOLERANCE)
+
+
+def test_models_side_by_side(compiled: Callable[..., Any]) -> None:
+    """Several artifacts in one process, each with its own kernels."""
+    models = [compiled(family, *dtype) for family, *dtype in (("llama",), ("gemma2",), ("llama", "bf16"), ("gpt_oss",))]
+    prompt = random_tokens(20)
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+    alone = [LLM(model.path, num_pages=8).generate([prompt], params)[0].outputs[0].token_ids for model in models]
+    together = [LLM(model.path, num_pages=8) for model in models]
+    for llm, wanted in zip(together, alone, strict=True):
+        assert llm.generate([prompt], params)[0].outputs[0].token_ids == wanted
