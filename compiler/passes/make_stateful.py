@@ -32,10 +32,15 @@ STEP_PORTS = (
 
 @dataclass(frozen=True)
 class Token:
-    """A value that carries the token axis: `node` is [T, *shape at S = 1], the axis of S is `axis` in prompt terms."""
+    """A value that carries the token axis: `node` is [T, *shape at S = 1], the axis of S is `axis` in prompt terms.
+
+    The places of an axis of c*S count the c inside each token, but for `outer` > 1: then c is `outer`, and the tokens
+    lie inside each of them (a copy of all tokens for each expert, say).
+    """
 
     node: Node
     axis: int
+    outer: int = 1
 
 
 Lifted = Token | Node
@@ -96,6 +101,8 @@ class Lifter:
             return node
         if rule is None:
             raise refuse(node, "no rule proves that its tokens are independent")
+        if any(isinstance(i, Token) and i.outer > 1 for i in inputs) and node.op not in POINTWISE | {"reshape"}:
+            raise refuse(node, "its axis of tokens repeats the whole sequence")
         return rule(node, inputs)
 
     def spread(self, node: Node, axis: int, value: Lifted) -> Node:
@@ -107,7 +114,8 @@ class Lifter:
     def pointwise(self, node: Node, inputs: list[Lifted]) -> Lifted:
         rank = len(node.shape)
         axes = {rank - len(i.shape) + v.axis for i, v in zip(node.inputs, inputs, strict=True) if isinstance(v, Token)}
-        if len(axes) != 1:
+        outer = {v.outer for v in inputs if isinstance(v, Token)}
+        if len(axes) != 1 or len(outer) != 1:
             raise refuse(node, "it relates tokens to tokens outside attention")
         operands = []
         for before, value in zip(node.inputs, inputs, strict=True):
@@ -115,7 +123,7 @@ class Lifter:
                 shape = value.node.shape
                 value = b.reshape(value.node, (shape[0], *([1] * (rank - len(before.shape))), *shape[1:]))
             operands.append(value)
-        return Token(make(node.op, *operands, **dict(node.attrs)), axes.pop())
+        return Token(make(node.op, *operands, **dict(node.attrs)), axes.pop(), outer.pop())
 
     def _port(self, node: Node, inputs: list[Lifted]) -> Lifted:
         return Token(b.reshape(b.port(node["name"], TensorType((T,), DType.I32)), (T, 1)), 0)
@@ -142,10 +150,14 @@ class Lifter:
         assert isinstance(value, Token)
         axis = token_axis(node)
         assert axis is not None
-        before, after = node.inputs[0].shape[: value.axis], node.shape[:axis]
-        if _product(before) != _product(after):
+        before, after = _product(node.inputs[0].shape[: value.axis]) * value.outer, _product(node.shape[:axis])
+        out = b.reshape(value.node, (T, *at_one(node.shape)))
+        if before == after:
+            return Token(out, axis)
+        outer = dim_div(before, after)
+        if not isinstance(outer, int) or node.shape[axis] != S * outer:
             raise refuse(node, "it moves the token axis across others")
-        return Token(b.reshape(value.node, (T, *at_one(node.shape))), axis)
+        return Token(out, axis, outer)
 
     def _transpose(self, node: Node, inputs: list[Lifted]) -> Lifted:
         (value,) = inputs
