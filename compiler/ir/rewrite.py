@@ -59,7 +59,7 @@ class _Rewriter:
     def visit(self, roots: Iterable[Node]) -> None:
         """Rewrite everything below `roots`; replacements are rewritten in turn until nothing matches."""
         stack: list[tuple[Node, int]] = [(r, 0) for r in roots]
-        path: dict[Node, tuple[Node, int]] = {}
+        path: dict[Node, tuple[Node, str]] = {}
         while stack:
             node, count = stack.pop()
             if node in self.done:
@@ -70,10 +70,9 @@ class _Rewriter:
                 stack += [(i, 0) for i in missing]
                 continue
             if node in path:
-                target, _ = path[node]
-                if target not in self.done:
-                    stack += [(node, count), (target, count)]
-                    continue
+                target, name = path[node]
+                if target not in self.done:  # the replacement needs the node itself
+                    raise IRError(f"rewrite rules do not settle on {node}: it comes back after {name}")
                 self.done[node] = self.done[target]
                 continue
             built = rebuild(node, tuple(self.done[i] for i in node.inputs))
@@ -88,7 +87,7 @@ class _Rewriter:
             self.rules.counts[rewrite.name] += 1
             if count >= LIMIT:
                 raise IRError(f"rewrite rules do not settle on {node}: the last of {LIMIT} was {rewrite.name}")
-            path[node] = (replacement, count)
+            path[node] = (replacement, rewrite.name)
             stack += [(node, count), (replacement, count + 1)]
 
 

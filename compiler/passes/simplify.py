@@ -249,7 +249,7 @@ def take_reshape(node: Node) -> Node | None:
     return b.reshape(make("take", x, index.inputs[0], axis=node["axis"]), node.shape)
 
 
-@rewrite(*sorted(POINTWISE), example=lambda: make("neg", b.reshape(_x(3, 1, 4), (3, 4))))
+@rewrite(*sorted(POINTWISE), example=lambda: make("neg", b.reshape(_x(3, 4), (3, 1, 4))))
 def pointwise_reshape(node: Node) -> Node | None:
     """f(reshape(x)) = reshape(f(x)) where x has fewer axes: chains of one-argument functions keep the short shape."""
     if len(node.inputs) != 1 or node.inputs[0].op != "reshape":
