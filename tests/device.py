@@ -23,6 +23,7 @@ from echoc.compiler.targets.cpu import build
 from echoc.compiler.targets.cpu.lower import Lowered, lower
 from echoc.compiler.weights import Weights
 from echoc.runtime.artifact import Artifact
+from echoc.runtime.program import Program as LoadedProgram
 from echoc.runtime.program import load
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -128,7 +129,11 @@ class Built:
         self.library = _build(sources, level)
 
     def run(self, name: str, threads: int = 2, deterministic: bool = False) -> Arrays:
-        """The out ports of one case by generated code, and its value states as `next NAME`."""
+        """The out ports of one case by generated code."""
+        return self.step(name, self.load(name, threads, deterministic), self.cases[name].inputs)
+
+    def load(self, name: str, threads: int = 2, deterministic: bool = False) -> LoadedProgram:
+        """One case on its device, its states empty."""
         case = self.cases[name]
         if case.error is not None:
             raise case.error
@@ -139,10 +144,12 @@ class Built:
             write_artifact(
                 path, case.low, values, self.library, self.level, Provenance(), lambda stage, done, total: None
             )
-        program = load(Artifact(path, verify=False), num_threads=threads, num_pages=64, deterministic=deterministic)
-        types = {p.name: p.type for p in case.program.skin.ports}
-        given = {n: to_device(a, types[n].dtype) for n, a in case.inputs.items()}
-        out = program.step(given)
+        return load(Artifact(path, verify=False), num_threads=threads, num_pages=64, deterministic=deterministic)
+
+    def step(self, name: str, program: LoadedProgram, inputs: Arrays) -> Arrays:
+        """One step with arrays as the reference device takes and gives them."""
+        types = {p.name: p.type for p in self.cases[name].program.skin.ports}
+        out = program.step({n: to_device(a, types[n].dtype) for n, a in inputs.items()})
         return {n: from_device(a, types[n].dtype) for n, a in out.items()}
 
 
