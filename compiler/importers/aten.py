@@ -19,7 +19,6 @@ DTYPES = {
     torch.uint8: DType.U8, torch.bool: DType.BOOL,
 }  # fmt: skip
 
-Value = Node | tuple[Any, ...] | Dim | float | bool | str | None | list[Any]
 Lowering = Callable[..., Any]
 L = TypeVar("L", bound=Callable[..., Any])
 LOWERINGS: dict[str, Lowering] = {}
@@ -184,12 +183,19 @@ def _attention(
     meta: Any, q: Node, k: Node, v: Node, sinks: Node | None, bias: Node | None, scale: float, window: int,
     softcap: float, causal: bool, layer: int,
 ) -> Node:  # fmt: skip
+    from echoc.compiler.importers.key_bias import split_key_bias
     from echoc.compiler.passes.scalarize import attention_body
 
     parts = [b.reshape(x, x.shape[1:]) for x in (q, k, v)]
     extras = [b.cast(sinks, DType.F32)] if sinks is not None else []
     if bias is not None:
-        extras.append(attention_body(bias, q.shape[1]))
+        try:
+            extras.append(attention_body(bias, q.shape[1]))
+        except CompileError:
+            if softcap:
+                raise
+            *parts, body = split_key_bias(parts[0], parts[1], parts[2], bias, scale)
+            extras.append(body)
     out = make(
         "attention", *parts, *extras, scale=scale, window=window, softcap=softcap, causal=causal,
         sinks=sinks is not None, body=bias is not None,

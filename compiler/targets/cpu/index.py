@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from echoc.compiler.ir.types import Dim, Poly, dim_product
+from echoc.compiler.ir.types import Dim, dim_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,3 @@ def choose(index: Index, cut: int) -> bool | None:
         if var.low < at < var.high:
             raise SplitNeeded(var, at)
     return None
-
-
-def static(dims: Sequence[Dim]) -> tuple[int, ...] | None:
-    return None if any(isinstance(d, Poly) for d in dims) else tuple(d for d in dims if isinstance(d, int))
