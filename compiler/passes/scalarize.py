@@ -27,10 +27,14 @@ def attention_body(bias: Node, heads: Dim) -> Node:
 
     Raises CompileError naming the node where the bias depends on more than head and positions.
     """
+    return relative(make("add", argument("score"), b.cast(scalarize(bias, bias_places(bias)), DType.F32)))
+
+
+def bias_places(bias: Node) -> tuple[Node, ...]:
+    """The index of a bias that broadcasts to [1, H, S, S]."""
     zero = b.const(0, DType.I64)
     index = (zero, argument("head"), argument("qpos"), argument("kpos"))[4 - len(bias.shape) :]
-    places = tuple(zero if d == 1 else i for d, i in zip(bias.shape, index, strict=True))
-    return relative(make("add", argument("score"), b.cast(scalarize(bias, places), DType.F32)))
+    return tuple(zero if d == 1 else i for d, i in zip(bias.shape, index, strict=True))
 
 
 def relative(body: Node) -> Node:

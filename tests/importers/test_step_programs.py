@@ -34,6 +34,7 @@ CONFIGS = {
     "bloom": COMMON | {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "lfm2": LLAMA_LIKE
     | {"layer_types": ["conv", "full_attention"], "conv_L_cache": 4, "block_auto_adjust_ff_dim": False},
+    "doge": LLAMA_LIKE | {"keep_window_size": 64},
     "mpt": COMMON | {"d_model": 32, "n_heads": 4, "n_layers": 1, "max_seq_len": 64, "expansion_ratio": 2},
     "gpt_neo": COMMON
     | {
