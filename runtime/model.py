@@ -10,7 +10,7 @@ from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.chat import Message, render_chat
 from echoc.runtime.engine import FloatArray
-from echoc.runtime.memory import available_memory
+from echoc.runtime.memory import available_memory, give_back
 from echoc.runtime.pages import IntArray
 from echoc.runtime.program import Program
 from echoc.runtime.sampling import SamplingParams
@@ -79,8 +79,7 @@ class Model:
             prefix_cache=prefix_cache,
         )
         self.stepper = ProgramStepper(self.program)
-        text = self.artifact.text("tokenizer.json")
-        self.tokenizer = None if text is None else Tokenizer(text, str(self.artifact.path))
+        self.tokenizer = _tokenizer(self.artifact)
         self.chat_template = self.artifact.text("chat_template.jinja")
         self.generation_config: Mapping[str, Any] = self.artifact.json_member("generation_config.json") or {}
 
@@ -116,6 +115,16 @@ class Model:
             return {}
         spelled = {name: tokenizer.token(token) for name, token in named.items() if isinstance(token, int)}
         return {name: token for name, token in spelled.items() if token is not None}
+
+
+def _tokenizer(artifact: Artifact) -> Tokenizer | None:
+    text = artifact.text("tokenizer.json")
+    if text is None:
+        return None
+    tokenizer = Tokenizer(text, str(artifact.path))
+    del text
+    give_back()
+    return tokenizer
 
 
 def _positive(program: Program, model: Mapping[str, Any], key: str) -> int:
