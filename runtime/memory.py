@@ -31,7 +31,7 @@ def address(array: npt.NDArray[np.generic]) -> int:
 
 
 def give_back() -> None:
-    """Returns freed heap memory to the system where the C library can. Reading a tokenizer frees most of what it takes."""
+    """Returns freed heap memory to the system where libc can. Reading a tokenizer frees most of what it takes."""
     import ctypes
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
