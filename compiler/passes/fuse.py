@@ -18,7 +18,8 @@ from echoc.compiler.ir.node import topological
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.types import Dim, StateType, dim_div, dim_mul, dim_product
 
-LEAF_OPS = frozenset({"port", "weight", "const", "iota", "state", "arg"})
+LEAF_OPS = frozenset({"port", "weight", "const", "iota", "state", "arg", "read"})
+IN_MEMORY = frozenset({"port", "weight", "read"})  # leaves whose elements lie somewhere before the step begins
 HEAVY = frozenset({"gemm", "experts", "attend", "append"})
 MAX_SISTERS = 4
 
@@ -144,7 +145,8 @@ def match_matmul(node: Node) -> Matmul | None:
 class Fuser:
     """Computes the groups of one rule, in execution order."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, last: frozenset[Node] = frozenset()) -> None:
+        """`last` are nodes that must wait for all others: they overwrite what those read."""
         self.rule = rule
         self.bodies = _body_nodes(rule)
         self.order = [n for n in rule.order if n not in self.bodies]
@@ -154,6 +156,8 @@ class Fuser:
         self.users: dict[Node, list[Node]] = {n: [] for n in self.order}
         self.final = {root(n) for n in rule.roots}
         self.classify()
+        end = max(self.stage.values(), default=0) + 1
+        self.stage.update(dict.fromkeys(last, end))
 
     def inputs(self, node: Node) -> list[Node]:
         """The values a node reads; a matmul reads its rows and weight, not the take that chooses the expert."""

@@ -93,7 +93,7 @@ class CpuDevice:
             stride,
             [address(weight) for weight in self._weights],
             [
-                (address(self._pool) + base, state.bytes_per_page)
+                (address(self._pool) + base, state.bytes_per_page if state.kind == "pages" else 0)
                 for base, state in zip(bases, manifest.states, strict=True)
             ],
             len(manifest.ports),
@@ -214,10 +214,13 @@ def _pool(manifest: Manifest, num_pages: int, where: str) -> tuple[Bytes, list[i
     """Memory for `num_pages` pages of every state, and where in it each state begins."""
     bases, end = [], 0
     for state in manifest.states:
-        if state.kind != "pages":
-            raise ArtifactError(f"{where}: state {state.name} is of kind {state.kind!r}, this echoc knows 'pages'")
+        if state.kind not in ("pages", "value"):
+            raise ArtifactError(
+                f"{where}: state {state.name} is of kind {state.kind!r}, this echoc knows 'pages' and 'value'"
+            )
         bases.append(end)
-        end += -(-state.bytes_per_page * num_pages // _PAGE) * _PAGE
+        count = num_pages if state.kind == "pages" else 1  # a value belongs to the program: it has one instance
+        end += -(-state.bytes_per_page * count // _PAGE) * _PAGE
     try:
         return allocate(end), bases
     except MemoryError as error:

@@ -33,7 +33,8 @@ def cast_array(x: Array, dtype: DType) -> Array:
     if dtype is DType.BOOL:
         return np.asarray(x != 0)
     if dtype.is_int and np.asarray(x).dtype.kind == "f":
-        fits = np.abs(x) < 9.2e18
+        with np.errstate(over="ignore"):
+            fits = np.abs(x) < 9.2e18
         x = np.where(fits, np.where(fits, x, 0).astype(np.int64), np.iinfo(np.int64).min)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(x).astype(dtype.numpy, copy=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.types import Dim, Poly
-from echoc.compiler.passes.fuse import root, works_whole
+from echoc.compiler.passes.fuse import IN_MEMORY, root, works_whole
 from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, choose, dim_text, flatten, unflatten
 from echoc.errors import CompileError
 
@@ -65,7 +65,7 @@ class Arguments:
 
     def at_boundary(self, node: Node) -> bool:
         """Whether a node's memory has the element type that the outside sees."""
-        return node.op in ("port", "weight") or node in self.boundary
+        return node.op in IN_MEMORY or node in self.boundary
 
     def is_half(self, node: Node) -> bool:
         """Whether a node's elements lie in memory as 16-bit floats."""
@@ -252,7 +252,7 @@ class Emitter:
 
     def is_external(self, node: Node) -> bool:
         """Whether a node's value lies in memory that another kernel, a port or a weight provides."""
-        return node.op in ("port", "weight")
+        return node.op in IN_MEMORY
 
     def load(self, node: Node, index: tuple[Index, ...], scope: Scope) -> str | None:
         """The text that reads node[index] from where it lies; None where it must be computed."""

@@ -13,7 +13,7 @@ import jinja2
 from echoc.compiler.ir import DType, Node, StateType
 from echoc.compiler.ir.text import show_attrs
 from echoc.compiler.ir.types import Dim
-from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
 from echoc.compiler.passes.pack import Packed, Packing
 from echoc.compiler.targets.cpu.emit import Argument, Arguments, Emitter, Place, Scope
 from echoc.compiler.targets.cpu.index import Index, Var, dim_text, flatten, unflatten
@@ -223,7 +223,7 @@ class EpilogueEmitter(Emitter):
             self.places[matmul.node] = Place("acc", f"acc[{i}]")
 
     def is_external(self, node: Node) -> bool:
-        return node not in self.members and (node.op in ("port", "weight") or self.external(node))
+        return node not in self.members and (node.op in IN_MEMORY or self.external(node))
 
     def linear(self) -> Index:
         assert self.row is not None

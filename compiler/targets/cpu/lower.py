@@ -8,6 +8,7 @@ from typing import Any
 
 from echoc import _native
 from echoc.compiler.ir import Membrane, Node, Program, Rule, StateType, make
+from echoc.compiler.ir.node import rebuild
 from echoc.compiler.ir.types import Dim, Poly, symbol
 from echoc.compiler.passes.fold import RULE as WEIGHTS_RULE
 from echoc.compiler.passes.fuse import LEAF_OPS, Fuser, Group, root
@@ -71,8 +72,8 @@ def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
             f"membrane {skin.name} has {len(rules)} rules and {len(skin.children)} children; one rule is compiled"
         )
     check_ports(skin, rules[0])
-    rule = own_outputs(rules[0])
-    fuser = Fuser(rule)
+    rule = own_outputs(state_outputs(rules[0]))
+    fuser = Fuser(rule, frozenset(root(n) for name, n in rule.outputs if isinstance(name, _StateName)))
     groups = fuser.groups()
     packing = plan_packing(fuser, groups, weights_dtype, group)
     lowered = Lowered(program, packing)
@@ -101,6 +102,27 @@ def check_ports(skin: Membrane, rule: Rule) -> None:
     for port in skin.ports:
         if port.direction == "out" and port.name not in dict(rule.outputs):
             raise CompileError(f"rule @{rule.name} of membrane {skin.name} gives nothing to the out port {port.name!r}")
+
+
+class _StateName(str):
+    """The name of an output that is the next value of a state."""
+
+
+def state_outputs(rule: Rule) -> Rule:
+    """The rule with writes of value states as outputs, made when everything that reads the old value is done."""
+    settled: dict[Node, Node] = {}
+    for node in rule.order:
+        inputs = tuple(settled[i] for i in node.inputs)
+        read_back = node.op == "read" and inputs[0].op == "write"
+        settled[node] = inputs[0].inputs[1] if read_back else rebuild(node, inputs)
+    rule = rule.map(lambda n: settled[n])
+    outputs = list(rule.outputs)
+    for name, node in rule.next_states:
+        if node.op == "write":
+            # computed apart, then copied: the states of a rule change together
+            outputs.append((_StateName(name), _copy(_copy(node.inputs[1]))))
+    paged = tuple((name, node) for name, node in rule.next_states if node.op not in ("write", "state"))
+    return replace(rule, outputs=tuple(outputs), next_states=paged)
 
 
 def own_outputs(rule: Rule) -> Rule:
@@ -173,12 +195,18 @@ def _access(lowered: Lowered, skin: Membrane, outputs: Mapping[Node, str], argum
     if isinstance(key, Workspace):
         return Access(key, None, key.size, argument.written)
     assert isinstance(key, Node)
+    if key.op == "read":
+        names = [s.name for s in skin.states]
+        return Access(key, ("state", names.index(key.inputs[0]["name"])), 0, argument.written)
     if key.op == "port":
         return Access(key, ("port", ports.index(key["name"])), 0, argument.written)
     if key.op == "weight":
         if key not in lowered.plain:
             lowered.plain.append(key)
         return Access(key, ("weight", lowered.weight_index(key)), 0, False)
+    if key in outputs and isinstance(outputs[key], _StateName):
+        names = [s.name for s in skin.states]
+        return Access(key, ("state", names.index(str(outputs[key]))), 0, argument.written)
     if key in outputs:
         return Access(key, ("port", ports.index(outputs[key])), 0, argument.written)
     return Access(key, None, key.tensor.size * storage_bytes(key.tensor.dtype), argument.written)

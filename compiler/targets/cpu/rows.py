@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.types import Dim, Poly, dim_product
-from echoc.compiler.passes.fuse import Group, root, works_whole
+from echoc.compiler.passes.fuse import IN_MEMORY, Group, root, works_whole
 from echoc.compiler.targets.cpu.emit import (
     VALUE,
     Arguments,
@@ -87,7 +87,7 @@ class RowKernel(Emitter):
                 self.uses.setdefault(root(operand), []).append(node)
 
     def is_external(self, node: Node) -> bool:
-        return node not in self.members and (node.op in ("port", "weight") or self.external(node))
+        return node not in self.members and (node.op in IN_MEMORY or self.external(node))
 
     def row_shape(self, node: Node) -> tuple[Dim, ...]:
         return node.shape[lead_axes(node) :]
