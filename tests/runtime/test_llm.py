@@ -234,12 +234,15 @@ def test_leaving_an_asynchronous_stream_cancels_its_request(path: Path) -> None:
             await anext(stream)
             await stream.aclose()  # type: ignore[attr-defined]
 
+            begun = asyncio.Event()
+
             async def follow() -> None:
                 async for _ in engine.stream("a dog", endless, request_id="dog"):
-                    pass
+                    begun.set()
+                    await asyncio.sleep(1)  # a slow reader: the cancellation finds it here, however fast the engine is
 
             task = asyncio.create_task(follow())
-            await asyncio.sleep(0.01)
+            await begun.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
