@@ -362,6 +362,8 @@ def matmul(weights_dtype: str, group: int) -> Case:
     u = make("contract", x, up, spec="tk,nk->tn")
     h = make("mul", make("mul", g, make("sigmoid", g)), u)
     c.out(make("add", x, make("contract", h, down, spec="tk,nk->tn")))
+    seen = make("tanh", x)  # a port shows what a matmul takes
+    c.out(seen, make("contract", seen, c.weight(9, k), spec="tk,nk->tn"))
     c.out(make("contract", x, c.weight(k, 7), spec="tk,kn->tn"))
     c.out(make("add", make("contract", c.port(T, 2, k), c.weight(33, k), spec="tsk,nk->tsn"), c.port(33)))
     c.out(make("contract", c.port(k), c.weight(6, k), spec="k,nk->n"))

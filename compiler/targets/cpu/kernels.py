@@ -80,7 +80,7 @@ class Renderer:
                     kind = "x" if matmul is not None and root(operand) is root(matmul.x) else "other"
                     if root(operand) not in group.nodes:
                         readers.setdefault(root(operand), set()).add(kind)
-        self.only_prepared = {n for n, kinds in readers.items() if kinds == {"x"}}
+        self.only_prepared = {n for n, kinds in readers.items() if kinds == {"x"}} - self.boundary
 
     def external(self, node: Node) -> bool:
         return node in self.stored
