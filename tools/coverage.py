@@ -21,6 +21,7 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import re
 import sys
 import tempfile
 import time
@@ -320,10 +321,15 @@ def table(results: list[dict[str, Any]], command: str) -> str:
     lines += ["", *(f"- **{s}**: {MEANINGS[s]}." for s in stages), ""]
     lines += ["| model | kind | stage | error | what stopped it |", "|---|---|---|---:|---|"]
     for r in sorted(results, key=lambda r: r["model_type"]):
-        reason = r["reason"].replace("|", "\\|").replace("\n", " ")[:300]
+        reason = _ADVICE.sub("", r["reason"]).replace("|", "\\|").replace("\n", " ")[:300]
         kind = r.get("kind", "unknown")
         lines.append(f"| {r['model_type']} | {kind} | {r['stage'] or 'none'} | {_worst(r)} | {reason} |")
     return "\n".join(lines) + "\n"
+
+
+_ADVICE = re.compile(
+    r"(For more information|For extended logs|Suggested fixes|consider using data-dep).*|- Not all values of "
+)
 
 
 def _kind(result: dict[str, Any]) -> str:
