@@ -234,9 +234,9 @@ def test_leaving_an_asynchronous_stream_cancels_its_request(path: Path, monkeypa
         async with AsyncLLM(path, num_pages=200) as engine:
             step = engine.llm.model.stepper.step
 
-            def slow_step(*arrays: Any) -> Any:  # no request ends before it is left
+            def slow_step(**arrays: Any) -> Any:  # no request ends before it is left
                 time.sleep(0.002)
-                return step(*arrays)
+                return step(**arrays)
 
             monkeypatch.setattr(engine.llm.model.stepper, "step", slow_step)
             stream = engine.stream("the cat", endless)
