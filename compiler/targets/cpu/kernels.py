@@ -17,7 +17,8 @@ from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
 from echoc.compiler.passes.pack import Packed, Packing
 from echoc.compiler.targets.cpu.emit import Argument, Arguments, Emitter, Place, Scope
 from echoc.compiler.targets.cpu.index import Index, Var, dim_text, flatten, unflatten
-from echoc.compiler.targets.cpu.rows import PackedRows, RowKernel
+from echoc.compiler.targets.cpu.loops import PackedRows
+from echoc.compiler.targets.cpu.rows import RowKernel
 from echoc.errors import CompileError
 
 TEMPLATES = Path(__file__).parents[3] / "templates" / "cpu"

@@ -16,7 +16,7 @@ from echoc.compiler.passes.pack import Packed, Packing, plan_packing
 from echoc.compiler.passes.plan import Access, Launch, place_buffers, set_barriers
 from echoc.compiler.targets.cpu.emit import Argument, storage_bytes
 from echoc.compiler.targets.cpu.kernels import Kernel, Prepared, Renderer
-from echoc.compiler.targets.cpu.rows import Workspace
+from echoc.compiler.targets.cpu.loops import Workspace
 from echoc.errors import CompileError
 
 PAGE_SIZE = 16
