@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,10 @@ class ArtifactWriter:
         if not folder.is_dir():
             raise CompileError(f"the folder {folder} of the output {self.path.name} does not exist")
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=folder)
+            self.file, self.temporary = _open_hidden(folder, self.path.name)
         except OSError as error:
             raise CompileError(f"cannot write to {folder}: {error}") from error
-        os.close(handle)
-        self.temporary = Path(name)
-        self.zip = zipfile.ZipFile(self.temporary, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self.zip = zipfile.ZipFile(self.file, "w", zipfile.ZIP_STORED, allowZip64=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -60,7 +58,11 @@ class ArtifactWriter:
         if kind is not None:
             with contextlib.suppress(Exception):
                 self.zip.close()
-            self.temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what a full disk refused a moment ago it refuses again
+            self.file.close()
+        if kind is not None:
+            if self.temporary is not None:
+                self.temporary.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise CompileError(f"writing {self.path} failed: {error.strerror or error}") from error
 
@@ -112,7 +114,29 @@ class ArtifactWriter:
         manifest["hashes"] = dict(self.hashes)
         self.member("manifest.json", [json.dumps(manifest, indent=1).encode()])
         self.zip.close()
-        with open(self.temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(self.temporary, 0o644)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        os.fchmod(self.file.fileno(), 0o644)
+        if self.temporary is None:
+            self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            self.temporary.unlink(missing_ok=True)
+            _give_name(self.file.fileno(), self.temporary)
         self.temporary.replace(self.path)
+
+
+def _open_hidden(folder: Path, name: str) -> tuple[BinaryIO, Path | None]:
+    """A new file for writing: without a name where the system can, so that a killed process leaves nothing."""
+    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600), "w+b"), None
+    handle, path = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    return os.fdopen(handle, "w+b"), Path(path)
+
+
+def _give_name(handle: int, path: Path) -> None:
+    """Links an open file without a name into a folder, as open(2) describes for O_TMPFILE."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:  # only with a folder's handle does os.link follow the link in /proc
+        os.link(f"/proc/self/fd/{handle}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -287,6 +288,24 @@ def test_a_full_disk_leaves_nothing(llama: Path, folder: Path, tmp_path: Path) -
     out.mkdir()
     refused(run_compile(folder, out / "x.echo", limit), "x.echo")
     assert list(out.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from echoc.compiler.artifact import ArtifactWriter
+
+with ArtifactWriter(Path(sys.argv[1])) as writer:
+    writer.member("large", [bytes(1 << 22)])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no files without names")
+def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "x.echo"], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_cache_leaves_nothing(folder: Path, tmp_path: Path) -> None:
