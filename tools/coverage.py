@@ -301,8 +301,8 @@ def table(results: list[dict[str, Any]], command: str) -> str:
     lines = [
         "# Models",
         "",
-        f"{len(results)} of the {len(zoo.model_types())} entries of transformers' causal-LM table, each built tiny from",
-        "a valid configuration with seeded random weights and taken through the compiler in f32. A stage counts when",
+        f"{len(results)} of the {len(zoo.model_types())} entries of transformers' causal-LM table, each built tiny",
+        "from a valid configuration with seeded random weights and taken through the compiler in f32. A stage counts when",
         "every logit is within",
         f"{TOLERANCE:g} of the largest one of transformers' own f32 run.",
         "",
