@@ -9,6 +9,7 @@ from typing import Protocol
 from echoc.compiler.ir import DType, Program
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
+from echoc.compiler.passes.expand_attention import ExpandAttention
 from echoc.compiler.passes.fold import Fold
 from echoc.compiler.passes.make_stateful import MakeStateful
 from echoc.compiler.passes.narrow_ids import NarrowIds
@@ -40,7 +41,7 @@ def language_model_passes(state_dtype: DType) -> list[Pass]:
 
 def program_passes() -> list[Pass]:
     """What every program goes through before it is fused."""
-    return [Simplify(), NarrowIds(), Fold(), Simplify()]
+    return [ExpandAttention(), Simplify(), NarrowIds(), Fold(), Simplify()]
 
 
 def run_passes(program: Program, passes: list[Pass]) -> Program:

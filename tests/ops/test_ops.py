@@ -29,7 +29,7 @@ def test_every_op_of_the_table_has_cases() -> None:
     programs = [case.program for cases in (test_attention.CASES, test_states.CASES) for case in cases.values()]
     stateful = {n.op for program in programs for n in program.skin.rules[0].order}
     assert stateful >= {"append", "attend", "arg", "state", "read", "write"}
-    # attention over a whole prompt is what models are imported with; MakeStateful makes append and attend of it
+    # attention over a whole prompt becomes append and attend, or smaller ops: tests/passes/test_expand_attention.py
     assert set(OPS) - set(MAKERS) - stateful == {"attention"}
     for name, maker in MAKERS.items():
         used = {n.op for case in maker() for n in case.program.skin.rules[0].order}
