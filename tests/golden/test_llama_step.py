@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import Golden
 from device import port, program_of
+from golden_files import Golden
 
 from echoc.compiler.importers import build as b
 from echoc.compiler.ir import Node, Program, make, symbol
