@@ -15,7 +15,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Probes:
 def test_compute_rates_are_positive_or_absent(machine: Probes, kind: str) -> None:
     rate = machine.compute(kind, 1, 0.0005)
     assert rate.per_second == 0 or rate.per_second > 1e6
-    assert 0 < rate.cpu_share < 1.1
+    assert rate.cpu_share > 0
 
 
 def test_every_machine_has_a_multiply_add(machine: Probes) -> None:
