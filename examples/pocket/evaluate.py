@@ -3,8 +3,8 @@
     python examples/pocket/evaluate.py                                        # transformers, f32 and bf16
     python examples/pocket/evaluate.py --artifact bf16.echo int8.echo int4.echo    # compiled, through echoc.LLM
 
-The text is `heldout.jsonl`: whole files that the model was not trained on, recorded so that any interpreter measures
-the same text. Every token of it is a target once, in windows that begin with the tokenizer's first token; the
+The text is whole files of this interpreter's standard library whose names keep them out of training (`corpus.py`).
+Every token of it is a target once, in windows that begin with the tokenizer's first token; the
 perplexity is per token.
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from corpus import sample_held_out
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
@@ -28,10 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=HERE / "model", help="Hugging Face folder (and tokenizer)")
     parser.add_argument("--artifact", type=Path, nargs="*", default=[], help="compiled artifacts to measure instead")
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"], help="dtypes of transformers to measure")
-    parser.add_argument("--text", type=Path, default=HERE / "heldout.jsonl")
     parser.add_argument("--window", type=int, default=1024, help="tokens a window")
     parser.add_argument("--tokens", type=int, default=0, help="stop after this many tokens (0: all)")
-    parser.add_argument("--rewrite-text", action="store_true", help="write --text from this interpreter's library")
+    parser.add_argument("--bytes", type=int, default=128 * 1024, help="how much text to take, in whole files")
     return parser.parse_args()
 
 
@@ -39,8 +39,8 @@ def read_windows(args: argparse.Namespace) -> list[list[int]]:
     """The text in windows of at most `--window` token ids, each with the tokenizer's first token in front."""
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     windows: list[list[int]] = []
-    for line in args.text.read_text(encoding="utf-8").splitlines():
-        ids = tokenizer.encode(json.loads(line)["text"]).ids
+    for source in sample_held_out(args.bytes):
+        ids = tokenizer.encode(source.text).ids
         step = args.window - 1
         windows += [ids[:1] + ids[i : i + step] for i in range(1, len(ids), step)]
     kept, total = [], 0
@@ -106,11 +106,6 @@ def report(name: str, score: Score, windows: list[list[int]]) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    if args.rewrite_text:
-        from corpus import sample_held_out
-
-        rows = [json.dumps({"name": s.name, "text": s.text}) for s in sample_held_out(128 * 1024)]
-        args.text.write_text("\n".join(rows) + "\n", encoding="utf-8")
     windows = read_windows(args)
     if args.artifact:
         for path in args.artifact:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from echoc.compiler.importers.huggingface import Checkpoint, ExportedModel, export_causal_lm, load_config  # noqa: E402
-from echoc.compiler.importers.huggingface.attention import MaskKind, recognise_mask  # noqa: E402
-from echoc.compiler.importers.huggingface.lengths import admissible_length  # noqa: E402
-from echoc.errors import CompileError  # noqa: E402
+from echoc.compiler.importers.huggingface import Checkpoint, ExportedModel, export_causal_lm, load_config
+from echoc.compiler.importers.huggingface.attention import MaskKind, recognise_mask
+from echoc.compiler.importers.huggingface.lengths import admissible_length
+from echoc.errors import CompileError
 
 SMALL = {
     "hidden_size": 32,

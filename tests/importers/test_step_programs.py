@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from echoc.compiler.api import _context_length  # noqa: E402
-from echoc.compiler.importers.huggingface import export_causal_lm  # noqa: E402
-from echoc.compiler.importers.huggingface.convert import causal_band, prompt_program  # noqa: E402
-from echoc.compiler.ir import DType, Membrane, Rule  # noqa: E402
-from echoc.compiler.ir.interpret import run_rule  # noqa: E402
-from echoc.compiler.pipeline import language_model_passes, run_passes  # noqa: E402
-from echoc.compiler.weights import Weights  # noqa: E402
-from echoc.errors import CompileError  # noqa: E402
+from echoc.compiler.api import _context_length
+from echoc.compiler.importers.huggingface import export_causal_lm
+from echoc.compiler.importers.huggingface.convert import causal_band, prompt_program
+from echoc.compiler.ir import DType, Membrane, Rule
+from echoc.compiler.ir.interpret import run_rule
+from echoc.compiler.pipeline import language_model_passes, run_passes
+from echoc.compiler.weights import Weights
+from echoc.errors import CompileError
 
 LENGTH = 19
 COMMON = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tokenizers import Tokenizer
@@ -16,12 +18,23 @@ POCKET = Path(__file__).resolve().parents[2] / "examples" / "pocket"
 WINDOW = 512
 
 
+def import_corpus() -> ModuleType:
+    """examples/pocket/corpus.py, which says what is held out of this interpreter's library."""
+    spec = importlib.util.spec_from_file_location("pocket_corpus", POCKET / "corpus.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pocket_corpus"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def windows() -> list[list[int]]:
     """Eight windows of different held-out files, each behind the tokenizer's first token."""
     tokenizer = Tokenizer.from_file(str(POCKET / "model" / "tokenizer.json"))
-    texts = [json.loads(line)["text"] for line in (POCKET / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [tokenizer.encode(text).ids[:WINDOW] for text in texts[:8]]
+    sources = import_corpus().sample_held_out(128 * 1024)
+    return [tokenizer.encode(source.text).ids[:WINDOW] for source in sources[:8]]
 
 
 def perplexity(path: Path, windows: list[list[int]], max_num_batched_tokens: int | None = None) -> float:

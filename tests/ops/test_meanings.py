@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from device import interpret, port, program_of, random_array
 
 from echoc.compiler.ir import Node, make
 from echoc.compiler.ir.ops import OPS
-
-torch = pytest.importorskip("torch")
 
 POSITIVE = ("log", "log1p", "sqrt", "rsqrt", "pow")
 UNARY = ("exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "floor", "ceil",
