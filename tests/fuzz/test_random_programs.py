@@ -25,13 +25,17 @@ def count(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="module")
 def cases(pytestconfig: pytest.Config) -> list[Case]:
-    """Each random program as it is, and after all passes."""
+    """Each random program as it is, and after every pass that changed it."""
     out = []
     for seed in range(count(pytestconfig)):
         case = random_case(seed)
-        after = Case(f"seed{seed}after", run_passes(case.program, list(program_passes())), case.inputs, case.weights,
-                     case.weights_dtype)  # fmt: skip
-        out += [case, after]
+        out.append(case)
+        program = case.program
+        for place, step in enumerate(program_passes()):
+            before, program = program, run_passes(program, [step])
+            if program != before:
+                name = f"seed{seed} after {place} {step.name}"
+                out.append(Case(name, program, case.inputs, case.weights, case.weights_dtype))
     return out
 
 
@@ -49,7 +53,7 @@ def differences(program: Program, got: Arrays, want: Arrays, tolerance: float) -
     return "\n".join([*lines, show(program)]) if lines else ""
 
 
-def test_generated_code_agrees_before_and_after_all_passes(
+def test_generated_code_agrees_before_and_after_every_pass(
     cases: list[Case], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     built = Built(cases, tmp_path_factory.mktemp("fuzz"))
