@@ -56,7 +56,7 @@ def test_the_first_stop_string_cuts(text: str, stops: list[str], include: bool) 
         body = found if include else found + stopped
         assert text.startswith(body)
         assert body.endswith(stopped)
-        assert not any(stop in body[:-1] for stop in stops)
+        assert not any(stop in body[: len(body) - len(stopped)] for stop in stops)  # those that overlap may tie
 
 
 def test_a_stop_string_across_tokens_is_never_shown() -> None:
