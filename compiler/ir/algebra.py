@@ -1,0 +1,300 @@
+"""The rule algebra: every P system is rules of one shape, a start configuration and a derivation mode, as data.
+
+A membrane model (transition, active membranes, tissue, population dynamics, spiking, kernel, chemical) is a choice of
+rule shapes and a mode; nothing below knows a model by its name. Numerical P systems rewrite real numbers and stand in
+`numerical.py`.
+
+The meaning of one step, which the interpreter of `oracle/` spells out and every compiled program follows:
+
+1. *Choose*: a multiset of rule applications over the configuration as it is at the start of the step, as the mode says.
+   An application is a rule with the membranes it binds. It needs its charges, guard, promoters and inhibitors on the
+   starting configuration, and its consumed objects from what other applications have left.
+2. *Apply*: consumed objects vanish, then products appear where their targets say: no product is seen within the step.
+3. *Charges*: applications of one step agree on the charge that each membrane gets; one that would contradict an
+   application already chosen is not applicable any more.
+4. *Structure*, with the products of the step in place: first divisions (the whole content but the consumed objects goes
+   to every part, children are copied with it; a separation deals the old content out by `Result.keeps`), then
+   dissolutions, innermost first: content and children go to the membrane around (the skin never dissolves).
+   A membrane divides, or dissolves as an `Inner` without results, by one application a step; `dissolve` may be asked for
+   by many applications and happens once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .expression import Expression
+
+Bag = tuple[tuple[str, int], ...]
+"""A multiset: (object, count) pairs, sorted by object, counts at least 1. Made by `bag`."""
+
+
+def bag(objects: Mapping[str, int] | Iterable[str | tuple[str, int]] = ()) -> Bag:
+    """The multiset of a mapping or of objects and (object, count) pairs; zero counts vanish.
+
+    Raises ValueError for a negative count.
+    """
+    counts: dict[str, int] = {}
+    items = objects.items() if isinstance(objects, Mapping) else objects
+    for item in items:
+        key, count = (item, 1) if isinstance(item, str) else item
+        counts[key] = counts.get(key, 0) + count
+    for key, count in counts.items():
+        if count < 0:
+            raise ValueError(f"the object {key} has the negative multiplicity {count}")
+    return tuple(sorted((k, c) for k, c in counts.items() if c))
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a rule or cell was written, for messages. Lines and columns count from 1."""
+
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A condition on the multiset of the membrane that holds the rule, at the start of the step.
+
+    `op`: `ge`, `gt`, `le`, `lt`, `eq`, `ne` compare the count of `object` with `count`;
+    `all`, `any`, `not` combine `parts`; `in` holds when the count of `object` is in an ultimately periodic set:
+    `count in starts` below `threshold`, and (count - threshold) % period in `residues` from there on (every regular
+    expression over one letter is such a set: Parikh).
+    """
+
+    op: str
+    object: str = ""
+    count: int = 0
+    parts: tuple[Guard, ...] = ()
+    starts: tuple[int, ...] = ()
+    threshold: int = 0
+    period: int = 1
+    residues: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One membrane that comes out of an inner membrane. `charge` None: as it was. `keeps`: for separation, the objects
+    of the old content that go here (None: all of it, as in division and where the membrane simply stays)."""
+
+    label: str
+    charge: int | None = None
+    produce: Bag = ()
+    keeps: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A child membrane that a rule binds: it has `label` and `charge` (None: any) and loses `consume`.
+
+    `results`: () it dissolves into the membrane around it, one: it stays (perhaps with another label, charge, more
+    objects), two or more: it divides or separates.
+    """
+
+    label: str
+    charge: int | None = None
+    consume: Bag = ()
+    results: tuple[Result, ...] = ()
+
+
+class Target(StrEnum):
+    """Where a product goes, seen from the membrane that holds the rule."""
+
+    OUT = "out"  # the membrane around it; the environment from the skin
+    IN = "in"  # a child with `label`, chosen uniformly for every application
+    LINKED = "linked"  # a cell linked to it with `label`, chosen uniformly once per rule and step (kernel P systems)
+    SYNAPSES = "synapses"  # every cell that a directed link leads to gets all of them (spiking)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Products for another membrane than the one that holds the rule."""
+
+    target: Target
+    objects: Bag
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rewriting rule.
+
+    label: the membrane that holds it, or None for whatever stands around `inner` (the environment, if that is the
+        skin). Its *subjects* are the inner membranes, or that membrane where there are none.
+    charge: the charge that it needs; None: any.
+    consume, produce: objects taken from it and placed in it.
+    inner: child membranes that it binds, all different, each by itself an application's choice.
+    new_charge: the charge of the membrane afterwards; None: not touched.
+    dissolve: the membrane dissolves at the end of the step.
+    send: products for elsewhere.
+    guard, promoters, inhibitors: on the membrane that holds it; promoters must be there in these counts, an inhibitor
+        (object, n) blocks when at least n are there.
+    priority: smaller goes first (P-Lingua writes it in front); None: no relation to any other rule.
+    probability: of population dynamics, or the weight with which it is chosen among those applicable; None: 1.
+    rate: stochastic rate constant c (propensity c * h, h the number of distinct reactant combinations) or a rate law
+        over object names (counts of the membrane) and parameters already put in as numbers; for mode GILLESPIE.
+    delay: steps for which the cell is closed before the products leave (spiking).
+    divide: for kernel P systems, parts ((label, products), ...) that replace the membrane.
+    link, unlink: for kernel P systems, a label: make or cut a link to one cell of that label.
+    where: the source.
+    """
+
+    label: str | None
+    consume: Bag = ()
+    produce: Bag = ()
+    inner: tuple[Inner, ...] = ()
+    charge: int | None = None
+    new_charge: int | None = None
+    dissolve: bool = False
+    send: tuple[Send, ...] = ()
+    guard: Guard | None = None
+    promoters: Bag = ()
+    inhibitors: Bag = ()
+    priority: int | None = None
+    probability: float | None = None
+    rate: float | Expression | None = None
+    delay: int = 0
+    divide: tuple[tuple[str, Bag], ...] = ()
+    link: str | None = None
+    unlink: str | None = None
+    where: Where = Where()
+
+    @property
+    def home(self) -> str:
+        """The label by which priorities and groups find it: `label`, or that of the first inner membrane."""
+        return self.label if self.label is not None else self.inner[0].label
+
+
+class Bound(StrEnum):
+    """How the rules of a group are applied in one membrane in one step."""
+
+    MAXIMAL = "maximal"  # as often as possible (maximally parallel)
+    AT_MOST = "at_most"  # at most `limit` applications per subject membrane, and that many if possible
+    MINIMAL = "minimal"  # minimally parallel: at least one application of the group if one is possible, any number more
+    SEQUENCE = "sequence"  # rules one after another, each once, up to the first that is not applicable
+    CHOICE = "choice"  # exactly one rule, once, if any is applicable
+    ARBITRARY = "arbitrary"  # any number of applications, possibly none
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rules (indices into System.rules) that are applied together under one bound."""
+
+    rules: tuple[int, ...]
+    bound: Bound = Bound.MAXIMAL
+    limit: int = 1
+
+
+class Mode(StrEnum):
+    """The derivation mode: how a step chooses.
+
+    PARALLEL: groups compete for objects and are maximal together: applications are drawn one at a time, uniformly
+        (weighted by `probability`) among all that are applicable then, until none is.
+    ORDERED: in each membrane the groups run in order, each on what the ones before left (kernel P systems); if a group
+        replaces the membrane (dissolution, division), the later ones do not run there.
+    SEQUENTIAL: one application in the whole system a step, drawn likewise.
+    DCBA: population dynamics by direct distribution over consistent blocks (Martinez-del-Amor et al. 2012).
+    GILLESPIE: one reaction at a time in continuous time by the direct method (Gillespie 1977); a step is one event.
+    """
+
+    PARALLEL = "parallel"
+    ORDERED = "ordered"
+    SEQUENTIAL = "sequential"
+    DCBA = "dcba"
+    GILLESPIE = "gillespie"
+
+
+class Priority(StrEnum):
+    """STRONG: a rule of a membrane is barred for the step when one with a smaller number is applicable there at its
+    start. WEAK: it gets what the ones with smaller numbers left."""
+
+    STRONG = "strong"
+    WEAK = "weak"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A membrane of the start configuration. `parent` is the index of the membrane around it, before it in the list;
+    None for the skin, and for every cell of a graph (kernel P systems, spiking)."""
+
+    label: str
+    parent: int | None = None
+    objects: Bag = ()
+    charge: int = 0
+    name: str = ""
+    where: Where = Where()
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A P system. `validate` (validate.py) checks it; front ends and builders call it.
+
+    cells: the start configuration, parents first.
+    groups: every rule is in exactly one.
+    links: (from, to) pairs of cells. Undirected ones are there in both directions.
+    unbounded: objects that the skin's multiset holds in unlimited supply (the environment of tissue P systems).
+    environment: what is outside the skin at the start.
+    features: whatever else the source says of itself, as text.
+    """
+
+    model: str
+    cells: tuple[Cell, ...]
+    rules: tuple[Rule, ...]
+    groups: tuple[Group, ...]
+    mode: Mode = Mode.PARALLEL
+    priority: Priority = Priority.STRONG
+    links: tuple[tuple[int, int], ...] = ()
+    unbounded: frozenset[str] = frozenset()
+    environment: Bag = ()
+    name: str = ""
+    features: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The alphabet: every object that occurs, in order of first appearance (cells, then rules)."""
+        seen: dict[str, None] = {}
+        for cell in self.cells:
+            seen.update((o, None) for o, _ in cell.objects)
+        seen.update((o, None) for o, _ in self.environment)
+        seen.update((o, None) for o in sorted(self.unbounded))
+        for rule in self.rules:
+            seen.update((o, None) for o in rule_objects(rule))
+        return tuple(seen)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every label that a membrane can have, in order of first appearance."""
+        seen: dict[str, None] = {cell.label: None for cell in self.cells}
+        for rule in self.rules:
+            for inner in rule.inner:
+                seen.update((r.label, None) for r in inner.results)
+            seen.update((label, None) for label, _ in rule.divide)
+        return tuple(seen)
+
+
+def rule_objects(rule: Rule) -> Iterable[str]:
+    """Every object a rule mentions, repeats included."""
+    bags = [rule.consume, rule.produce, rule.promoters, rule.inhibitors, *(s.objects for s in rule.send)]
+    for inner in rule.inner:
+        bags.append(inner.consume)
+        bags.extend(r.produce for r in inner.results)
+    bags.extend(b for _, b in rule.divide)
+    for b in bags:
+        yield from (o for o, _ in b)
+    if rule.guard is not None:
+        yield from guard_objects(rule.guard)
+
+
+def guard_objects(guard: Guard) -> Iterable[str]:
+    """Every object a guard looks at."""
+    if guard.object:
+        yield guard.object
+    for part in guard.parts:
+        yield from guard_objects(part)
