@@ -11,5 +11,7 @@ void bind_pager(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 void bind_checksum(nanobind::module_& m);
 void bind_pack(nanobind::module_& m);
+void bind_runs(nanobind::module_& m);
+void bind_population(nanobind::module_& m);
 
 }  // namespace echoc

@@ -9,4 +9,6 @@ NB_MODULE(_native, m) {
   echoc::bind_pager(m);
   echoc::bind_sampler(m);
   echoc::bind_pack(m);
+  echoc::bind_runs(m);
+  echoc::bind_population(m);
 }

@@ -223,3 +223,10 @@ def fill_random_into(fmt: str, group: int, num_sources: int, N: int, K: int, see
 
 def unpack(fmt: str, group: int, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], num_sources: int, N: int, K: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None))]:
     """The values of packed weights as f32 [num_sources, N, K]."""
+
+class RunKernel:
+    """A compiled system whose membranes stay."""
+
+    def __init__(self, path: str, entry: str, places: int, cells: int, instances: int, scratch_bytes: int) -> None: ...
+
+    def advance(self, *, counts: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu')], charges: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu')], time: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu')], step: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], index: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu')], seed: int, steps: int, until: float, recorded: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], every: int, times: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, records: Annotated[NDArray[numpy.int64], dict(shape=(None, None, None), order='C', device='cpu')], records_done: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], applications: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu')] | None, halted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')], error: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')], where: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], num_threads: int) -> None: ...

@@ -179,18 +179,21 @@ def batches(sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield f"{family}_{i // BATCH}", "\n".join(sources[n] for n in part)
 
 
-def build_library(sources: Mapping[str, str], level: str, progress: Progress | None = None) -> bytes:
+def build_library(
+    sources: Mapping[str, str], level: str, progress: Progress | None = None, tiles: bool = True
+) -> bytes:
     """The shared library of the given kernels and the tiles they call.
 
     Args:
         sources: kernel name -> C++ source.
         level: a -march name.
         progress: told (stage, done, total).
+        tiles: whether the kernels multiply matrices; those of P systems do not.
     Raises: CompileError when there is no compiler, it fails, or the cache cannot be written.
     """
     folder = cache_folder()
     jobs = dict(batches(sources))
-    for tile in TILES:
+    for tile in TILES if tiles else ():
         jobs[tile.removesuffix(".cpp")] = (KERNELS / "cpu" / tile).read_text()
     try:
         return _link(_objects(jobs, level, folder, progress), folder)

@@ -1,0 +1,291 @@
+// The direct method (Gillespie, Exact stochastic simulation of coupled chemical reactions, J. Phys. Chem. 81, 1977):
+// what small systems, whose reactions are straight-line code, and large ones, which go by tables, have in common; and
+// the loop of the large ones.
+#pragma once
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/random.h"
+#include "kernels/cpu/runs.h"
+
+namespace echoc::gillespie {
+
+constexpr double kNever = HUGE_VAL;
+
+// Two numbers for every event, functions of (seed, run, event): a wait of mean 1, and a uniform that picks a reaction.
+// An event that was not taken because it came too late gets the same numbers when the run goes on.
+class Events {
+ public:
+  Events(uint64_t seed, uint64_t run) : seed_(seed), run_(run) {}
+
+  void at(int64_t event) {
+    const auto number = static_cast<uint64_t>(event);
+    if (number / random::kLanes != base_) refill(number / random::kLanes);
+    place_ = number % random::kLanes;
+  }
+  double wait() const { return wait_[place_]; }
+  double pick() const { return pick_[place_]; }
+
+ private:
+  __attribute__((noinline)) void refill(uint64_t base) {
+    base_ = base;
+    const uint64_t first = base * random::kLanes;
+    uint64_t low[random::kLanes], high[random::kLanes];
+    random::philox_batch(static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32), static_cast<uint32_t>(run_),
+                         static_cast<uint32_t>(run_ >> 32) & 0xFFFF, static_cast<uint32_t>(seed_),
+                         static_cast<uint32_t>(seed_ >> 32), low, high);
+    for (int i = 0; i < random::kLanes; ++i) {
+      wait_[i] = -random::log_uniform(random::to_uniform(low[i]));
+      pick_[i] = random::to_uniform(high[i]);
+    }
+  }
+
+  uint64_t seed_, run_, base_ = UINT64_MAX, place_ = 0;
+  alignas(64) double wait_[random::kLanes];
+  alignas(64) double pick_[random::kLanes];
+};
+
+// How many ways there are to take k of x: the factor h of a propensity.
+inline double ways(int64_t x, int64_t k) {
+  const double n = static_cast<double>(x);
+  if (k == 1) return n;
+  if (k == 2) return n * (n - 1) * 0.5;
+  if (x < k) return 0;
+  double h = 1;
+  for (int64_t i = 0; i < k && h > 0 && h <= DBL_MAX; ++i) {
+    h *= (n - static_cast<double>(i)) / static_cast<double>(i + 1);
+  }
+  return h;
+}
+
+inline bool good(double propensity) { return propensity >= 0 && propensity <= DBL_MAX; }
+
+inline double next_time(const runs::Run& run) {
+  return run.times && run.records_done < run.num_records ? run.times[run.records_done] : kNever;
+}
+
+// Records the state, which stays as it is until after `time`, at all times up to it.
+inline void record_until(runs::Run& run, double time) {
+  if (!run.times) return;
+  while (run.records_done < run.num_records && run.times[run.records_done] <= time) runs::record(run);
+}
+
+inline void report(runs::Run& run, int32_t instances, int32_t last) {
+  if (!run.applications) return;
+  std::memset(run.applications, 0, static_cast<size_t>(instances) * sizeof(int64_t));
+  if (last >= 0) run.applications[last] = 1;
+}
+
+// ---- Large systems ----
+
+struct Range {
+  int32_t begin, end;
+};
+
+struct Amount {
+  int32_t place;
+  int32_t unused;
+  int64_t count;
+};
+
+struct SetCharge {
+  int32_t cell, charge;
+};
+
+struct Reaction {
+  double constant;
+  Range reactants;   // Amounts
+  Range changes;     // Amounts, signed
+  Range charges;     // SetCharges
+  Range dependents;  // reactions whose propensity it may change, ascending
+  int32_t special;   // -1: mass action; else the number of its code
+  int32_t unused;
+};
+
+struct Tables {
+  int32_t places, cells, reactions;
+  const Reaction* reaction;
+  const Amount* amount;
+  const SetCharge* set_charge;
+  const int32_t* dependent;
+};
+
+// Sums of eight over sums of eight ..., propensities at the bottom: to change one or to find one is a few levels. Sums
+// are always made anew from their parts, so that rounding does not pile up.
+constexpr int kFan = 8;
+constexpr int kLevels = 8;
+
+class SumTree {
+ public:
+  SumTree(std::byte* memory, int32_t leaves) {
+    auto* next = reinterpret_cast<double*>(memory);
+    int64_t size = leaves;
+    do {
+      size = (size + kFan - 1) / kFan * kFan;
+      level_[levels_++] = next;
+      std::fill(next, next + size, 0.0);
+      next += size;
+      size /= kFan;
+    } while (size > 1);
+  }
+
+  double* leaves() { return level_[0]; }
+
+  double total() const { return sum(level_[levels_ - 1]); }
+
+  void sum_all(int32_t leaves) {
+    int64_t size = leaves;
+    for (int l = 1; l < levels_; ++l) {
+      size = (size + kFan - 1) / kFan;
+      for (int64_t i = 0; i < size; ++i) level_[l][i] = sum(level_[l - 1] + i * kFan);
+    }
+  }
+
+  // Makes the sums over changed leaves, given ascending, anew.
+  void sum_over(const int32_t* leaves, int32_t count) {
+    for (int l = 1; l < levels_; ++l) {
+      int32_t last = -1;
+      const int shift = 3 * l;
+      for (int32_t i = 0; i < count; ++i) {
+        const int32_t node = leaves[i] >> shift;
+        if (node == last) continue;
+        last = node;
+        level_[l][node] = sum(level_[l - 1] + static_cast<int64_t>(node) * kFan);
+      }
+    }
+  }
+
+  // The leaf that `target`, below the total, falls on; never an empty one.
+  int32_t find(double target) const {
+    int64_t node = 0;
+    for (int l = levels_ - 1; l >= 0; --l) {
+      const double* part = level_[l] + node * kFan;
+      int chosen = 0;
+      for (int i = 0; i < kFan; ++i) {
+        if (part[i] <= 0) continue;
+        chosen = i;  // the last that is not empty, if rounding leads beyond the end
+        if (target < part[i]) break;
+        target -= part[i];
+      }
+      node = node * kFan + chosen;
+    }
+    return static_cast<int32_t>(node);
+  }
+
+ private:
+  static double sum(const double* p) { return ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7])); }
+
+  double* level_[kLevels];
+  int levels_ = 0;
+};
+
+template <class Special>
+double propensity(const Tables& t, Special&& special, int32_t r, const int64_t* x, const int8_t* charge) {
+  const Reaction& reaction = t.reaction[r];
+  if (reaction.special >= 0) return special(reaction.special, x, charge);
+  double a = reaction.constant;
+  for (int32_t i = reaction.reactants.begin; i < reaction.reactants.end; ++i) {
+    a *= ways(x[t.amount[i].place], t.amount[i].count);
+  }
+  return a;
+}
+
+// Adds the changes of a reaction to the counts, or leaves them as they are and reports which would overflow.
+inline bool apply(const Tables& t, const Reaction& reaction, runs::Run& run) {
+  for (int32_t i = reaction.changes.begin; i < reaction.changes.end; ++i) {
+    const Amount& a = t.amount[i];
+    if (__builtin_add_overflow(run.counts[a.place], a.count, &run.counts[a.place])) {
+      run.counts[a.place] =
+          static_cast<int64_t>(static_cast<uint64_t>(run.counts[a.place]) - static_cast<uint64_t>(a.count));
+      for (int32_t j = reaction.changes.begin; j < i; ++j) run.counts[t.amount[j].place] -= t.amount[j].count;
+      run.error = runs::Error::kOverflow;
+      run.where = a.place;
+      return false;
+    }
+  }
+  for (int32_t i = reaction.charges.begin; i < reaction.charges.end; ++i) {
+    run.charges[t.set_charge[i].cell] = static_cast<int8_t>(t.set_charge[i].charge);
+  }
+  return true;
+}
+
+inline bool refuse(runs::Run& run, int64_t reaction) {
+  run.error = runs::Error::kPropensity;
+  run.where = reaction;
+  return false;
+}
+
+template <class Special>
+bool prepare(const Tables& t, Special&& special, SumTree& tree, runs::Run& run) {
+  for (int32_t r = 0; r < t.reactions; ++r) {
+    const double a = propensity(t, special, r, run.counts, run.charges);
+    if (!good(a)) return refuse(run, r);
+    tree.leaves()[r] = a;
+  }
+  tree.sum_all(t.reactions);
+  return true;
+}
+
+template <class Special>
+void advance(const Tables& t, Special&& special, runs::Run& run) {
+  run.halted = 0;
+  run.error = runs::Error::kNone;
+  SumTree tree(run.scratch, t.reactions);
+  if (!prepare(t, special, tree, run)) return;
+  Events events(run.seed, run.index);
+  int32_t last = -1;
+  double next_record = next_time(run);
+  for (int64_t i = 0; i < run.steps; ++i) {
+    const double total = tree.total();
+    if (!(total <= DBL_MAX)) {
+      refuse(run, std::max_element(tree.leaves(), tree.leaves() + t.reactions) - tree.leaves());
+      break;
+    }
+    if (total <= 0) {
+      run.halted = 1;
+      record_until(run, run.until);
+      break;
+    }
+    events.at(run.step);
+    const double time = run.time + events.wait() / total;
+    if (!(time <= run.until)) {
+      record_until(run, run.until);
+      break;
+    }
+    if (time > next_record) {
+      runs::record_before(run, time);
+      next_record = next_time(run);
+    }
+    const int32_t chosen = tree.find(events.pick() * total);
+    const Reaction& reaction = t.reaction[chosen];
+    if (!apply(t, reaction, run)) break;
+    last = chosen;
+    run.time = time;
+    run.step += 1;
+    if (run.every > 0 && run.step % run.every == 0) runs::record(run);
+    const int32_t* dependents = t.dependent + reaction.dependents.begin;
+    const int32_t count = reaction.dependents.end - reaction.dependents.begin;
+    bool all_good = true;
+    for (int32_t j = 0; j < count; ++j) {
+      const double a = propensity(t, special, dependents[j], run.counts, run.charges);
+      all_good = all_good && good(a);
+      tree.leaves()[dependents[j]] = a;
+    }
+    if (!all_good) {
+      const auto* bad =
+          std::find_if_not(dependents, dependents + count, [&](int32_t r) { return good(tree.leaves()[r]); });
+      refuse(run, *bad);
+      break;
+    }
+    tree.sum_over(dependents, count);
+  }
+  if (run.halted && run.every > 0) {
+    while (run.records_done < run.num_records) runs::record(run);
+  }
+  report(run, t.reactions, last);
+}
+
+}  // namespace echoc::gillespie

@@ -1,0 +1,279 @@
+"""Many independent runs of a compiled system whose membranes stay: population dynamics and chemical systems.
+
+    runs = Runs(library, layout)
+    batch = runs.start(1000, seed=1)
+    batch.advance(steps=42)                     # population dynamics
+    batch.counts[:, runs.place("1", "a")]       # [runs]
+
+Run i of a batch is a function of the seed and of i alone: it comes out the same whatever else is in the batch, on how
+many threads, and in how many calls it is advanced.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from echoc import _native
+from echoc.errors import ArtifactError, DeviceError, RequestError
+from echoc.runtime.devices.cpu import default_num_threads
+
+Counts = npt.NDArray[np.int64]
+Times = npt.NDArray[np.float64]
+MAX_RUN = 1 << 48
+_SLICE = 1 << 24  # steps between two looks at signals, for all runs of a batch together
+_LOADS = itertools.count()
+
+
+class Runs:
+    """A compiled system: its kernel and what the vector of counts means (the layout, see the generator).
+
+    Raises: ArtifactError for a layout that is not one, DeviceError when the system does not load the library.
+    """
+
+    def __init__(self, library: bytes | memoryview, layout: Mapping[str, Any]) -> None:
+        try:
+            self.mode = str(layout["mode"])
+            self.size = int(layout["size"])
+            self.cells: Sequence[Mapping[str, Any]] = layout["cells"]
+            self.rules = [str(rule) for rule in layout["rules"]]
+            self.instances = [tuple(int(i) for i in row) for row in layout["instances"]]
+            self._charges = np.array([int(cell["charge"]) for cell in self.cells], np.int8)
+            self._initial = np.zeros(self.size, np.int64)
+            for place, count in layout["initial"]:
+                self._initial[place] = count
+            self._names = {int(p): (c, o) for c, cell in enumerate(self.cells) for o, p in cell["objects"].items()}
+            entry, scratch = str(layout["entry"]), int(layout["scratch_bytes"])
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            raise ArtifactError(f"the layout of the runs is not valid: {error!r}; compile the system again") from None
+        self._kernel = _load(library, entry, self.size, len(self.cells), len(self.instances), scratch)
+
+    def place(self, cell: int | str, obj: str) -> int | None:
+        """Where the vector holds an object of a cell (an index, or the label of the only such cell); None where the
+        cell can never hold it. Raises RequestError for a cell that is not there or not the only one."""
+        index = cell if isinstance(cell, int) else self.find(cell)
+        if not 0 <= index < len(self.cells):
+            raise RequestError(f"there is no cell {index}; wanted 0 to {len(self.cells) - 1}")
+        found = self.cells[index]["objects"].get(obj)
+        return None if found is None else int(found)
+
+    def find(self, label: str) -> int:
+        """The index of the only cell with a label. Raises RequestError."""
+        found = [i for i, c in enumerate(self.cells) if label in (c["label"], c["name"])]
+        if len(found) != 1:
+            known = ", ".join(dict.fromkeys(str(c["label"]) for c in self.cells))
+            what = "no cell has" if not found else f"{len(found)} cells have"
+            raise RequestError(f"{what} the label {label!r}; known: {known}. A cell's index names one of several")
+        return found[0]
+
+    def start(
+        self, runs: int = 1, *, seed: int = 0, first: int = 0, counts: Counts | None = None, threads: int | None = None
+    ) -> Batch:
+        """Runs number first to first + runs - 1 at the start configuration, or at `counts` [size] or [runs, size].
+
+        Raises: RequestError for numbers out of range.
+        """
+        if runs < 1 or first < 0 or first + runs > MAX_RUN:
+            raise RequestError(f"runs {first} to {first + runs - 1} were asked for; wanted at least one, below 2^48")
+        if not 0 <= seed < 1 << 64:
+            raise RequestError(f"the seed is {seed}; wanted 0 to 2^64 - 1")
+        if threads is not None and threads < 1:
+            raise RequestError(f"{threads} threads were asked for; wanted at least one")
+        start = self._initial if counts is None else np.asarray(counts)
+        if start.dtype != np.int64 or start.shape not in ((self.size,), (runs, self.size)):
+            raise RequestError(
+                f"the counts are {start.dtype}{list(start.shape)}; wanted int64[{self.size}] or [{runs}, {self.size}]"
+            )
+        if (start < 0).any():
+            raise RequestError("a start count is negative; wanted 0 or more")
+        try:
+            return Batch(self, runs, seed, first, start, threads or default_num_threads())
+        except MemoryError:
+            raise RequestError(f"no memory for {runs} runs of {self.size} counts; ask for fewer runs") from None
+
+    def where(self, place: int) -> str:
+        """A place as text: the object and its membrane."""
+        cell, obj = self._names[place]
+        entry = self.cells[cell]
+        return f"{obj} in membrane {entry['name'] or entry['label']}"
+
+
+class Batch:
+    """Runs side by side. The arrays are the state; row i is run `first + i`.
+
+    counts: int64 [runs, size]. charges: int8 [runs, cells]. steps: int64 [runs], steps (events) taken.
+    time: float64 [runs], of the last event (mode gillespie), else the steps.
+    halted: bool [runs], whether nothing is applicable any more.
+    applications: int64 [runs, instances], how often each was applied in the last step, where it was asked for.
+    """
+
+    def __init__(self, runs: Runs, count: int, seed: int, first: int, counts: Counts, threads: int) -> None:
+        self.runs, self.seed, self.threads = runs, seed, threads
+        self.counts: Counts = np.array(np.broadcast_to(counts, (count, runs.size)), np.int64, order="C")
+        self.charges = np.array(np.broadcast_to(runs._charges, (count, len(runs.cells))), np.int8, order="C")
+        self.time: Times = np.zeros(count)
+        self.steps = np.zeros(count, np.int64)
+        self.index = np.arange(first, first + count, dtype=np.uint64)
+        self._halted = np.zeros(count, np.int32)
+        self.applications: Counts | None = None
+
+    @property
+    def halted(self) -> npt.NDArray[np.bool_]:
+        return self._halted.astype(np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def advance(
+        self,
+        steps: int | None = None,
+        *,
+        until: float | None = None,
+        record: Iterable[int] | None = None,
+        every: int = 0,
+        times: npt.ArrayLike | None = None,
+        applications: bool = False,
+    ) -> Counts:
+        """Takes steps in every run that has not halted, at most `steps` (events, in mode gillespie) each.
+
+        Args:
+            until: (mode gillespie) take no event later than this; with it, `steps` may be None: as many as it takes.
+            record: places of the vector to record, default all.
+            every: record after each `every`-th step since the start of the run.
+            times: (mode gillespie) record at these times, ascending; replaces `every`. `until` defaults to the last.
+            applications: keep how often each instance was applied in the last step.
+
+        Returns: int64 [runs, records, places], the records; a run that halts stays as it is. Without `every` and
+            `times`, no records.
+        Raises: RequestError for bad arguments; DeviceError for a count beyond 2^63 - 1 or a rate that is no rate: the
+            run stands at the start of its failing step, the others somewhere on their way.
+        """
+        plan = _Plan(self, steps, until, record, every, times)
+        if applications:
+            self.applications = np.zeros((len(self), len(self.runs.instances)), np.int64)
+        error, where = np.zeros(len(self), np.int32), np.zeros(len(self), np.int64)
+        for part in plan.slices():
+            self.runs._kernel.advance(
+                counts=self.counts, charges=self.charges, time=self.time, step=self.steps, index=self.index,
+                seed=self.seed, steps=part, until=plan.until, recorded=plan.recorded, every=plan.every,
+                times=plan.times, records=plan.records, records_done=plan.done,
+                applications=self.applications if applications else None, halted=self._halted, error=error,
+                where=where, num_threads=self.threads,
+            )  # fmt: skip
+            if error.any():
+                self._fail(error, where)
+        return plan.records
+
+    def _fail(self, error: npt.NDArray[np.int32], where: npt.NDArray[np.int64]) -> None:
+        row = int(np.flatnonzero(error)[0])
+        runs, place = self.runs, int(where[row])
+        step, others = int(self.steps[row]) + 1, int(np.count_nonzero(error)) - 1
+        start = f"run {int(self.index[row])}, step {step}: "
+        end = f" ({others} more runs failed)" if others else ""
+        if error[row] == 1:
+            raise DeviceError(f"{start}the count of {runs.where(place)} would pass 2^63 - 1{end}; start from less")
+        rule = runs.rules[runs.instances[place][0]]
+        cell = runs.cells[runs.instances[place][1]]["label"]
+        raise DeviceError(
+            f"{start}the propensity of {rule} in membrane {cell} is negative, infinite or NaN{end}; a rate law must be "
+            "0 or more for all counts that occur"
+        )
+
+
+class _Plan:
+    """The checked arguments of one call of `Batch.advance`, and its records."""
+
+    def __init__(
+        self, batch: Batch, steps: int | None, until: float | None, record: Iterable[int] | None, every: int,
+        times: npt.ArrayLike | None,
+    ) -> None:  # fmt: skip
+        timed = batch.runs.mode == "gillespie"
+        if not timed and (until is not None or times is not None):
+            raise RequestError(f"`until` and `times` are for mode gillespie; this system is in mode {batch.runs.mode}")
+        self.batch, self.every = batch, 0 if times is not None else every
+        self.times = None if times is None else np.array(times, np.float64, ndmin=1)
+        if self.times is not None:
+            if self.times.ndim != 1 or not np.isfinite(self.times).all() or (np.diff(self.times) < 0).any():
+                raise RequestError("the times to record at must be finite and ascending")
+            if until is None and steps is None and len(self.times):
+                until = float(self.times[-1])
+        if until is not None and math.isnan(until):
+            raise RequestError("`until` is NaN; wanted a time")
+        if steps is None and (until is None or until == math.inf):
+            raise RequestError("wanted a number of steps" + (", or `until`" if timed else ""))
+        if steps is not None and not 0 <= steps < 1 << 62:
+            raise RequestError(f"{steps} steps were asked for; wanted 0 or more, below 2^62")
+        if every < 0:
+            raise RequestError(f"records every {every} steps were asked for; wanted 1 or more, or 0 for none")
+        if every and steps is None:
+            raise RequestError("records by steps need a number of steps")
+        self.steps, self.until = steps, math.inf if until is None else until
+        self.recorded = np.arange(batch.runs.size, dtype=np.int32)
+        if record is not None:
+            chosen = list(record)
+            bad = next((p for p in chosen if not 0 <= p < batch.runs.size), None)
+            if bad is not None:
+                raise RequestError(f"place {bad} was asked for; wanted 0 to {batch.runs.size - 1}")
+            self.recorded = np.array(chosen, np.int32)
+        self.records = self._allocate()
+        self.done = np.zeros(len(batch), np.int64)
+
+    def _allocate(self) -> Counts:
+        count = 0
+        if self.times is not None:
+            count = len(self.times)
+        elif self.every and self.steps:
+            taken = np.unique(self.batch.steps)
+            numbers = (taken + self.steps) // self.every - taken // self.every
+            count = int(numbers.max())
+        shape = (len(self.batch), count, len(self.recorded))
+        try:
+            return np.zeros(shape, np.int64)
+        except (MemoryError, ValueError):
+            raise RequestError(f"no memory for records of shape {list(shape)}; record less") from None
+
+    def slices(self) -> Iterable[int]:
+        """Steps for one call of the kernel after another, so that an interrupt is seen between them."""
+        batch, piece = self.batch, max(1, _SLICE // len(self.batch))
+        left = self.steps
+        while left is None or left > 0:
+            part = piece if left is None else min(piece, left)
+            before = batch.steps.copy()
+            yield part
+            left = None if left is None else left - part
+            if (batch.steps - before < part).all():
+                return
+
+
+def _load(
+    library: bytes | memoryview, entry: str, places: int, cells: int, instances: int, scratch: int
+) -> _native.RunKernel:
+    """Loads the kernel from a private file without a name where the system allows, so nothing is left behind."""
+    sizes = (entry, places, cells, instances, scratch)
+    try:
+        if hasattr(os, "memfd_create"):
+            handle = os.memfd_create("echoc-runs")
+            try:
+                with os.fdopen(handle, "wb", closefd=False) as file:
+                    file.write(library)
+                # dlopen takes a path it knows for the library it has loaded: every load gets a path of its own
+                with tempfile.TemporaryDirectory() as folder:
+                    link = Path(folder) / f"kernel{next(_LOADS)}.so"
+                    link.symlink_to(f"/proc/self/fd/{handle}")
+                    return _native.RunKernel(str(link), *sizes)
+            finally:
+                os.close(handle)
+        with tempfile.NamedTemporaryFile(suffix=".so") as named:
+            named.write(library)
+            named.flush()
+            return _native.RunKernel(named.name, *sizes)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise DeviceError(f"the system does not load the compiled runs: {error}; compile on this machine") from None
