@@ -1,6 +1,4 @@
 // Runs the launch lists of an artifact: one parallel region per step over kernels of a shared library.
-#include <dlfcn.h>
-
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -19,6 +17,7 @@
 
 #include "kernels/cpu/abi.h"
 #include "runtime/native/bindings.h"
+#include "runtime/native/library.h"
 #include "runtime/native/team.h"
 
 namespace nb = nanobind;
@@ -30,26 +29,6 @@ using Clock = std::chrono::steady_clock;
 using Kernel = void (*)(const Call*);
 
 int64_t nanoseconds(Clock::duration d) { return std::chrono::duration_cast<std::chrono::nanoseconds>(d).count(); }
-
-/// A shared library that is closed with the object. Its names stay out of the process's global ones.
-class Library {
- public:
-  explicit Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-    if (!handle_) throw std::runtime_error(dlerror());
-  }
-  ~Library() { dlclose(handle_); }
-  Library(const Library&) = delete;
-  Library& operator=(const Library&) = delete;
-
-  Kernel find(const std::string& name) const {
-    void* symbol = dlsym(handle_, name.c_str());
-    if (!symbol) throw std::runtime_error("the kernel library has no kernel named " + name);
-    return reinterpret_cast<Kernel>(symbol);
-  }
-
- private:
-  void* handle_;
-};
 
 struct Launch {
   Kernel kernel;
@@ -211,7 +190,7 @@ class Executor {
 
   Kernel find(const std::string& name) {
     auto [entry, missing] = kernels_.try_emplace(name, nullptr);
-    if (missing) entry->second = library_.find(name);
+    if (missing) entry->second = reinterpret_cast<Kernel>(library_.find(name));
     return entry->second;
   }
 

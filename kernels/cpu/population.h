@@ -1,0 +1,174 @@
+// Populations of membranes: the tables a step reads and writes, and the pages that hold multisets.
+//
+// A multiset is a chain of pages with (object, count) entries, each object once, in no order. Chains are immutable once
+// written: a fork shares the head (one more reference), whoever changes a multiset writes a new chain.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace echoc::population {
+
+struct Entry {
+  int64_t count;
+  uint32_t object;
+  uint32_t unused;
+};
+
+constexpr uint32_t kPageEntries = 15;
+
+struct alignas(256) Page {
+  uint32_t next;       // page index, 0 at the end
+  uint32_t used;       // entries in this page
+  int32_t references;  // of the chain, counted in its head
+  uint32_t unused;
+  Entry entries[kPageEntries];
+};
+static_assert(sizeof(Page) == 256);
+
+/// An array in reserved address space: it grows up to `limit` without moving. Reserved by the runtime.
+template <class T>
+struct Vec {
+  T* data;
+  uint64_t size;
+  uint64_t limit;
+
+  bool push(const T& value) {
+    if (size == limit) return false;
+    data[size++] = value;
+    return true;
+  }
+};
+
+/// All pages. Page 0 is nobody's. Pages are taken from a thread's free list, else from above `top`.
+struct Pool {
+  Page* pages;
+  uint32_t limit;
+  uint32_t top;
+};
+
+/// One row a membrane. The environment outside the skin is not a row: it is cell -1 where cells are named.
+struct Cells {
+  uint32_t count;
+  uint32_t limit;
+  uint16_t* label;
+  int8_t* charge;
+  uint8_t* idle;      // no rule applies to the content by itself: nothing to do until something comes in
+  int32_t* parent;    // row, -1 for the skin and for cells of a graph
+  uint32_t* content;  // head page, 0 when empty
+  int64_t* id;        // never used twice in a run
+  int32_t* closed;    // steps for which the cell neither fires nor receives
+  int32_t* pending;   // rule whose products leave when the cell opens, -1
+};
+
+/// A rule applied `times` to the cells it binds: holder (-1 the environment), inner ones, chosen target.
+constexpr int kMembers = 6;
+struct Application {
+  int32_t rule;
+  int32_t members;
+  int64_t times;
+  int64_t cells[kMembers];  // ids, -1 the environment
+};
+
+/// `delta` objects for a row (-1: the environment).
+struct Mail {
+  int32_t cell;
+  uint32_t object;
+  int64_t delta;
+};
+
+/// A rule with rows to bind.
+struct Candidate {
+  int32_t rule;
+  int32_t cells[kMembers - 1];  // holder, inner ones
+};
+
+/// A rule that may be applied in the membrane at hand, and how often it has been.
+struct Local {
+  int32_t rule;
+  int64_t times;
+};
+
+/// A directed edge between rows. As a wish: `to` below -1 asks for the edge to row -2 - to to be cut.
+struct Link {
+  int32_t from;
+  int32_t to;
+};
+
+/// What one thread works with. `count` and `fresh` are dense over objects and all zero between membranes.
+struct Workspace {
+  int64_t* count;
+  int64_t* fresh;
+  Vec<uint32_t> touched;
+  Vec<uint32_t> renewed;
+  Vec<uint32_t> free_pages;
+  Vec<Mail> mail;
+  Vec<Local> local;
+  Vec<int32_t> order;
+  int32_t* used;              // applications per group in the membrane at hand, all zero between membranes
+  Vec<Candidate> candidates;  // bindings of rules that share
+  Vec<Candidate> contested;   // bindings of other rules in membranes that those want something of
+  Vec<Application> applications;
+  Vec<Link> relinks;
+  int64_t applied;
+};
+
+enum Status : int32_t {
+  kDone = 0,
+  kHalted = 1,
+  kOutOfPages = 2,
+  kOutOfCells = 3,
+  kOverflow = 4,
+  kOutOfWorkspace = 5,
+  kInnerLimit = 6,
+};
+
+/// What all threads of a step share.
+struct Shared {
+  std::atomic<int32_t> status;
+  int32_t failed_cell;  // row of an overflow, -1 the environment
+  uint32_t failed_object;
+  int64_t next_id;
+  int64_t applied;
+  bool has_mail;
+  int64_t divided;
+  int64_t dissolved;
+  Vec<Candidate> candidates;
+  Vec<Mail> mail;          // grouped by row
+  Vec<uint32_t> mail_begin;  // per row + 1, where its mail starts; the environment's comes first
+  Vec<int32_t> children;   // rows grouped by parent
+  Vec<uint32_t> child_begin;
+  Vec<int32_t> structure;  // per row: inner index of the rule that divides or dissolves it, -1
+  Vec<uint8_t> dissolves;
+  Vec<uint8_t> carried;    // per old row: its content is the new configuration's as well
+  Vec<uint8_t> contested;
+  Vec<int8_t> charge_set;  // kUnset, or the charge that an application has given
+  Vec<uint32_t> slots;     // open addressing over (row, object)
+  Vec<Mail> resources;     // what is left of them
+  Vec<Link> links_before;
+  Vec<Link> links;
+  Vec<uint32_t> link_begin;
+  Vec<int32_t> order;
+};
+
+/// One step of one thread. All threads of the team call the kernel with the same tables.
+struct StepCall {
+  const Cells* before;
+  Cells* after;
+  Pool* pool;
+  Workspace* workspaces;
+  Shared* shared;
+  const int64_t* environment_before;  // dense over objects
+  int64_t* environment;
+  uint64_t seed;
+  uint64_t run;
+  int64_t step;
+  int32_t record;  // whether to list applications
+  int32_t tid;
+  int32_t nthreads;
+  void (*barrier)(void*);
+  void* team;
+};
+
+}  // namespace echoc::population

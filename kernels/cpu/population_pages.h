@@ -1,0 +1,100 @@
+// Chains of pages: taking, writing, sharing and giving back.
+#pragma once
+
+#include "kernels/cpu/population.h"
+
+namespace echoc::population {
+
+/// A page for this thread, or 0 when the pool is used up.
+inline uint32_t take_page(Pool& pool, Workspace& work) {
+  if (work.free_pages.size > 0) return work.free_pages.data[--work.free_pages.size];
+  const uint32_t page = __atomic_fetch_add(&pool.top, 1u, __ATOMIC_RELAXED);
+  if (page < pool.limit) return page;
+  __atomic_fetch_sub(&pool.top, 1u, __ATOMIC_RELAXED);
+  return 0;
+}
+
+/// One holder of a chain less; its pages go to this thread's free list with the last one.
+inline void release(Pool& pool, Workspace& work, uint32_t head) {
+  if (head == 0) return;
+  if (__atomic_sub_fetch(&pool.pages[head].references, 1, __ATOMIC_ACQ_REL) > 0) return;
+  while (head != 0) {
+    const uint32_t next = pool.pages[head].next;
+    work.free_pages.push(head);  // holds as many as there are pages
+    head = next;
+  }
+}
+
+/// One holder of a chain more: a fork.
+inline void share(Pool& pool, uint32_t head) {
+  if (head != 0) __atomic_fetch_add(&pool.pages[head].references, 1, __ATOMIC_RELAXED);
+}
+
+/// Writes a new chain entry by entry.
+class Writer {
+ public:
+  Writer(Pool& pool, Workspace& work) : pool_(pool), work_(work) {}
+
+  bool put(uint32_t object, int64_t count) {
+    if (used_ == kPageEntries || page_ == nullptr) {
+      const uint32_t taken = take_page(pool_, work_);
+      if (taken == 0) return false;
+      Page* page = pool_.pages + taken;
+      page->next = 0;
+      page->references = 1;
+      if (page_ != nullptr) {
+        page_->next = taken;
+        page_->used = used_;
+      } else {
+        head_ = taken;
+      }
+      page_ = page;
+      used_ = 0;
+    }
+    page_->entries[used_++] = {count, object, 0};
+    return true;
+  }
+
+  uint32_t finish() {
+    if (page_ != nullptr) page_->used = used_;
+    return head_;
+  }
+
+  /// Gives back what was written.
+  void abandon() {
+    const uint32_t head = finish();
+    release(pool_, work_, head);
+    page_ = nullptr;
+    head_ = 0;
+    used_ = 0;
+  }
+
+ private:
+  Pool& pool_;
+  Workspace& work_;
+  Page* page_ = nullptr;
+  uint32_t head_ = 0;
+  uint32_t used_ = 0;
+};
+
+template <class F>
+inline void each_entry(const Pool& pool, uint32_t head, F&& f) {
+  while (head != 0) {
+    const Page& page = pool.pages[head];
+    for (uint32_t i = 0; i < page.used; ++i) f(page.entries[i].object, page.entries[i].count);
+    head = page.next;
+  }
+}
+
+inline int64_t count_of(const Pool& pool, uint32_t head, uint32_t object) {
+  while (head != 0) {
+    const Page& page = pool.pages[head];
+    for (uint32_t i = 0; i < page.used; ++i) {
+      if (page.entries[i].object == object) return page.entries[i].count;
+    }
+    head = page.next;
+  }
+  return 0;
+}
+
+}  // namespace echoc::population

@@ -1,0 +1,433 @@
+// Choosing among rules that bind several membranes, or take from the membrane around.
+#pragma once
+
+#include "kernels/cpu/population_choice.h"
+
+namespace echoc::population {
+
+template <class S>
+class SharedChoice : public CellChoice<S> {
+ public:
+  using CellChoice<S>::CellChoice;
+
+  // Once a step, by one thread.
+  void begin() {
+    const uint32_t rows = before_.count;
+    after_.count = rows;
+    shared_.candidates.size = 0;
+    shared_.divided = shared_.dissolved = 0;
+    for (uint32_t i = 0; i < rows; ++i) {
+      shared_.contested.data[i] = S::kSequential ? 1 : 0;
+      shared_.charge_set.data[i] = kUnset;
+      shared_.structure.data[i] = kNone;
+      shared_.dissolves.data[i] = 0;
+    }
+    if constexpr (S::kNeedsChildren) this->list_children();
+    if constexpr (S::kHasLinks) this->list_links();
+  }
+
+  // Finds the bindings of sharing rules, starting at the rows of this thread.
+  void gather(Range rows) {
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int32_t row = static_cast<int32_t>(i);
+      if (!S::starts_shared(before_.label[row])) continue;
+      each_entry(pool_, before_.content[row], [&](uint32_t object, int64_t) { start_at(row, object); });
+      for (int32_t k = 0; k < S::kSharedAlwaysCount; ++k) start(S::kSharedAlways[k], row);
+    }
+    if (call_.tid != 0) return;
+    for (int o = 0; o < S::kObjects; ++o) {
+      if (call_.environment_before[o] > 0) start_at(kNone, static_cast<uint32_t>(o));
+    }
+  }
+
+  // Draws among all candidates that share something. One thread, when all others are done choosing.
+  void settle() {
+    collect_candidates();
+    if (shared_.candidates.size == 0) return;
+    random_ = this->random_for(~uint64_t{0});
+    if (!list_resources()) return fail(kOutOfWorkspace);
+    if constexpr (S::kHasPriority && !S::kWeak) bar_by_priority();
+    draw();
+  }
+
+ protected:
+  using CellChoice<S>::after_;
+  using CellChoice<S>::before_;
+  using CellChoice<S>::call_;
+  using CellChoice<S>::pool_;
+  using CellChoice<S>::random_;
+  using CellChoice<S>::shared_;
+  using CellChoice<S>::work_;
+  using CellChoice<S>::fail;
+  using CellChoice<S>::item;
+  using CellChoice<S>::rule_row;
+
+ private:
+
+  // ---- finding the bindings
+
+  void start_at(int32_t row, uint32_t object) {
+    const Span triggers = S::shared_trigger(object);
+    for (int32_t t = triggers.begin; t < triggers.end; ++t) start(S::kSharedTriggers[t], row);
+  }
+
+  // `trigger`: the rule and which of its membranes (0 the holder) the row would be.
+  void start(TriggerRow trigger, int32_t row) {
+    const RuleRow& r = rule_row(trigger.rule);
+    Candidate candidate{};
+    candidate.rule = trigger.rule;
+    if (trigger.member == 0) {
+      if (!holds(r, row) || !has(row, r.consume)) return;
+      candidate.cells[0] = row;
+    } else {
+      const InnerRow& inner = S::kInners[r.inner.begin + trigger.member - 1];
+      if (row < 0 || !this->is_inner(inner, row) || !has(row, inner.consume)) return;
+      const int32_t holder = before_.parent[row];
+      if (!holds(r, holder) || !has(holder, r.consume)) return;
+      candidate.cells[0] = holder;
+      candidate.cells[trigger.member] = row;
+    }
+    if (!holder_allows(r, candidate.cells[0])) return;
+    bind_inner(candidate, r, 0, trigger.member - 1);
+  }
+
+  // With inner membranes a rule without a label is held by whatever is around them; without, by its own label.
+  bool holds(const RuleRow& r, int32_t row) const {
+    if (r.inner.size() > 0) return CellChoice<S>::holds(r, row);
+    return row >= 0 && r.label == before_.label[row] && this->charge_fits(r.charge, before_.charge[row]);
+  }
+
+  bool has(int32_t row, Span bag) const {
+    for (int32_t i = bag.begin; i < bag.end; ++i) {
+      if (count_in(row, item(i).object) < item(i).count) return false;
+    }
+    return true;
+  }
+
+  int64_t count_in(int32_t row, uint32_t object) const {
+    return row < 0 ? call_.environment_before[object] : count_of(pool_, before_.content[row], object);
+  }
+
+  bool holder_allows(const RuleRow& r, int32_t holder) {
+    if (r.guard == kNone && r.promoters.size() == 0 && r.inhibitors.size() == 0) return true;
+    if (holder < 0) {
+      for (int o = 0; o < S::kObjects; ++o) work_.count[o] = call_.environment_before[o];
+      const bool allowed = this->conditions_hold(r);
+      for (int o = 0; o < S::kObjects; ++o) work_.count[o] = 0;
+      return allowed;
+    }
+    this->load(holder);
+    const bool allowed = this->conditions_hold(r);
+    this->clear_counts();
+    return allowed;
+  }
+
+  void bind_inner(Candidate& candidate, const RuleRow& r, int32_t k, int32_t fixed) {
+    if (k == r.inner.size()) {
+      for (int32_t m = 0; m <= k; ++m) {
+        if (candidate.cells[m] >= 0) __atomic_store_n(&shared_.contested.data[candidate.cells[m]], 1, __ATOMIC_RELAXED);
+      }
+      if (!work_.candidates.push(candidate)) fail(kOutOfWorkspace);
+      return;
+    }
+    if (k == fixed) return bind_inner(candidate, r, k + 1, fixed);
+    const InnerRow& inner = S::kInners[r.inner.begin + k];
+    const Span children = this->children_of(candidate.cells[0]);
+    for (int32_t i = children.begin; i < children.end; ++i) {
+      const int32_t row = shared_.children.data[i];
+      if (!this->is_inner(inner, row) || taken(candidate, row, k, fixed) || !has(row, inner.consume)) continue;
+      candidate.cells[k + 1] = row;
+      bind_inner(candidate, r, k + 1, fixed);
+    }
+  }
+
+  static bool taken(const Candidate& candidate, int32_t row, int32_t before, int32_t fixed) {
+    if (fixed >= 0 && candidate.cells[fixed + 1] == row) return true;
+    for (int32_t k = 0; k < before; ++k) {
+      if (candidate.cells[k + 1] == row) return true;
+    }
+    return false;
+  }
+
+  void collect_candidates() {
+    for (int32_t t = 0; t < call_.nthreads; ++t) append(call_.workspaces[t].candidates);
+    for (int32_t t = 0; t < call_.nthreads; ++t) append(call_.workspaces[t].contested);
+  }
+
+  void append(const Vec<Candidate>& list) {
+    for (uint64_t i = 0; i < list.size; ++i) {
+      if (!shared_.candidates.push(list.data[i])) return fail(kOutOfWorkspace);
+    }
+  }
+
+  // ---- what is left of what: open addressing over (row, key), keys being objects and groups
+
+  bool list_resources() {
+    const uint64_t wanted = shared_.candidates.size * 8 + 64;
+    uint64_t size = 1024;
+    while (size < wanted) size *= 2;
+    if (size > shared_.slots.limit) return false;
+    shared_.slots.size = size;
+    for (uint64_t i = 0; i < size; ++i) shared_.slots.data[i] = 0;
+    shared_.resources.size = 1;
+    return true;
+  }
+
+  static uint64_t hash(int32_t row, uint32_t key) {
+    uint64_t x = (static_cast<uint64_t>(static_cast<uint32_t>(row)) << 32 | key) + 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;  // the finaliser of splitmix64 (Steele, Lea and Flood 2014)
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+  }
+
+  /// What is left, or nullptr when there is no room for the entry.
+  int64_t* left(int32_t row, uint32_t key) {
+    const uint64_t mask = shared_.slots.size - 1;
+    uint64_t at = hash(row, key) & mask;
+    while (shared_.slots.data[at] != 0) {
+      Mail& found = shared_.resources.data[shared_.slots.data[at]];
+      if (found.cell == row && found.object == key) return &found.delta;
+      at = (at + 1) & mask;
+    }
+    if (shared_.resources.size * 2 > shared_.slots.size && !grow_slots()) return nullptr;
+    const int64_t amount = key < S::kObjects ? count_in(row, key) : 0;
+    if (!shared_.resources.push({row, key, amount})) return nullptr;
+    const uint32_t index = static_cast<uint32_t>(shared_.resources.size - 1);
+    insert(index);
+    return &shared_.resources.data[index].delta;
+  }
+
+  void insert(uint32_t index) {
+    const Mail& entry = shared_.resources.data[index];
+    const uint64_t mask = shared_.slots.size - 1;
+    uint64_t at = hash(entry.cell, entry.object) & mask;
+    while (shared_.slots.data[at] != 0) at = (at + 1) & mask;
+    shared_.slots.data[at] = index;
+  }
+
+  bool grow_slots() {
+    if (shared_.slots.size * 2 > shared_.slots.limit) return false;
+    shared_.slots.size *= 2;
+    for (uint64_t i = 0; i < shared_.slots.size; ++i) shared_.slots.data[i] = 0;
+    for (uint64_t i = 1; i < shared_.resources.size; ++i) insert(static_cast<uint32_t>(i));
+    return true;
+  }
+
+  // ---- drawing
+
+  static bool limits(const GroupRow& group) {
+    return group.bound == BoundKind::kAtMost || group.bound == BoundKind::kChoice;
+  }
+
+  template <class F>
+  static void for_subjects(const Candidate& candidate, const RuleRow& r, F&& f) {
+    if (r.inner.size() == 0) return f(candidate.cells[0]);
+    for (int32_t k = 0; k < r.inner.size(); ++k) f(candidate.cells[k + 1]);
+  }
+
+  /// How often a candidate can be applied now; -1 when there is no room to find out.
+  int64_t room(const Candidate& candidate) {
+    const RuleRow& r = rule_row(candidate.rule);
+    const GroupRow& group = S::kGroups[r.group];
+    int64_t most = INT64_MAX;
+    auto bound_by = [&](int32_t row, Span bag) {
+      for (int32_t i = bag.begin; i < bag.end && most > 0; ++i) {
+        const int64_t* amount = left(row, item(i).object);
+        const int64_t times = amount == nullptr ? -1 : *amount / item(i).count;
+        most = times < most ? times : most;
+      }
+    };
+    bound_by(candidate.cells[0], r.consume);
+    for (int32_t k = 0; k < r.inner.size(); ++k) bound_by(candidate.cells[k + 1], S::kInners[r.inner.begin + k].consume);
+    if (limits(group)) {
+      for_subjects(candidate, r, [&](int32_t row) {
+        const int64_t* used = left(row, S::kObjects + static_cast<uint32_t>(r.group));
+        const int64_t rest = used == nullptr ? -1 : group.limit - *used;
+        most = rest < most ? rest : most;
+      });
+    }
+    if (most <= 0 || !charges_agree(candidate, r)) return most < 0 ? -1 : 0;
+    if (restructures(candidate, r)) return 1;
+    return most;
+  }
+
+  bool charges_agree(const Candidate& candidate, const RuleRow& r) const {
+    auto agrees = [&](int32_t row, int8_t charge) {
+      if (row < 0 || charge == kAnyCharge) return true;
+      const int8_t set = shared_.charge_set.data[row];
+      return set == kUnset || set == charge;
+    };
+    if (!agrees(candidate.cells[0], r.new_charge)) return false;
+    for (int32_t k = 0; k < r.inner.size(); ++k) {
+      const InnerRow& inner = S::kInners[r.inner.begin + k];
+      const int32_t row = candidate.cells[k + 1];
+      if (!agrees(row, this->inner_charge(inner))) return false;
+      const bool changes = inner.results.size() != 1;
+      if (changes && (shared_.structure.data[row] != kNone || shared_.charge_set.data[row] != kUnset)) return false;
+    }
+    return r.divide.size() == 0 || shared_.structure.data[candidate.cells[0]] == kNone;
+  }
+
+  static bool restructures(const Candidate&, const RuleRow& r) {
+    bool any = r.divide.size() > 0;
+    for (int32_t k = 0; k < r.inner.size(); ++k) any |= S::kInners[r.inner.begin + k].results.size() != 1;
+    return any;
+  }
+
+  void apply(const Candidate& candidate, int64_t times) {
+    const RuleRow& r = rule_row(candidate.rule);
+    auto consume = [&](int32_t row, Span bag) {
+      for (int32_t i = bag.begin; i < bag.end; ++i) {
+        *left(row, item(i).object) -= item(i).count * times;
+        this->post(row, item(i).object, -item(i).count * times);
+      }
+    };
+    auto charge = [&](int32_t row, int8_t value) {
+      if (row >= 0 && value != kAnyCharge) shared_.charge_set.data[row] = value;
+    };
+    consume(candidate.cells[0], r.consume);
+    charge(candidate.cells[0], r.new_charge);
+    for (int32_t k = 0; k < r.inner.size(); ++k) {
+      const InnerRow& inner = S::kInners[r.inner.begin + k];
+      consume(candidate.cells[k + 1], inner.consume);
+      charge(candidate.cells[k + 1], this->inner_charge(inner));
+      if (inner.results.size() != 1) shared_.charge_set.data[candidate.cells[k + 1]] = kAnyCharge;
+    }
+    for_subjects(candidate, r, [&](int32_t row) {
+      if (limits(S::kGroups[r.group]) || asks_for_number(r)) {
+        if (int64_t* used = left(row, S::kObjects + static_cast<uint32_t>(r.group))) *used += times;
+      }
+    });
+    this->emit(candidate, times, kNone, random_, [](uint32_t, int64_t) { return true; });
+    work_.applied += 1;
+  }
+
+  static bool asks_for_number(const RuleRow& r) {
+    const BoundKind bound = S::kGroups[r.group].bound;
+    return bound == BoundKind::kArbitrary || bound == BoundKind::kMinimal;
+  }
+
+  int32_t home(const Candidate& candidate) const {
+    const RuleRow& r = rule_row(candidate.rule);
+    return r.label == kNone && r.inner.size() > 0 ? candidate.cells[1] : candidate.cells[0];
+  }
+
+  /// The smallest priority among candidates of a membrane, kept beside the resources as its negative.
+  void bar_by_priority() {
+    constexpr uint32_t kKey = S::kObjects + S::kGroupCount;
+    Vec<Candidate>& all = shared_.candidates;
+    for (uint64_t i = 0; i < all.size; ++i) {
+      const int32_t priority = rule_row(all.data[i].rule).priority;
+      if (priority == kNoPriority) continue;
+      int64_t* best = left(home(all.data[i]), kKey);
+      if (best == nullptr) return fail(kOutOfWorkspace);
+      const int64_t rank = INT32_MAX - static_cast<int64_t>(priority) + 1;
+      *best = rank > *best ? rank : *best;
+    }
+    uint64_t kept = 0;
+    for (uint64_t i = 0; i < all.size; ++i) {
+      const int32_t priority = rule_row(all.data[i].rule).priority;
+      const bool free = priority == kNoPriority;
+      if (!free && INT32_MAX - static_cast<int64_t>(priority) + 1 < *left(home(all.data[i]), kKey)) continue;
+      all.data[kept++] = all.data[i];
+    }
+    all.size = kept;
+  }
+
+  void draw() {
+    Vec<Candidate>& all = shared_.candidates;
+    uint64_t until_look = 0;
+    while (all.size > 0 && shared_.status.load(std::memory_order_relaxed) == kDone) {
+      if (!S::kSequential && all.size <= 4096 && until_look == 0) {
+        if (draw_many()) continue;
+        until_look = all.size;
+      }
+      until_look -= until_look > 0 ? 1 : 0;
+      const uint64_t i = random_.below(all.size);
+      const Candidate candidate = all.data[i];
+      const RuleRow& r = rule_row(candidate.rule);
+      if constexpr (!S::kUniform) {
+        if (random_.uniform() * S::kMaxWeight >= r.weight) continue;
+      }
+      const int64_t most = room(candidate);
+      if (most < 0) return fail(kOutOfWorkspace);
+      if (most == 0) {
+        all.data[i] = all.data[--all.size];
+        continue;
+      }
+      if (S::kWeak && outranked(candidate)) continue;
+      if (asks_for_number(r)) {
+        const int64_t least = S::kGroups[r.group].bound == BoundKind::kMinimal && unused(candidate) ? 1 : 0;
+        const int64_t times = least + static_cast<int64_t>(random_.below(static_cast<uint64_t>(most - least) + 1));
+        if (times > 0) apply(candidate, times);
+        all.data[i] = all.data[--all.size];
+        continue;
+      }
+      apply(candidate, all.size == 1 && !S::kSequential ? most : 1);
+      if constexpr (S::kSequential) return;
+    }
+  }
+
+  bool unused(const Candidate& candidate) {
+    bool any = false;
+    const RuleRow& r = rule_row(candidate.rule);
+    for_subjects(candidate, r, [&](int32_t row) {
+      const int64_t* used = left(row, S::kObjects + static_cast<uint32_t>(r.group));
+      any |= used != nullptr && *used == 0;
+    });
+    return any;
+  }
+
+  bool outranked(const Candidate& candidate) {
+    const int32_t priority = rule_row(candidate.rule).priority;
+    if (priority == kNoPriority) return false;
+    const Vec<Candidate>& all = shared_.candidates;
+    for (uint64_t i = 0; i < all.size; ++i) {
+      const int32_t other = rule_row(all.data[i].rule).priority;
+      if (other == kNoPriority || other >= priority || home(all.data[i]) != home(candidate)) continue;
+      if (room(all.data[i]) > 0) return true;
+    }
+    return false;
+  }
+
+  // So many draws at once that no candidate can become inapplicable meanwhile. False when that is hardly any.
+  bool draw_many() {
+    Vec<Candidate>& all = shared_.candidates;
+    if (S::kWeak) return false;
+    int64_t least = INT64_MAX;
+    double total = 0;
+    for (uint64_t i = 0; i < all.size; ++i) {
+      const RuleRow& r = rule_row(all.data[i].rule);
+      if (S::kGroups[r.group].bound != BoundKind::kMaximal || restructures(all.data[i], r)) return false;
+      if (sets_new_charge(all.data[i], r)) return false;
+      const int64_t most = room(all.data[i]);
+      if (most <= 0) return false;
+      // any draw takes at most kMaxCount of an object, this candidate needs at least one of each of its own
+      least = most / S::kMaxCount < least ? most / S::kMaxCount : least;
+      total += r.weight;
+    }
+    if (least < 2 * static_cast<int64_t>(all.size)) return false;
+    int64_t draws = least;
+    for (uint64_t i = 0; i < all.size && draws > 0; ++i) {
+      const double weight = rule_row(all.data[i].rule).weight;
+      const int64_t times = weight >= total ? draws : random_.binomial(draws, weight / total);
+      if (times > 0) apply(all.data[i], times);
+      draws -= times;
+      total -= weight;
+    }
+    return true;
+  }
+
+  bool sets_new_charge(const Candidate& candidate, const RuleRow& r) const {
+    auto changes = [&](int32_t row, int8_t charge) {
+      return row >= 0 && charge != kAnyCharge && shared_.charge_set.data[row] != charge;
+    };
+    bool any = changes(candidate.cells[0], r.new_charge);
+    for (int32_t k = 0; k < r.inner.size(); ++k) {
+      any |= changes(candidate.cells[k + 1], this->inner_charge(S::kInners[r.inner.begin + k]));
+    }
+    return any;
+  }
+};
+
+}  // namespace echoc::population

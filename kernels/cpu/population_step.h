@@ -1,0 +1,347 @@
+// One step of a population of membranes: choose, apply, communicate, change the structure.
+//
+// `S` holds the generated tables. Threads share the rows in contiguous ranges; what is random depends on the seed, the
+// run, the step and the membrane only, so that the number of threads changes nothing.
+#pragma once
+
+#include "kernels/cpu/abi.h"
+#include "kernels/cpu/population.h"
+#include "kernels/cpu/population_ordered.h"
+#include "kernels/cpu/population_shared.h"
+#include "kernels/cpu/population_structure.h"
+
+namespace echoc::population {
+
+template <class S>
+class Step {
+ public:
+  explicit Step(const StepCall& call)
+      : call_(call),
+        before_(*call.before),
+        after_(*call.after),
+        pool_(*call.pool),
+        shared_(*call.shared),
+        work_(call.workspaces[call.tid]),
+        choice_(call) {}
+
+  void run() {
+    const Range rows = share_rows(before_.count);
+    reset();
+    if (call_.tid == 0) choice_.begin();
+    meet();
+    copy_rows(rows);
+    if constexpr (S::kHasShared) {
+      choice_.gather(rows);
+      meet();
+      if (failed()) return finish(rows);
+    }
+    for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) evolve(static_cast<int32_t>(row));
+    meet();
+    if (call_.tid == 0 && !failed()) {
+      if constexpr (S::kHasShared || S::kSequential) choice_.settle();
+      collect();
+    }
+    meet();
+    if (failed()) return finish(rows);
+    for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) deliver(static_cast<int32_t>(row));
+    if (call_.tid == 0 && !failed()) deliver_to_environment();
+    meet();
+    if (call_.tid == 0 && !failed()) {
+      if constexpr (S::kHasStructure) Structure<S>(call_).run();
+    }
+    meet();
+    finish(rows);
+  }
+
+ private:
+  void reset() {
+    work_.mail.size = 0;
+    work_.candidates.size = 0;
+    work_.contested.size = 0;
+    work_.applications.size = 0;
+    work_.relinks.size = 0;
+    work_.applied = 0;
+  }
+
+  Range share_rows(int64_t count) const { return echoc::share(count, call_.tid, call_.nthreads); }
+  void meet() { call_.barrier(call_.team); }
+  bool failed() const { return shared_.status.load(std::memory_order_relaxed) != kDone; }
+
+  void copy_rows(Range rows) {
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      after_.label[i] = before_.label[i];
+      after_.charge[i] = before_.charge[i];
+      after_.parent[i] = before_.parent[i];
+      after_.id[i] = before_.id[i];
+      after_.content[i] = before_.content[i];
+      after_.idle[i] = before_.idle[i];
+      shared_.carried.data[i] = 1;
+      if constexpr (S::kHasDelay) {
+        after_.closed[i] = before_.closed[i] > 0 ? before_.closed[i] - 1 : 0;
+        after_.pending[i] = before_.pending[i];
+      }
+    }
+  }
+
+  // The content of a membrane by its own rules.
+  void evolve(int32_t row) {
+    if constexpr (S::kHasDelay) {
+      if (before_.closed[row] > 0) {
+        if (before_.closed[row] == 1) choice_.open(row);
+        return;
+      }
+    }
+    const bool contested = (S::kHasShared || S::kSequential) && shared_.contested.data[row] != 0;
+    if (before_.idle[row] && !contested) return;
+    const uint32_t* actions = S::actions(before_.label[row], before_.charge[row]);
+    if (actions == nullptr && !S::kOrdered && !contested) {
+      after_.idle[row] = 1;
+      return;
+    }
+    uint32_t kinds = S::kOrdered || S::has_always(before_.label[row]) || contested ? kDecide : 0;
+    bool moves = false;
+    if (kinds == 0) {
+      each_entry(pool_, before_.content[row], [&](uint32_t object, int64_t) {
+        const uint32_t action = actions[object];
+        const bool keeps = action == (kMove | object) || action == (kMerge | object);
+        moves |= !keeps;
+        kinds |= keeps ? 0 : action;
+      });
+      kinds = (kinds & kKindMask);
+    }
+    if ((kinds & kKindMask) == kDecide) {
+      decide(row, actions);
+    } else if (moves) {
+      move(row, actions);
+    } else {
+      after_.idle[row] = 1;
+    }
+  }
+
+  // Every object has one thing to do.
+  void move(int32_t row, const uint32_t* actions) {
+    Writer writer(pool_, work_);
+    bool fits = true;
+    int64_t applied = 0;
+    const bool record = call_.record != 0;
+    each_entry(pool_, before_.content[row], [&](uint32_t object, int64_t count) {
+      const uint32_t action = actions[object];
+      const uint32_t target = action & ~kKindMask;
+      const uint32_t kind = action & kKindMask;
+      if (kind == kMove) {
+        fits &= writer.put(target, count);
+      } else if (kind == kMerge) {
+        fits &= give(row, target, count);
+      }
+      if (target != object || kind == kErase) {
+        applied += count;
+        if (record) choice_.note_move(row, object, count);
+      }
+    });
+    work_.applied += applied > 0 ? 1 : 0;
+    fits &= flush(writer);
+    settle(row, writer, fits);
+  }
+
+  // Rules compete, or take and give more than one object.
+  void decide(int32_t row, const uint32_t* actions) {
+    load(row);
+    const bool tried = S::kOrdered ? choice_.decide_ordered(row) : choice_.decide_cell(row, actions);
+    const bool applied = choice_.applied_here();
+    if (!applied && !choice_.moved(actions)) {
+      clear_counts();
+      if constexpr (!S::kConditionsOutside && !S::kOrdered) after_.idle[row] = tried ? 0 : 1;
+      return;
+    }
+    bool fits = true;
+    for (uint64_t i = 0; i < work_.touched.size; ++i) {
+      const uint32_t object = work_.touched.data[i];
+      const int64_t count = work_.count[object];
+      work_.count[object] = 0;
+      if (count == 0) continue;
+      const uint32_t action = actions == nullptr ? (kDecide | object) : actions[object];
+      const uint32_t kind = action & kKindMask;
+      const uint32_t target = kind == kDecide ? object : action & ~kKindMask;
+      if (kind != kErase) fits &= give(row, target, count);
+      if (kind != kDecide && (target != object || kind == kErase)) {
+        work_.applied += 1;
+        if (call_.record != 0) choice_.note_move(row, object, count);
+      }
+    }
+    work_.touched.size = 0;
+    fits &= choice_.produce_cell(row, [&](uint32_t object, int64_t count) { return give(row, object, count); });
+    Writer writer(pool_, work_);
+    fits &= flush(writer);
+    settle(row, writer, fits);
+  }
+
+  void load(int32_t row) {
+    work_.touched.size = 0;
+    each_entry(pool_, before_.content[row], [&](uint32_t object, int64_t count) {
+      work_.count[object] = count;
+      work_.touched.push(object);
+    });
+  }
+
+  void clear_counts() {
+    for (uint64_t i = 0; i < work_.touched.size; ++i) work_.count[work_.touched.data[i]] = 0;
+    work_.touched.size = 0;
+  }
+
+  bool give(int32_t row, uint32_t object, int64_t count) {
+    int64_t& sum = work_.fresh[object];
+    if (sum == 0) work_.renewed.push(object);
+    if (__builtin_add_overflow(sum, count, &sum)) {
+      fail(kOverflow, row, object);
+      sum = INT64_MAX;
+      return false;
+    }
+    return true;
+  }
+
+  bool flush(Writer& writer) {
+    bool fits = true;
+    for (uint64_t i = 0; i < work_.renewed.size; ++i) {
+      const uint32_t object = work_.renewed.data[i];
+      const int64_t count = work_.fresh[object];
+      work_.fresh[object] = 0;
+      if (count != 0) fits = fits && writer.put(object, count);
+    }
+    work_.renewed.size = 0;
+    return fits;
+  }
+
+  void settle(int32_t row, Writer& writer, bool fits) {
+    if (!fits) {
+      writer.abandon();
+      fail(kOutOfPages, row, 0);
+      return;
+    }
+    drop(row);
+    after_.content[row] = writer.finish();
+    after_.idle[row] = 0;
+  }
+
+  // The row gives up what it holds: the old configuration's share is given back when the step is done.
+  void drop(int32_t row) {
+    if (shared_.carried.data[row]) {
+      shared_.carried.data[row] = 0;
+    } else {
+      release(pool_, work_, after_.content[row]);
+    }
+    after_.content[row] = 0;
+  }
+
+  void fail(Status status, int32_t row, uint32_t object) {
+    int32_t expected = kDone;
+    if (shared_.status.compare_exchange_strong(expected, status)) {
+      shared_.failed_cell = row;
+      shared_.failed_object = object;
+    }
+  }
+
+  // Groups the mail of all threads by row.
+  void collect() {
+    uint64_t total = 0;
+    for (int32_t t = 0; t < call_.nthreads; ++t) total += call_.workspaces[t].mail.size;
+    const uint64_t rows = before_.count;
+    shared_.has_mail = total > 0;
+    if (total == 0) return;
+    if (total > shared_.mail.limit) return fail(kOutOfWorkspace, 0, 0);
+    uint32_t* begin = shared_.mail_begin.data;
+    for (uint64_t i = 0; i < rows + 2; ++i) begin[i] = 0;
+    for_mail([&](const Mail& mail) { ++begin[mail.cell + 2]; });
+    for (uint64_t i = 1; i < rows + 2; ++i) begin[i] += begin[i - 1];
+    for_mail([&](const Mail& mail) { shared_.mail.data[begin[mail.cell + 1]++] = mail; });
+    shared_.mail.size = total;
+  }
+
+  template <class F>
+  void for_mail(F&& f) {
+    for (int32_t t = 0; t < call_.nthreads; ++t) {
+      const Vec<Mail>& mail = call_.workspaces[t].mail;
+      for (uint64_t i = 0; i < mail.size; ++i) f(mail.data[i]);
+    }
+  }
+
+  Span mail_of(int32_t row) const {
+    // after the grouping an entry is where the row's mail ends, and the next row's begins
+    const uint32_t* end = shared_.mail_begin.data;
+    return {row < 0 ? 0 : static_cast<int32_t>(end[row]), static_cast<int32_t>(end[row + 1])};
+  }
+
+  void deliver(int32_t row) {
+    const bool turned = after_.charge[row] != before_.charge[row] || after_.label[row] != before_.label[row];
+    if (turned) after_.idle[row] = 0;
+    if (!shared_.has_mail) return;
+    const Span mail = mail_of(row);
+    if (mail.size() == 0) return;
+    const bool deaf = S::kHasDelay && after_.closed[row] > 0;
+    bool any = false;
+    for (int32_t i = mail.begin; i < mail.end; ++i) any |= !deaf || shared_.mail.data[i].delta < 0;
+    if (!any) return;
+    bool fits = true;
+    each_entry(pool_, after_.content[row], [&](uint32_t object, int64_t count) {
+      work_.fresh[object] = count;
+      work_.renewed.push(object);
+    });
+    for (int32_t i = mail.begin; i < mail.end; ++i) {
+      const Mail& m = shared_.mail.data[i];
+      if (m.delta < 0) work_.fresh[m.object] += m.delta;
+    }
+    for (int32_t i = mail.begin; i < mail.end; ++i) {
+      const Mail& m = shared_.mail.data[i];
+      if (m.delta > 0 && !deaf) fits &= arrive(row, m);
+    }
+    Writer writer(pool_, work_);
+    fits &= flush(writer);
+    settle(row, writer, fits);
+  }
+
+  // Like give, but an object whose count fell to zero is on the list already.
+  bool arrive(int32_t row, const Mail& mail) {
+    int64_t& sum = work_.fresh[mail.object];
+    if (sum == 0) work_.renewed.push(mail.object);
+    if (__builtin_add_overflow(sum, mail.delta, &sum)) {
+      fail(kOverflow, row, mail.object);
+      sum = INT64_MAX;
+      return false;
+    }
+    return true;
+  }
+
+  void deliver_to_environment() {
+    for (int o = 0; o < S::kObjects; ++o) call_.environment[o] = call_.environment_before[o];
+    if (!shared_.has_mail) return;
+    const Span mail = mail_of(-1);
+    for (int32_t i = mail.begin; i < mail.end; ++i) {
+      const Mail& m = shared_.mail.data[i];
+      if (__builtin_add_overflow(call_.environment[m.object], m.delta, &call_.environment[m.object])) {
+        fail(kOverflow, -1, m.object);
+      }
+    }
+  }
+
+  // The old configuration's pages go back, or the new one's if the step failed.
+  void finish(Range rows) {
+    const bool undo = failed();
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      if (shared_.carried.data[row]) continue;
+      release(pool_, work_, undo ? after_.content[row] : before_.content[row]);
+    }
+    if (undo && call_.tid == 0) {
+      for (uint32_t row = before_.count; row < after_.count; ++row) release(pool_, work_, after_.content[row]);
+    }
+    meet();
+  }
+
+  const StepCall& call_;
+  const Cells& before_;
+  Cells& after_;
+  Pool& pool_;
+  Shared& shared_;
+  Workspace& work_;
+  Ordered<S> choice_;
+};
+
+}  // namespace echoc::population
