@@ -1,0 +1,147 @@
+"""Whether a claimed choice of applications is one that a step may make."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from echoc.compiler.ir.algebra import Mode, System, Target
+
+from .binding import Binding, Bindings
+from .configuration import Application, Configuration, StepError, describe, num_targets, target_slots
+from .draft import Draft
+
+
+def check(system: System, configuration: Configuration, applications: Sequence[Application]) -> None:
+    """Raises StepError with the reason when the applications are not a choice that the mode may make.
+
+    Checked: that rules fit their membranes (labels, nesting, charges, closed cells, guard, promoters, inhibitors), that
+    targets are among those to choose from, no more is consumed than there is, no priority barred them, no bound is
+    exceeded, no claims contradict each other, and that no application is left out that the mode asks for.
+    The applications may come in any order and with any split of `times`. The sole mode in which the order of choice
+    matters to what is legal is found out by trying: room only shrinks, so whatever may be chosen first can be.
+    """
+    bindings = Bindings(system, configuration)
+    claimed = _collect(system, bindings, applications)
+    _check_targets(system, bindings, applications)
+    legal = set(bindings.all())
+    for binding in claimed:
+        if binding not in legal:
+            raise StepError(f"{describe(system, binding[0])} is barred in {binding[1]} by a rule of higher priority")
+    draft = Draft(system, configuration, bindings)
+    if system.mode in (Mode.SEQUENTIAL, Mode.GILLESPIE):
+        _check_single(draft, bindings.all(), claimed, applications)
+    elif system.mode is Mode.ORDERED:
+        _check_ordered(draft, bindings.all(), claimed)
+    else:
+        bounded = system.mode is not Mode.DCBA
+        _replay(draft, bindings.all(), claimed, bounded)
+        _check_maximal(draft, bindings.all(), bounded)
+
+
+def _collect(system: System, bindings: Bindings, applications: Sequence[Application]) -> Counter[Binding]:
+    """The applications by binding, each of which is possible by itself."""
+    claimed: Counter[Binding] = Counter()
+    for application in applications:
+        if not 0 <= application.rule < len(system.rules):
+            raise StepError(f"there is no rule {application.rule}; the system has {len(system.rules)}")
+        rule = system.rules[application.rule]
+        text = describe(system, application.rule)
+        bound = 1 + len(rule.inner)
+        if application.times < 1:
+            raise StepError(f"{text} is applied {application.times} times; leave out what is not applied")
+        if len(application.membranes) != bound + num_targets(rule):
+            raise StepError(
+                f"{text} binds {bound} membranes and {num_targets(rule)} targets; found {len(application.membranes)}"
+            )
+        membranes = application.membranes[:bound]
+        wrong = bindings.fits(rule, membranes) or bindings.permits(rule, membranes)
+        if wrong:
+            raise StepError(f"{text} {wrong}")
+        claimed[application.rule, membranes] += application.times
+    return claimed
+
+
+def _check_targets(system: System, bindings: Bindings, applications: Sequence[Application]) -> None:
+    """Targets are there to be chosen, and chosen once for each rule and holder unless they are children."""
+    once: dict[tuple[int, int, int], int] = {}
+    for application in applications:
+        rule = system.rules[application.rule]
+        holder = application.membranes[0]
+        chosen = application.membranes[1 + len(rule.inner) :]
+        for slot, ((kind, label), cell) in enumerate(zip(target_slots(rule), chosen, strict=True)):
+            text = describe(system, application.rule)
+            if cell not in bindings.targets(holder, kind, label):
+                raise StepError(
+                    f"{text} chooses membrane #{cell}, which is no {label} to choose for '{kind}' from #{holder}"
+                )
+            if kind != Target.IN and once.setdefault((application.rule, holder, slot), cell) != cell:
+                raise StepError(f"{text} chooses two targets {label} from membrane #{holder} in one step")
+
+
+def _check_single(
+    draft: Draft, legal: Sequence[Binding], claimed: Counter[Binding], applications: Sequence[Application]
+) -> None:
+    live = draft.unbarred(b for b in legal if draft.room(b, bounded=draft.system.mode is Mode.SEQUENTIAL) > 0)
+    if sum(claimed.values()) > 1:
+        raise StepError(f"mode {draft.system.mode} applies one rule a step; found {sum(claimed.values())}")
+    if draft.system.mode is Mode.GILLESPIE:
+        from .gillespie import propensities
+
+        live = list(propensities(draft.system, draft.configuration))
+        if any(not (a.after >= 0 and math.isfinite(a.after)) for a in applications):
+            raise StepError("the time to an event must be finite and not negative")
+    if not claimed and live:
+        raise StepError(f"nothing is applied, but {describe(draft.system, live[0][0])} is applicable")
+    for binding in claimed:
+        if binding not in live:
+            raise StepError(f"{describe(draft.system, binding[0])} is not among the rules that may be drawn")
+
+
+def _replay(draft: Draft, legal: Sequence[Binding], claimed: Counter[Binding], bounded: bool) -> None:
+    """Chooses the claimed applications in an order in which each may be chosen, or says why there is none."""
+    waiting = dict(claimed)
+    while waiting:
+        allowed = set(draft.unbarred(b for b in legal if draft.room(b, bounded=bounded) > 0))
+        ready = [b for b in waiting if b in allowed]
+        if not ready:
+            binding = next(iter(waiting))
+            if draft.room(binding, bounded=bounded) > 0:
+                raise StepError(
+                    f"{describe(draft.system, binding[0])} has to wait in {binding[1]} for a rule of higher priority "
+                    "that is still applicable"
+                )
+            raise StepError(draft.explain(binding))
+        for binding in ready:
+            room = draft.room(binding, bounded=bounded)
+            if room < waiting[binding]:
+                text = draft.explain(binding) if room <= 0 else _too_often(draft, binding, room, waiting[binding])
+                raise StepError(text)
+            draft.add(binding, waiting.pop(binding))
+
+
+def _too_often(draft: Draft, binding: Binding, room: float, times: int) -> str:
+    why = "its objects suffice" if draft.supply(binding) == room else f"the bound allows {room:g} more, found"
+    text = f"{describe(draft.system, binding[0])} is applied {times} times in {binding[1]}; "
+    return text + (f"{why} for {room:g}" if draft.supply(binding) == room else f"{why} {times}")
+
+
+def _check_maximal(draft: Draft, legal: Sequence[Binding], bounded: bool) -> None:
+    for binding in legal:
+        if draft.room(binding, bounded=bounded) > 0 and (draft.must(binding) or not bounded):
+            raise StepError(
+                f"the choice is not maximal: {describe(draft.system, binding[0])} can still be applied in {binding[1]}"
+            )
+
+
+def _check_ordered(draft: Draft, legal: Sequence[Binding], claimed: Counter[Binding]) -> None:
+    """Kernel P systems: one group after another, each on what the ones before left."""
+    for g in range(len(draft.system.groups)):
+        here = [b for b in legal if draft.group_of[b[0]] == g and not draft.closed_to(g, b[1][0])]
+        wanted = Counter({b: n for b, n in claimed.items() if draft.group_of[b[0]] == g})
+        for binding in wanted:
+            if binding not in here:
+                raise StepError(f"{describe(draft.system, binding[0])} comes after the end of the step of {binding[1]}")
+        _replay(draft, here, wanted, True)
+        _check_maximal(draft, here, True)
