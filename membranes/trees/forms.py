@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PARENT_OF_ROOT = -1
 CLOSING = {"[": "]", "(": ")"}
 CONTEXT = 40
+_WANTED = "wanted brackets [[][]], levels 1,2,2 or parents -1,0,0"
 
 _LABEL = re.compile(r"'\s*(?:[A-Za-z0-9_]+(?:\{[^{}\[\]]*\})?|\{[^{}\[\]]*\})")
 _BLANK = re.compile(r"[\s,]+")
@@ -54,11 +55,11 @@ def parse(text: str) -> Tree:
         return from_brackets(text)
     words = [word for word in _BLANK.split(text) if word]
     if not words:
-        raise TreeError("an empty text is no tree; wanted brackets [[][]], levels 1,2,2 or parents -1,0,0")
+        raise TreeError(f"an empty text is no tree; {_WANTED}")
     for word in words:
         if not _INTEGER.match(word):
             found = word[:CONTEXT]
-            raise TreeError(f"{found!r} is no whole number of at most 9 digits; wanted brackets [[][]], levels 1,2,2 or parents -1,0,0")
+            raise TreeError(f"{found!r} is no whole number of at most 9 digits; {_WANTED}")
     numbers = [int(word) for word in words]
     if PARENT_OF_ROOT in numbers:
         return from_parents(numbers)

@@ -11,6 +11,7 @@ Source: Beyer and Hedetniemi, Constant time generation of rooted trees, SIAM J. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from echoc.errors import EchoError
 
@@ -110,9 +111,8 @@ def parents_of(levels: Sequence[int]) -> list[int | None]:
 
 def branches(tree: Tree) -> list[Tree]:
     """The subtrees at the root's children, largest first: each is canonical when `tree` is."""
-    starts = [i for i, level in enumerate(tree) if level == 2]
-    ends = [*starts[1:], len(tree)]
-    return [tuple(level - 1 for level in tree[i:j]) for i, j in zip(starts, ends, strict=True)]
+    bounds = [*(i for i, level in enumerate(tree) if level == 2), len(tree)]
+    return [tuple(level - 1 for level in tree[i:j]) for i, j in pairwise(bounds)]
 
 
 def graft(subtrees: Iterable[Tree]) -> Tree:
