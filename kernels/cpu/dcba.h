@@ -29,10 +29,16 @@ struct Amount {
 
 struct BlockRules {
   Range consume;  // Amounts
-  Range rules;    // Products, one Chance each; the last rule takes what is left
+  Range rules;    // Rules, one Range of products and one Chance each; the last rule takes what is left
   Range charges;  // SetCharges
   int32_t condition;
-  int32_t unused;
+  bool mixed;  // its rules have conditions of their own
+};
+
+struct Rule {
+  double weight;
+  int32_t instance;
+  int32_t condition;
 };
 
 struct SetCharge {
@@ -43,8 +49,8 @@ struct Tables {
   int32_t places, cells, blocks, conditions, instances;
   const BlockRules* block;
   const Amount* amount;
-  const Range* product;          // per rule
-  const int32_t* instance;       // per rule; -1 where the block's objects come back, no rule being chosen
+  const Range* product;  // per rule
+  const Rule* rule;
   const random::Chance* chance;  // per rule: its probability among itself and the rules after it
   const SetCharge* set_charge;
   const Range* single;  // per condition: blocks without competition
@@ -196,28 +202,54 @@ inline int32_t distribute(const Tables& t, Range family, random::Stream& stream,
   return listed;
 }
 
-// Phase 3 and 4 for one block: its applications split over its rules, their products appear.
+inline bool produce(const Tables& t, int32_t r, int64_t times, const Work& w, runs::Run& run) {
+  if (run.applications) run.applications[t.rule[r].instance] = times;
+  for (int32_t i = t.product[r].begin; i < t.product[r].end; ++i) {
+    const Amount& a = t.amount[i];
+    int64_t made;
+    if (__builtin_mul_overflow(a.count, times, &made) ||
+        __builtin_add_overflow(w.left[a.place], made, &w.left[a.place])) {
+      run.error = runs::Error::kOverflow;
+      run.where = a.place;
+      return false;
+    }
+  }
+  return true;
+}
+
+// Splits n applications over the rules of a block whose own conditions hold.
+inline bool split_mixed(const Tables& t, const BlockRules& block, int64_t n, random::Stream& stream, const Work& w,
+                        runs::Run& run) {
+  double rest = 0;
+  int32_t last = block.rules.begin;
+  for (int32_t r = block.rules.begin; r < block.rules.end; ++r) {
+    if (!w.holds[t.rule[r].condition]) continue;
+    rest += t.rule[r].weight;
+    last = r;
+  }
+  for (int32_t r = block.rules.begin; r <= last && n > 0; ++r) {
+    if (!w.holds[t.rule[r].condition]) continue;
+    const double p = std::min(1.0, t.rule[r].weight / rest);
+    const int64_t times = r == last ? n : random::binomial(stream, n, random::chance(p));
+    rest -= t.rule[r].weight;
+    n -= times;
+    if (times > 0 && !produce(t, r, times, w, run)) return false;
+  }
+  return true;
+}
+
+// Phases 3 and 4 for one block: its applications split over its rules, their products appear.
 inline bool execute(const Tables& t, const BlockRules& block, int64_t n, random::Stream& stream, const Work& w,
                     runs::Run& run) {
+  for (int32_t c = block.charges.begin; c < block.charges.end; ++c) {
+    w.charge[t.set_charge[c].cell] = static_cast<int8_t>(t.set_charge[c].charge);
+  }
+  if (block.mixed) return split_mixed(t, block, n, stream, w, run);
   for (int32_t r = block.rules.begin; r < block.rules.end && n > 0; ++r) {
     const bool last = r + 1 == block.rules.end;
     const int64_t times = last ? n : random::binomial(stream, n, t.chance[r]);
-    if (times == 0) continue;
     n -= times;
-    if (run.applications && t.instance[r] >= 0) run.applications[t.instance[r]] = times;
-    for (int32_t i = t.product[r].begin; i < t.product[r].end; ++i) {
-      const Amount& a = t.amount[i];
-      int64_t made;
-      if (__builtin_mul_overflow(a.count, times, &made) ||
-          __builtin_add_overflow(w.left[a.place], made, &w.left[a.place])) {
-        run.error = runs::Error::kOverflow;
-        run.where = a.place;
-        return false;
-      }
-    }
-  }
-  for (int32_t c = block.charges.begin; c < block.charges.end; ++c) {
-    w.charge[t.set_charge[c].cell] = static_cast<int8_t>(t.set_charge[c].charge);
+    if (times > 0 && !produce(t, r, times, w, run)) return false;
   }
   return true;
 }

@@ -122,7 +122,7 @@ class SumTree {
  public:
   SumTree(std::byte* memory, int32_t leaves) {
     auto* next = reinterpret_cast<double*>(memory);
-    int64_t size = leaves;
+    int64_t size = std::max(leaves, 1);
     do {
       size = (size + kFan - 1) / kFan * kFan;
       level_[levels_++] = next;

@@ -67,7 +67,7 @@ class CellChoice : public Emission<S> {
     return fits;
   }
 
-  // A neuron whose delay is over: what its rule sends leaves now.
+  // A neuron whose delay is over: what its rule makes leaves now.
   void open(int32_t row) {
     random_ = this->random_for(static_cast<uint64_t>(before_.id[row]));
     const int32_t rule = before_.pending[row];
@@ -79,6 +79,7 @@ class CellChoice : public Emission<S> {
       for (int32_t i = bag.begin; i < bag.end; ++i) fits &= this->post(to, item(i).object, item(i).count * times);
       return fits;
     };
+    place(row, rule_row(rule).produce, 1);
     this->send(this->bind(rule, row), 1, rule_row(rule).send.begin, targets, 0, random_, place, false);
     work_.applied += 1;
   }

@@ -42,21 +42,22 @@ class Emission : public Binding<S> {
       }
       return fits;
     };
+    int32_t targets[kMembers];
+    if (r.delay > 0) {  // everything leaves when the cell opens
+      after_.closed[holder] = r.delay;
+      after_.pending[holder] = candidate.rule;
+      if (call_.record) note(candidate, times, targets, 0);
+      return true;
+    }
     bool fits = place(holder, r.produce, times);
     if (r.new_charge != kAnyCharge && holder >= 0) after_.charge[holder] = r.new_charge;
-    if (r.dissolve) shared_.dissolves.data[holder] = 1;
+    // a skin never dissolves
+    if (r.dissolve && (S::kGraph || before_.parent[holder] >= 0)) shared_.dissolves.data[holder] = 1;
     for (int32_t k = 0; k < r.inner.size(); ++k) {
       fits &= change_inner(candidate.cells[k + 1], r.inner.begin + k, times, place);
     }
     if (r.divide.size() > 0) shared_.structure.data[holder] = S::kInnerCount + candidate.rule;
     if (r.link != kNone || r.unlink != kNone) fits &= relink(r, holder, random);
-    int32_t targets[kMembers];
-    if (r.delay > 0) {
-      after_.closed[holder] = r.delay;
-      after_.pending[holder] = candidate.rule;
-      if (call_.record) note(candidate, times, targets, 0);
-      return fits;
-    }
     return fits && send(candidate, times, r.send.begin, targets, 0, random, place, call_.record != 0);
   }
 

@@ -97,6 +97,14 @@ class Tables:
         self.groups = self._groups()
         self.group_of = {r: g for g, group in enumerate(self.groups) for r in group.rules}
 
+    @property
+    def graph(self) -> bool:
+        """Whether the cells are nodes of a graph: then none of them is a skin."""
+        roots = sum(c.parent is None for c in self.system.cells)
+        return roots == len(self.system.cells) and (
+            self.system.mode is Mode.ORDERED or bool(self.system.links) or roots > 1
+        )
+
     def _groups(self) -> list[Group]:
         """The groups; those that run in order, by the label of their rules."""
         groups = list(self.system.groups)
@@ -301,7 +309,7 @@ class Tables:
             "kHasShared": shared, "kHasStructure": splits or dissolves or links or any(r.divide for r in rules),
             "kNested": bool(divided & parents), "kHasLinks": links, "kHasDelay": any(r.delay for r in rules),
             "kNeedsChildren": shared or sent_in or system.mode is Mode.SEQUENTIAL,
-            "kOrdered": system.mode is Mode.ORDERED, "kSequential": system.mode is Mode.SEQUENTIAL,
+            "kGraph": self.graph, "kOrdered": system.mode is Mode.ORDERED, "kSequential": system.mode is Mode.SEQUENTIAL,
             "kHasPriority": any(r.priority is not None for r in rules), "kWeak": system.priority is Priority.WEAK,
             "kHasSequence": any(g.bound is Bound.SEQUENCE for g in self.groups),
             "kConditionsOutside": any(r.inner and r.label is not None for r in rules) or sent_in or links
@@ -322,7 +330,7 @@ class Tables:
             "links": [list(link) for link in system.links],
             "environment": self._numbers(system.environment, frozenset()),
             "unbounded": sorted(self.objects[o] for o in system.unbounded),
-            "graph": bool(system.links) or sum(c.parent is None for c in system.cells) > 1,
+            "graph": self.graph,
             "delays": any(r.delay for r in self.rules),
         }  # fmt: skip
 
