@@ -126,10 +126,11 @@ def _batch(draft: Draft, live: Sequence[Binding]) -> int:
             _all(draft, binding)
         for key, count in draft.takes(binding).items():
             largest[key] = max(count, largest.get(key, 0))
-    batch = min(draft.left[cell].get(name, 0) // count for (cell, name), count in largest.items())
+    rooms = {key: draft.left[key[0]].get(key[1], 0) for key in largest}
+    batch = min(int(there) // largest[key] for key, there in rooms.items() if there != math.inf)
     if batch > LARGEST:
         raise StepError(f"rules compete for {batch} objects; a draw holds at most 2^63 - 1")
-    return int(batch)
+    return batch
 
 
 def components(draft: Draft, bindings: Iterable[Binding]) -> list[list[Binding]]:
