@@ -1,0 +1,353 @@
+"""Rules: from a statement to `Rule`s, through the patterns of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from echoc.compiler.ir.algebra import Bag, Guard, Mode, Rule, Send, Target, Where
+
+from .closures import BagThunk, Locals
+from .diagnostics import Fault, Limits, Mark
+from .evaluate import Evaluator, Run
+from .patterns import Matcher, PatternGroup, RuleShape, Shape, TooManyWays
+from .plan import Member, Plan, Unmapped, plan_exchange, plan_rule
+from .plan import build as build_rule
+from .show import show_shape
+from .spiking import BadExpression, unary_language
+from .syntax import Feature, Membrane, Object
+from .syntax import Rule as RuleNode
+from .values import Undefined, Value, to_whole
+
+Labels = tuple[str, ...]
+ROUNDING = 1e-9  # a probability may miss 0 or 1 by this much
+
+
+class Part(NamedTuple):
+    """A membrane of a rule statement: where its labels and its bag stand in the lists of the statement."""
+
+    charge: int
+    labels: int
+    bag: int
+    dissolve: bool
+    inner: tuple[Part, ...]
+
+
+class Template:
+    """The dynamic parts of a rule statement, in order: bags and labels."""
+
+    def __init__(self, builder: RuleBuilder, node: RuleNode) -> None:
+        self.builder = builder
+        self.bags: list[BagThunk] = []
+        self.constant_bags: list[Bag | None] = []
+        self.open_bags: list[int] = []  # those that may be empty, single or more
+        self.labels: list[Callable[[Locals], Labels]] = []
+        self.constant_labels: list[Labels | None] = []
+        self.outside = self.side(node.outside)
+        self.after = self.side(node.outside_after)
+        self.left = self.part(node.left)
+        self.right = tuple(self.part(m) for m in node.right)
+        self.double = node.double
+
+    def side(self, objects: tuple[Object, ...]) -> int | None:
+        for o in objects:
+            if o.dissolve:
+                raise Fault("@d outside of a membrane; wanted it inside of the one that dissolves", self.mark(o.at))
+        return self.bag(objects) if objects else None
+
+    def mark(self, at: int) -> Mark:
+        return self.builder.mark(at)
+
+    def bag(self, objects: tuple[Object, ...]) -> int:
+        run, constant = self.builder.bag(objects)
+        self.bags.append(run)
+        self.constant_bags.append(constant)
+        named = [o for o in objects if o.name is not None]
+        if constant is None and (len(named) > 1 or named[0].count is not None):
+            self.open_bags.append(len(self.bags) - 1)
+        return len(self.bags) - 1
+
+    def part(self, node: Membrane) -> Part:
+        index = 0
+        if node.labels is not None or not self.labels:
+            run, constant = self.builder.labels(node.labels or ())
+            self.labels.append(run)
+            self.constant_labels.append(constant)
+            index = len(self.labels) - 1
+        assert node.charge.value is not None
+        dissolve = any(o.dissolve for o in node.objects)
+        place = self.bag(node.objects)
+        return Part(node.charge.value, index, place, dissolve, tuple(self.part(m) for m in node.inner))
+
+    def shape(self, part: Part, labels: list[Labels], bags: list[Bag]) -> Shape:
+        inner = tuple(self.shape(p, labels, bags) for p in part.inner)
+        return Shape(part.charge, labels[part.labels], bags[part.bag], part.dissolve, inner)
+
+    def member(self, part: Part, labels: list[Labels]) -> Member:
+        charge = part.charge if self.builder.charged else None
+        inner = tuple(self.member(p, labels) for p in part.inner)
+        return Member(charge, ",".join(labels[part.labels]), part.bag, part.dissolve, inner)
+
+
+class Planned(NamedTuple):
+    """A plan, its number among the different plans, and the number of its group (-1: maximal)."""
+
+    plan: Plan
+    number: int
+    group: int
+
+
+class RuleBuilder(Evaluator):
+    """Compiles rule statements; the rules gather in `rules`, their groups in `groups`."""
+
+    def __init__(self, limits: Limits, parameters: Mapping[str, float], seed: int) -> None:
+        super().__init__(limits, parameters, seed)
+        self.rules: list[Rule] = []
+        self.groups: list[int] = []
+        self.patterns: list[str] = []
+        self.notes: dict[str, str] = {}
+        self.matcher: Matcher | None = None
+        self.model = ""
+        self.mode = Mode.PARALLEL
+        self.charged = True
+        self.spiking = False
+        self.around: Callable[[str, str], str | None] = lambda a, b: None
+        self._seen: set[object] = set()
+        self._plans: dict[Plan, int] = {}
+
+    def rule(self, node: RuleNode) -> Run:
+        if self.spiking:
+            return self.spiking_rule(node)
+        template, mark = Template(self, node), self.mark(node.at)
+        where = self.source.where(node.at)
+        number = self.number(node)
+        priority = self.priority(node)
+        extra = self.extra(node)
+        cache: dict[object, Planned] = {}
+        bags, labels, open_bags = template.bags, template.labels, template.open_bags
+        fixed = all(c is not None for c in template.constant_labels)
+        exact = self.matcher is not None and self.matcher.exact
+        gillespie = self.mode is Mode.GILLESPIE
+
+        def run(local: Locals) -> None:
+            p = number(local) if number is not None else None
+            if p == 0.0 and not gillespie:
+                return
+            found = [b(local) for b in bags]
+            key: object = () if fixed else tuple([run(local) for run in labels])
+            if open_bags:
+                key = (key, tuple([_kind(found[i]) for i in open_bags]))
+            planned = cache.get(key)
+            if planned is None or exact:
+                planned = cache[key] = self.plan(template, found, [run(local) for run in labels], mark, extra, local)
+            level = priority(local) if priority is not None else None
+            self.add(planned, found, p, level, where, mark, extra, local)
+
+        return run
+
+    def add(
+        self,
+        planned: Planned,
+        bags: list[Bag],
+        p: float | None,
+        level: int | None,
+        where: Where,
+        mark: Mark,
+        extra: Callable[[Locals], dict[str, Value]] | None,
+        local: Locals,
+    ) -> None:
+        notes = extra(local) if extra is not None else {}
+        identity = (planned.number, tuple(bags), p, level, tuple(notes.items()))
+        if identity in self._seen:
+            return
+        self._seen.add(identity)
+        self.room(mark)
+        rate = p if self.mode is Mode.GILLESPIE else None
+        rule = build_rule(planned.plan, bags, level, None if rate is not None else p, rate, where)
+        self.rules.append(rule)
+        self.groups.append(planned.group)
+        for name, value in notes.items():
+            if name != "pattern":
+                self.notes[f"rules[{len(self.rules) - 1}].{name}"] = str(value)
+
+    def room(self, mark: Mark) -> None:
+        if len(self.rules) >= self.limits.rules:
+            raise Fault(f"more than {self.limits.rules} rules (limit rules)", mark)
+
+    def plan(
+        self,
+        template: Template,
+        bags: list[Bag],
+        labels: list[Labels],
+        mark: Mark,
+        extra: Callable[[Locals], dict[str, Value]] | None,
+        local: Locals,
+    ) -> Planned:
+        """Matches the rule with the model and maps it; raises Fault where either fails."""
+
+        def side(index: int | None) -> Bag:
+            return () if index is None else bags[index]
+
+        left = template.shape(template.left, labels, bags)
+        right = tuple(template.shape(p, labels, bags) for p in template.right)
+        shape = RuleShape(side(template.outside), left, template.double, side(template.after), right)
+        wanted = str(extra(local).get("pattern", "")) if extra is not None else ""
+        group = self.match(shape, wanted, mark)
+        try:
+            plan = self.mapped(template, labels)
+        except Unmapped as problem:
+            raise Fault(f"the rule {show_shape(shape)} cannot be run: {problem}", mark) from None
+        number = self._plans.setdefault(plan, len(self._plans))
+        if group is not None and "separation" in group.name:
+            self.patterns.append(group.name)
+        return Planned(plan, number, group.group if group is not None else -1)
+
+    def mapped(self, template: Template, labels: list[Labels]) -> Plan:
+        left = template.member(template.left, labels)
+        right = tuple(template.member(p, labels) for p in template.right)
+        if template.double:
+            if template.outside is not None or template.after is not None or len(right) != 1:
+                raise Unmapped("an exchange <--> is between two membranes, without objects outside")
+            if left.label == right[0].label:
+                raise Unmapped("an exchange <--> of a membrane with itself")
+            return plan_exchange(left, right[0], self.around(left.label, right[0].label))
+        return plan_rule(template.outside, template.after, left, right, self.mode is Mode.DCBA)
+
+    def match(self, shape: RuleShape, wanted: str, mark: Mark) -> PatternGroup | None:
+        """The group of the pattern that the rule matches, or that its feature `pattern` names."""
+        if self.matcher is None:
+            return None
+        groups = self.matcher.groups
+        try:
+            if wanted:
+                group = next((g for g in groups if g.name == wanted), None)
+            else:
+                group = self.matcher.find(shape)
+        except TooManyWays:
+            raise Fault("a rule with too many membranes to compare with the patterns of the model", mark) from None
+        if group is None and wanted:
+            known = ", ".join(g.name for g in groups)
+            raise Fault(f"the model {self.model} has no pattern {wanted}; its patterns: {known}", mark)
+        if group is None:
+            allowed = "".join(f"\n    {g.name}: {r.text}" for g in groups for r in g.rules)
+            raise Fault(
+                f"the rule {show_shape(shape)} is outside of the model {self.model}, which allows{allowed}", mark
+            )
+        return group
+
+    def number(self, node: RuleNode) -> Callable[[Locals], float] | None:
+        """What stands behind `::`: a probability, or a rate in stochastic models."""
+        if node.regular is not None:
+            raise Fault("a regular expression is for spiking models only", self.mark(node.regular.at))
+        if node.any_probability:
+            raise Fault("a probability of any value is for patterns only; wanted a number", self.mark(node.at))
+        if node.probability is None:
+            return None
+        run, mark = self.expression(node.probability).run, self.mark(node.probability.at)
+        rate = self.mode is Mode.GILLESPIE
+
+        def number(local: Locals) -> float:
+            value = run(local)
+            if isinstance(value, str):
+                raise Fault(f"a probability is a number; found the string {value[:40]!r}", mark)
+            p = float(value)
+            if rate:
+                if not 0 <= p < float("inf"):
+                    raise Fault(f"the rate constant {p}; wanted a finite number, 0 or more", mark)
+                return p
+            if abs(p) < ROUNDING:
+                return 0.0
+            if abs(p - 1) < ROUNDING:
+                return 1.0
+            if not 0 <= p <= 1:
+                raise Fault(f"the probability {p}; wanted 0 to 1", mark)
+            return p
+
+        return number
+
+    def priority(self, node: RuleNode) -> Callable[[Locals], int] | None:
+        if node.priority is None:
+            return None
+        run, mark = self.expression(node.priority).run, self.mark(node.priority.at)
+
+        def priority(local: Locals) -> int:
+            value = run(local)
+            if not isinstance(value, int) or value < 0:
+                raise Fault(f"the priority {value}; wanted a whole number, 0 or more", mark)
+            return value
+
+        return priority
+
+    def extra(self, node: RuleNode) -> Callable[[Locals], dict[str, Value]] | None:
+        return self.feature_values(node.features) if node.features else None
+
+    def feature_values(self, features: tuple[Feature, ...]) -> Callable[[Locals], dict[str, Value]]:
+        for feature in features:
+            if feature.type:
+                raise Fault(f"the feature {feature.name.name}({feature.type}) is for patterns only", self.mark(feature.at))
+        one: Value = 1
+        pairs = [
+            (self.key(f.name)[0], self.expression(f.value).run if f.value else lambda _: one, self.mark(f.at))
+            for f in features
+        ]
+
+        def values(local: Locals) -> dict[str, Value]:
+            found: dict[str, Value] = {}
+            for key, run, mark in pairs:
+                name, value = key(local), run(local)
+                if found.setdefault(name, value) != value:
+                    raise Fault(f"the feature {name} has two values: {found[name]} and {value}", mark)
+            return found
+
+        return values
+
+    # Spiking neural P systems.
+
+    def spiking_rule(self, node: RuleNode) -> Run:
+        """`[a*3 --> a]'2 "a(aa)*" :: d`. Without an expression, the neuron has as many spikes as the rule consumes."""
+        mark, where = self.mark(node.at), self.source.where(node.at)
+        plain = node.evolution and not node.left.inner and not node.right[0].inner
+        if not plain or node.left.charge.value or any(o.dissolve for o in node.right[0].objects) or node.double:
+            raise Fault("a rule of a spiking system reads [a*c --> a*p]'label \"expression\" :: delay", mark)
+        consumed, produced = self.bag(node.left.objects)[0], self.bag(node.right[0].objects)[0]
+        label = self.labels(node.left.labels or ())[0]
+        delay = self.expression(node.probability).run if node.probability is not None else lambda _: 0
+        languages: dict[str, Guard] = {}
+
+        def guard(spike: str, count: int) -> Guard:
+            if node.regular is None:
+                return Guard("eq", spike, count)
+            if spike not in languages:
+                try:
+                    languages[spike] = unary_language(node.regular.value, spike)
+                except BadExpression as problem:
+                    raise Fault(str(problem), self_mark) from None
+            return languages[spike]
+
+        self_mark = self.mark(node.regular.at) if node.regular is not None else mark
+
+        def run(local: Locals) -> None:
+            taken, given = consumed(local), produced(local)
+            if len(taken) != 1 or (given and (len(given) != 1 or given[0][0] != taken[0][0])):
+                raise Fault("a rule of a spiking system consumes spikes, one kind of object, and emits the same", mark)
+            try:
+                steps = to_whole(delay(local))
+            except Undefined as problem:
+                raise Fault(str(problem), mark) from None
+            if not 0 <= steps < 1 << 31:
+                raise Fault(f"the delay {steps}; wanted 0 or more steps", mark)
+            send = (Send(Target.SYNAPSES, given),) if given else ()
+            name = ",".join(label(local))
+            self.room(mark)
+            rule = Rule(name, taken, send=send, guard=guard(*taken[0]), delay=steps, where=where)
+            if rule not in self._seen:
+                self._seen.add(rule)
+                self.rules.append(rule)
+                self.groups.append(0)
+
+        return run
+
+
+def _kind(found: Bag) -> int:
+    """Whether a bag has nothing, one object, or more."""
+    return 0 if not found else 1 if len(found) == 1 and found[0][1] == 1 else 2

@@ -1,0 +1,395 @@
+"""Expressions, names, labels and multisets of the syntax tree as Python closures over the local variables.
+
+A variable is found by its name with the indices written out: `k{1,2}`. Local variables come before global ones.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from echoc.compiler.ir.algebra import Bag
+
+from . import values
+from .diagnostics import Fault, Limits, Mark, Source
+from .syntax import (
+    Assign,
+    Call,
+    Cast,
+    Chain,
+    Expression,
+    Label,
+    Name,
+    Number,
+    Object,
+    SystemConstant,
+    Text,
+    Unary,
+)
+from .values import Undefined, Value
+
+Locals = dict[str, Value]
+Thunk = Callable[[Locals], Value]
+KeyThunk = Callable[[Locals], str]
+BagThunk = Callable[[Locals], Bag]
+
+
+class Compiled(NamedTuple):
+    """A closure, and its value where that is known already."""
+
+    run: Thunk
+    constant: Value | None = None
+
+
+class Closures:
+    """Turns the nodes of one source after another into closures that share the global variables."""
+
+    def __init__(self, limits: Limits, parameters: Mapping[str, float], seed: int) -> None:
+        self.limits = limits
+        self.globals: dict[str, Value] = dict(parameters)
+        self.fixed = frozenset(parameters)
+        self.generator = random.Random(seed)
+        self.left = limits.steps
+        self.source = Source("", "")
+
+    def mark(self, at: int) -> Mark:
+        return Mark(self.source, at)
+
+    def spend(self, steps: int, mark: Mark) -> None:
+        """Counts work; raises Fault beyond the limit."""
+        if steps > self.left:
+            raise Fault(
+                f"more than {self.limits.steps} iterations of ranges and loops (limit steps); wanted smaller ranges, "
+                "or a loop that ends",
+                mark,
+            )
+        self.left -= steps
+
+    def call(self, node: Call, needed: bool = True) -> Thunk:
+        raise NotImplementedError
+
+    def expression(self, node: Expression) -> Compiled:
+        kind = type(node)
+        if kind is Number or kind is Text:
+            value: Value = node.value  # type: ignore[union-attr, assignment]
+            return Compiled(lambda _: value, value)
+        if isinstance(node, Name):
+            return Compiled(self.variable(node))
+        if isinstance(node, Chain):
+            return self.chain(node)
+        if isinstance(node, Unary):
+            return self.unary(node)
+        if isinstance(node, Cast):
+            return self.cast(node)
+        if isinstance(node, Call):
+            return Compiled(self.call(node))
+        if isinstance(node, SystemConstant):
+            if node.name not in values.CONSTANTS:
+                known = ", ".join(sorted(values.CONSTANTS))
+                raise Fault(f"unknown constant system::{node.name}; known: {known}", self.mark(node.at))
+            constant = values.CONSTANTS[node.name]
+            return Compiled(lambda _: constant, constant)
+        assert isinstance(node, Assign)
+        return Compiled(self.assign(node))
+
+    def key(self, node: Name) -> tuple[KeyThunk, str | None]:
+        """The name with its indices, and the same as text where it is known already."""
+        if not node.index:
+            name = node.name
+            return (lambda _: name), name
+        parts = [self.expression(i) for i in node.index]
+        marks = [self.mark(i.at) for i in node.index]
+        form = node.name + "{" + ",".join(["%d"] * len(parts)) + "}"
+        if all(isinstance(p.constant, int) for p in parts):
+            text = form % tuple(p.constant for p in parts)
+            return (lambda _: text), text
+        runs = [p.run for p in parts]
+        if len(runs) == 1:
+            return _key1(form, runs[0], marks[0]), None
+        if len(runs) == 2:
+            return _key2(form, runs, marks), None
+
+        def key(local: Locals) -> str:
+            indices = tuple([run(local) for run in runs])
+            for i, index in enumerate(indices):
+                if index.__class__ is not int:
+                    raise _bad_index(index, marks[i])
+            return form % indices
+
+        return key, None
+
+    def variable(self, node: Name) -> Thunk:
+        key, constant = self.key(node)
+        shared, mark = self.globals, self.mark(node.at)
+        if constant is not None:
+            name = constant
+
+            def load(local: Locals) -> Value:
+                try:
+                    return local[name]
+                except KeyError:
+                    pass
+                try:
+                    return shared[name]
+                except KeyError:
+                    return _system_constant(name, mark)
+
+            return load
+
+        def load_indexed(local: Locals) -> Value:
+            name = key(local)
+            value = shared.get(name)
+            if local and name in local:
+                return local[name]
+            return value if value is not None else _system_constant(name, mark)
+
+        return load_indexed
+
+    def store(self, node: Name) -> Callable[[Locals, Value, bool], None]:
+        """Assigns: a local variable if there is one, else a global one, else a new one where we are."""
+        key, _ = self.key(node)
+        shared, fixed = self.globals, self.fixed
+
+        def store(local: Locals, value: Value, inside: bool) -> None:
+            name = key(local)
+            if inside and (name in local or name not in shared):
+                local[name] = value
+            elif name not in fixed:
+                shared[name] = value
+
+        return store
+
+    def assign(self, node: Assign) -> Thunk:
+        store, mark = self.store(node.target), self.mark(node.at)
+        operator = node.operator
+        one: Value = 1
+        right = self.expression(node.value).run if node.value is not None else (lambda _: one)
+        if operator == "=":
+
+            def assign(local: Locals) -> Value:
+                value = right(local)
+                store(local, value, _INSIDE in local)
+                return value
+
+            return assign
+        load, sign = self.variable(node.target), operator[:-1]
+        after = node.value is None and not node.prefix
+
+        def update(local: Locals) -> Value:
+            old, operand = load(local), right(local)
+            new = _binary(sign, old, operand, mark)
+            store(local, new, _INSIDE in local)
+            return old if after else new
+
+        return update
+
+    def chain(self, node: Chain) -> Compiled:
+        first = self.expression(node.first)
+        rest = [(op, self.mark(at), self.expression(e)) for op, at, e in node.rest]
+        if rest[0][0] in ("&&", "||"):
+            return Compiled(_logic(rest[0][0] == "&&", [first.run, *(e.run for _, _, e in rest)], self.mark(node.at)))
+        if first.constant is not None and all(e.constant is not None for _, _, e in rest):
+            value = first.constant
+            for op, mark, e in rest:
+                assert e.constant is not None
+                value = _binary(op, value, e.constant, mark)
+            return Compiled(lambda _: value, value)
+        if len(rest) == 1:
+            op, mark, e = rest[0]
+            return Compiled(_pair(op, first.run, e.run, mark))
+        start, steps = first.run, [(op, mark, e.run) for op, mark, e in rest]
+
+        def chain(local: Locals) -> Value:
+            value = start(local)
+            for op, mark, run in steps:
+                value = _binary(op, value, run(local), mark)
+            return value
+
+        return Compiled(chain)
+
+    def unary(self, node: Unary) -> Compiled:
+        operand, mark = self.expression(node.operand), self.mark(node.at)
+        operators, run = tuple(reversed(node.operators)), operand.run
+
+        def unary(local: Locals) -> Value:
+            value = run(local)
+            try:
+                for operator in operators:
+                    value = values.unary(operator, value)
+            except Undefined as problem:
+                raise Fault(str(problem), mark) from None
+            return value
+
+        if operand.constant is not None:
+            folded = unary({})
+            return Compiled(lambda _: folded, folded)
+        return Compiled(unary)
+
+    def cast(self, node: Cast) -> Compiled:
+        operand, mark = self.expression(node.operand).run, self.mark(node.at)
+        casts: dict[str, Callable[[Value], Value]] = {
+            "int_t": values.to_whole,
+            "long_t": values.to_whole,
+            "double_t": values.to_double,
+            "string_t": values.to_string,
+        }
+        if node.type not in casts:
+            raise Fault(f"no cast to {node.type}; wanted {', '.join(casts)}", mark)
+        convert = casts[node.type]
+
+        def cast(local: Locals) -> Value:
+            try:
+                return convert(operand(local))
+            except Undefined as problem:
+                raise Fault(str(problem), mark) from None
+
+        return Compiled(cast)
+
+    def labels(self, nodes: tuple[Label, ...]) -> tuple[Callable[[Locals], tuple[str, ...]], tuple[str, ...] | None]:
+        parts = [self.label(n) for n in nodes]
+        if all(text is not None for _, text in parts):
+            known = tuple(str(text) for _, text in parts)
+            return (lambda _: known), known
+        runs = [run for run, _ in parts]
+        return (lambda local: tuple([run(local) for run in runs])), None
+
+    def label(self, node: Label) -> tuple[KeyThunk, str | None]:
+        if node.literal and isinstance(node.value, Name):
+            return self.key(node.value)
+        run, constant = self.expression(node.value)
+        mark = self.mark(node.at)
+
+        def label(local: Locals) -> str:
+            value = run(local)
+            if isinstance(value, float) or value == "":
+                raise Fault(f"a label is a whole number or a string; found {value!r}", mark)
+            return str(value)
+
+        if constant is not None:
+            text = label({})
+            return (lambda _: text), text
+        return label, None
+
+    def bag(self, nodes: tuple[Object, ...]) -> tuple[BagThunk, Bag | None]:
+        """A multiset without `@d`, and its value where that is known already."""
+        parts = [(self.key(o.name), o.count and self.count(o.count)) for o in nodes if o.name is not None]
+        if not parts:
+            return (lambda _: ()), ()
+        if len(parts) == 1 and parts[0][1] is None:
+            key = parts[0][0][0]
+            if parts[0][0][1] is not None:
+                single = ((parts[0][0][1], 1),)
+                return (lambda _: single), single
+            return (lambda local: ((key(local), 1),)), None
+        mark, pairs = self.mark(nodes[0].at), [(key[0], count) for key, count in parts]
+
+        def bag(local: Locals) -> Bag:
+            counts: dict[str, int] = {}
+            for key, count in pairs:
+                number = 1 if count is None else count(local)
+                if number:
+                    name = key(local)
+                    counts[name] = counts.get(name, 0) + number
+            if len(counts) < len(pairs) and any(c > values.HIGH for c in counts.values()):
+                raise Fault("the multiplicity of an object does not fit in 64 bits", mark)
+            return tuple(sorted(counts.items()))
+
+        if all(key[1] is not None and count is None for key, count in parts):
+            known = bag({})
+            return (lambda _: known), known
+        return bag, None
+
+    def count(self, node: Expression) -> Callable[[Locals], int]:
+        run, mark = self.expression(node).run, self.mark(node.at)
+
+        def count(local: Locals) -> int:
+            value = run(local)
+            if value.__class__ is not int:
+                if isinstance(value, str):
+                    raise Fault(f"a multiplicity is a number; found the string {value[:40]!r}", mark)
+                if not (math.isfinite(value) and abs(value) < 2.0**63):
+                    raise Fault(f"the multiplicity {value} does not fit in 64 bits", mark)
+                value = int(value)
+            if value < 0:  # type: ignore[operator]
+                raise Fault(f"the negative multiplicity {value}", mark)
+            return value  # type: ignore[return-value]
+
+        return count
+
+
+_INSIDE = "@inside"
+"""A key that the local variables of a module have, and no variable can."""
+
+
+def _bad_index(value: Value, mark: Mark) -> Fault:
+    return Fault(f"an index is a whole number; found {values.type_name(value)}: {str(value)[:40]}", mark)
+
+
+def _key1(form: str, run: Thunk, mark: Mark) -> KeyThunk:
+    def key(local: Locals) -> str:
+        index = run(local)
+        if index.__class__ is int:
+            return form % index
+        raise _bad_index(index, mark)
+
+    return key
+
+
+def _key2(form: str, runs: list[Thunk], marks: list[Mark]) -> KeyThunk:
+    first, second = runs
+
+    def key(local: Locals) -> str:
+        a, b = first(local), second(local)
+        if a.__class__ is int and b.__class__ is int:
+            return form % (a, b)
+        raise _bad_index(*((b, marks[1]) if a.__class__ is int else (a, marks[0])))
+
+    return key
+
+
+def _system_constant(name: str, mark: Mark) -> Value:
+    if name in values.CONSTANTS:
+        return values.CONSTANTS[name]
+    raise Fault(f"unknown variable {name}; wanted one that is assigned before", mark)
+
+
+def _binary(operator: str, a: Value, b: Value, mark: Mark) -> Value:
+    try:
+        return values.binary(operator, a, b)
+    except Undefined as problem:
+        raise Fault(str(problem), mark) from None
+    except OverflowError:
+        raise Fault("the result is too large for a double", mark) from None
+
+
+def _pair(operator: str, first: Thunk, second: Thunk, mark: Mark) -> Thunk:
+    """One operator. Sums and differences of small whole numbers, by far the most common, go a short way."""
+    sign = {"+": 1, "-": -1}.get(operator)
+    if sign is None:
+        return lambda local: _binary(operator, first(local), second(local), mark)
+    plus, limit = sign > 0, 1 << 62
+
+    def pair(local: Locals) -> Value:
+        a, b = first(local), second(local)
+        if a.__class__ is int and b.__class__ is int and -limit < a < limit and -limit < b < limit:  # type: ignore[operator]
+            return a + b if plus else a - b  # type: ignore[operator]
+        return _binary(operator, a, b, mark)
+
+    return pair
+
+
+def _logic(both: bool, runs: list[Thunk], mark: Mark) -> Thunk:
+    """`&&` (both) and `||`, which stop at the first operand that decides."""
+
+    def logic(local: Locals) -> Value:
+        try:
+            for run in runs:
+                if values.true(run(local)) != both:
+                    return int(not both)
+        except Undefined as problem:
+            raise Fault(str(problem), mark) from None
+        return int(both)
+
+    return logic

@@ -1,0 +1,228 @@
+"""What must hold for every P system, whatever it was read from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from echoc.compiler.ir.algebra import (
+    Bag,
+    Bound,
+    Guard,
+    Inner,
+    Mode,
+    Rule,
+    System,
+    Target,
+    Where,
+)
+from echoc.errors import CompileError
+
+MOST = (1 << 63) - 1
+BLOCK_TOLERANCE = 1e-6  # by how much the probabilities of a block may miss 1
+SHOWN = 20  # problems in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong with a system, and where it was written."""
+
+    message: str
+    where: Where = Where()
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if str(self.where) else self.message
+
+
+class InvalidSystem(CompileError):
+    """A P system that makes no sense; `problems` holds everything that was found."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        super().__init__("\n".join(map(str, problems[:SHOWN])) + more)
+        self.problems = tuple(problems)
+
+
+def validate(system: System) -> System:
+    """The system itself, if nothing is wrong with it.
+
+    Checked: a cell, parents before children, labels exist, groups partition the rules, the skin is neither dissolved
+    nor divided, targets exist, priorities are numbers of one sign, probabilities in [0, 1] and, for population
+    dynamics, those of a block together 1, counts from 1 to 2^63 - 1, links in range, guards of known operators.
+    Raises CompileError with every problem.
+    """
+    found = problems(system)
+    if found:
+        raise InvalidSystem(found)
+    return system
+
+
+def problems(system: System) -> list[Problem]:
+    """Everything that is wrong with a system."""
+    found = [*_cells(system), *_groups(system)]
+    if any(cell.parent is not None and not 0 <= cell.parent < i for i, cell in enumerate(system.cells)):
+        return found
+    labels = _Labels(system)
+    for rule in system.rules:
+        found.extend(Problem(message, rule.where) for message in _rule(rule, system, labels))
+    if system.mode is Mode.DCBA:
+        found.extend(_blocks(system))
+    return found
+
+
+class _Labels:
+    """Which labels there can be, which skin has, and which can be found in which."""
+
+    def __init__(self, system: System) -> None:
+        self.all = frozenset(system.labels)
+        self.skin = system.cells[0].label if system.cells else ""
+        self.graph = sum(cell.parent is None for cell in system.cells) > 1
+        inside = {cell.label for cell in system.cells if cell.parent is not None}
+        roots = {cell.label for cell in system.cells if cell.parent is None}
+        made = {r.label for rule in system.rules for i in rule.inner for r in i.results}
+        made |= {label for rule in system.rules for label, _ in rule.divide}
+        self.only_skin = roots - inside - made if not self.graph else frozenset()
+
+
+def _cells(system: System) -> Iterator[Problem]:
+    if not system.cells:
+        yield Problem("a system without membranes; wanted one at least")
+    for i, cell in enumerate(system.cells):
+        if cell.parent is not None and not 0 <= cell.parent < i:
+            yield Problem(f"the parent of cell {i} is {cell.parent}; wanted a cell before it", cell.where)
+        if cell.charge not in (-1, 0, 1):
+            yield Problem(f"the charge {cell.charge} of cell {i}; wanted -1, 0 or 1", cell.where)
+        for message in _bag(cell.objects):
+            yield Problem(message, cell.where)
+    for message in _bag(system.environment):
+        yield Problem(message)
+    for a, b in system.links:
+        if not (0 <= a < len(system.cells) and 0 <= b < len(system.cells)):
+            yield Problem(f"the link ({a}, {b}); there are {len(system.cells)} cells")
+
+
+def _bag(bag: Bag) -> Iterator[str]:
+    for name, count in bag:
+        if not 1 <= count <= MOST:
+            yield f"the multiplicity {count} of {name}; wanted 1 to 2^63 - 1"
+
+
+def _groups(system: System) -> Iterator[Problem]:
+    seen = [0] * len(system.rules)
+    for group in system.groups:
+        if group.bound is Bound.AT_MOST and group.limit < 1:
+            yield Problem(f"a group with the limit {group.limit}; wanted 1 or more")
+        for rule in group.rules:
+            if 0 <= rule < len(seen):
+                seen[rule] += 1
+            else:
+                yield Problem(f"a group names the rule {rule}; there are {len(seen)}")
+    for i, count in enumerate(seen):
+        if count != 1:
+            yield Problem(f"rule {i} is in {count} groups; wanted one", system.rules[i].where)
+
+
+def _rule(rule: Rule, system: System, labels: _Labels) -> Iterator[str]:
+    if rule.label is None and not rule.inner:
+        yield "a rule that is held by no membrane and binds none"
+    if rule.label is not None and rule.label not in labels.all:
+        yield f"the rule is of the label {rule.label}, which no membrane has"
+    for inner in rule.inner:
+        yield from _inner(inner, rule, labels)
+    if rule.dissolve and rule.label in labels.only_skin:
+        yield f"the rule dissolves {rule.label}, the skin; the skin never dissolves"
+    if rule.divide and rule.label in labels.only_skin:
+        yield f"the rule divides {rule.label}, the skin; the skin never divides"
+    for send in rule.send:
+        if send.target in (Target.IN, Target.LINKED) and send.label not in labels.all:
+            yield f"the rule sends objects into {send.label}, which no membrane has as its label"
+    for label, _ in rule.divide:
+        if not label:
+            yield "a part of a division without a label"
+    yield from _numbers(rule, system)
+    for bag in _bags(rule):
+        yield from _bag(bag)
+    if rule.guard is not None:
+        yield from _guard(rule.guard)
+
+
+def _inner(inner: Inner, rule: Rule, labels: _Labels) -> Iterator[str]:
+    if inner.label not in labels.all:
+        yield f"the rule needs a membrane with the label {inner.label}, which none has"
+    if inner.label in labels.only_skin:
+        if rule.label is not None:
+            yield f"the rule needs {inner.label} inside of {rule.label}, but {inner.label} is the skin"
+        elif not inner.results:
+            yield f"the rule dissolves {inner.label}, the skin; the skin never dissolves"
+        elif len(inner.results) > 1:
+            yield f"the rule divides {inner.label}, the skin; the skin never divides"
+    for result in inner.results:
+        if result.charge not in (None, -1, 0, 1):
+            yield f"the charge {result.charge}; wanted -1, 0 or 1"
+
+
+def _numbers(rule: Rule, system: System) -> Iterator[str]:
+    if rule.charge not in (None, -1, 0, 1) or rule.new_charge not in (None, -1, 0, 1):
+        yield "a charge that is not -1, 0 or 1"
+    if rule.priority is not None and rule.priority < 0:
+        yield f"the priority {rule.priority}; wanted 0 or more"
+    p = rule.probability
+    if p is not None and not (math.isfinite(p) and 0 <= p <= 1):
+        yield f"the probability {p}; wanted 0 to 1"
+    if isinstance(rule.rate, float | int) and not (math.isfinite(rule.rate) and rule.rate >= 0):
+        yield f"the rate {rule.rate}; wanted a finite number, 0 or more"
+    if rule.delay < 0:
+        yield f"the delay {rule.delay}; wanted 0 or more steps"
+    if system.mode is Mode.GILLESPIE and rule.rate is None:
+        yield "a rule without a rate constant in a stochastic system"
+
+
+def _bags(rule: Rule) -> Iterator[Bag]:
+    yield from (rule.consume, rule.produce, rule.promoters, rule.inhibitors)
+    yield from (send.objects for send in rule.send)
+    for inner in rule.inner:
+        yield inner.consume
+        yield from (result.produce for result in inner.results)
+    yield from (bag for _, bag in rule.divide)
+
+
+def _guard(guard: Guard) -> Iterator[str]:
+    queue = [guard]
+    while queue:
+        part = queue.pop()
+        queue.extend(part.parts)
+        if part.op not in ("ge", "gt", "le", "lt", "eq", "ne", "all", "any", "not", "in"):
+            yield f"the guard operator {part.op!r}"
+        if part.op == "not" and len(part.parts) != 1:
+            yield f"the guard 'not' has {len(part.parts)} parts; wanted one"
+        if part.op == "in" and (part.period < 1 or part.threshold < 0):
+            yield f"a guard of period {part.period} from {part.threshold} on; wanted 1 or more from 0 or more"
+
+
+def _blocks(system: System) -> Iterator[Problem]:
+    """Rules of population dynamics with one left side and one charge after are a block; their probabilities add up
+    to 1 (Martinez-del-Amor et al. 2012, definition of blocks).
+    """
+    sums: dict[object, list[float]] = {}
+    first: dict[object, Rule] = {}
+    for rule in system.rules:
+        key = _block(rule)
+        sums.setdefault(key, []).append(1.0 if rule.probability is None else rule.probability)
+        first.setdefault(key, rule)
+    for key, parts in sums.items():
+        total = math.fsum(parts)
+        if abs(total - 1) > BLOCK_TOLERANCE:
+            yield Problem(
+                f"the probabilities of the {len(parts)} rules with this left side add up to {total:.9g}; wanted 1",
+                first[key].where,
+            )
+
+
+def _block(rule: Rule) -> object:
+    taken = tuple(
+        (i.label, i.charge, i.consume, i.results[0].charge if len(i.results) == 1 else len(i.results))
+        for i in rule.inner
+        if i.consume or len(rule.inner) == 1
+    )
+    return (rule.label, rule.charge, rule.new_charge, rule.consume, taken)
