@@ -9,63 +9,66 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from echoc.compiler.targets.cpu.rewriting.ground import Condition, Ground, Place, refuse, render_condition
-from echoc.errors import CompileError
 
-TOLERANCE = 1e-6
+Conditions = tuple[Condition, ...]
+"""What a block needs: one of these."""
 
 
 @dataclass(slots=True)
 class Block:
-    """The instances that consume the same under the same condition and ask for the same charges."""
+    """Instances that consume the same and leave the same charges: one of them is applied, by probability.
+
+    rules: (probability, instance), the likeliest first. Where the instances need different things (guards),
+    `conditions` has several and each application is drawn among the instances whose own condition holds.
+    """
 
     consume: tuple[tuple[Place, int], ...]
-    condition: Condition
     charges: tuple[tuple[int, int], ...]
-    rules: list[tuple[float, int]] = field(default_factory=list)  # (probability, instance)
+    rules: list[tuple[float, int]] = field(default_factory=list)
+    conditions: Conditions = ()
 
 
 def find_blocks(ground: Ground) -> list[Block]:
-    """Blocks of all instances, their rules by falling probability; what is left to 1 means that nothing happens.
+    """The blocks of all instances, in order of their first rule; probabilities are relative to their sum.
 
-    A block belongs to the cells that its left side takes from (to the holder's child, where only the holder gives), so
-    that `a []'h --> [b]'h` and `a []'g --> [b]'g` are two, and the rules that move x out of one environment are one.
-    Raises: CompileError for a rule that consumes nothing and for probabilities outside 0 to 1, alone or summed.
+    A block is known by what its rules take from where, the membranes they need in a charge, and the charges they
+    leave. Of a rule with several inner membranes (between environments) those that give nothing do not count: where the
+    objects go is the block's choice.
+    Raises: CompileError for a rule that consumes nothing, has a rate, or a probability below 0 or not finite.
     """
     blocks: dict[object, Block] = {}
-    rules = ground.system.rules
     for number, instance in enumerate(ground.instances):
-        rule = rules[instance.rule]
+        rule = ground.system.rules[instance.rule]
         probability = 1.0 if rule.probability is None else float(rule.probability)
-        if not 0 <= probability <= 1 + TOLERANCE:
-            raise refuse(rule, f"has the probability {probability!r}, wanted 0 to 1", "dcba")
+        if not (math.isfinite(probability) and probability >= 0):
+            raise refuse(rule, f"has the probability {probability!r}, wanted a finite number from 0 on", "dcba")
         if rule.rate is not None:
             raise refuse(rule, "has a rate instead of a probability", "dcba")
         if not instance.consume:
             raise refuse(rule, "consumes nothing and would be applied without end", "dcba")
-        inner = instance.cells[1 : 1 + len(rule.inner)]
-        takes = tuple(c for c, i in zip(inner, rule.inner, strict=True) if i.consume)
-        key = (takes or inner or instance.cells[:1], instance.consume, instance.condition, instance.charges)
-        block = blocks.setdefault(key, Block(instance.consume, instance.condition, instance.charges))
-        if probability > 0:
-            block.rules.append((probability * instance.share, number))
+        bound = list(zip(instance.cells[1:], rule.inner, strict=False))
+        takes = tuple((c, i.charge) for c, i in bound if i.consume or len(rule.inner) == 1)
+        leaves = tuple((c, i.results[0].charge) for c, i in bound if i.results[0].charge is not None)
+        key = (instance.holder, rule.charge, rule.new_charge, takes, leaves, instance.consume)
+        block = blocks.setdefault(key, Block(instance.consume, instance.charges))
+        block.rules.append((probability * instance.share, number))
+        if instance.condition not in block.conditions:
+            block.conditions += (instance.condition,)
     for block in blocks.values():
-        total = math.fsum(p for p, _ in block.rules)
-        if total > 1 + TOLERANCE:
-            rule = rules[ground.instances[block.rules[0][1]].rule]
-            raise refuse(rule, f"shares its left side with rules whose probabilities sum to {total:.9g}, not 1", "dcba")
         block.rules.sort(key=lambda entry: -entry[0])
-        if total < 1 - TOLERANCE:
-            block.rules.append((1 - total, -1))
-    return [b for b in blocks.values() if any(n >= 0 for _, n in b.rules)]
+    return list(blocks.values())
 
 
-def exclusive(a: Condition, b: Condition) -> bool:
+def exclusive(a: Conditions, b: Conditions) -> bool:
     """Whether they ask different charges of one cell, so that they never hold together."""
-    wanted = dict(a.charges)
-    return any(wanted.get(cell, value) != value for cell, value in b.charges)
+    return all(_differ(dict(x.charges), y) for x in a for y in b)
 
 
-def _together(groups: dict[Condition, list[int]]) -> Iterable[tuple[int, int]]:
+def _differ(wanted: dict[int, int], other: Condition) -> bool:
+    return any(wanted.get(cell, value) != value for cell, value in other.charges)
+
+
+def _together(groups: dict[Conditions, list[int]]) -> Iterable[tuple[int, int]]:
     """Pairs that connect all members whose conditions can hold together."""
     for members in groups.values():
         yield from itertools.pairwise(members)
@@ -84,10 +87,10 @@ def find_families(blocks: Sequence[Block]) -> list[list[int]]:
             i = leader[i]
         return i
 
-    by_place: dict[Place, dict[Condition, list[int]]] = defaultdict(lambda: defaultdict(list))
+    by_place: dict[Place, dict[Conditions, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, block in enumerate(blocks):
         for place, _ in block.consume:
-            by_place[place][block.condition].append(number)
+            by_place[place][block.conditions].append(number)
     for groups in by_place.values():
         for a, b in _together(groups):
             first, second = sorted((find(a), find(b)))
@@ -100,10 +103,10 @@ def find_families(blocks: Sequence[Block]) -> list[list[int]]:
 
 def find_conflict(blocks: Sequence[Block]) -> bool:
     """Whether two blocks that can be applicable together ask for different charges of one cell."""
-    asked: dict[int, dict[int, set[Condition]]] = defaultdict(lambda: defaultdict(set))
+    asked: dict[int, dict[int, set[Conditions]]] = defaultdict(lambda: defaultdict(set))
     for block in blocks:
         for cell, charge in block.charges:
-            asked[cell][charge].add(block.condition)
+            asked[cell][charge].add(block.conditions)
     for charges in asked.values():
         for (_, first), (_, second) in itertools.combinations(charges.items(), 2):
             if any(not exclusive(a, b) for a in first for b in second):
@@ -114,34 +117,34 @@ def find_conflict(blocks: Sequence[Block]) -> bool:
 def tables(ground: Ground) -> dict[str, object]:
     """What `dcba.cpp.j2` prints: rows of every table as C++ text, and sizes."""
     blocks = find_blocks(ground)
-    if not blocks:
-        raise CompileError("no rule can ever be applied: wanted at least one whose reactants some membrane can hold")
     families = find_families(blocks)
-    conditions = list(dict.fromkeys(b.condition for b in blocks))
+    # what a block needs, and, where that is one of several, what each of its rules needs
+    wholes = dict.fromkeys(b.conditions for b in blocks)
+    conditions = list(wholes | dict.fromkeys((one,) for several in wholes for one in several))
     number = {c: i for i, c in enumerate(conditions)}
-    alone = sorted((f[0] for f in families if len(f) == 1), key=lambda b: number[blocks[b].condition])
+    alone = sorted((f[0] for f in families if len(f) == 1), key=lambda b: number[blocks[b].conditions])
     competing = [f for f in families if len(f) > 1]
     order = alone + [b for f in competing for b in f]
     rows = _rows(ground, [blocks[b] for b in order], number)
     single = [0] * (len(conditions) + 1)
     for b in alone:
-        single[number[blocks[b].condition] + 1] += 1
+        single[number[blocks[b].conditions] + 1] += 1
     single = list(itertools.accumulate(single))
     ends = list(itertools.accumulate((len(f) for f in competing), initial=len(alone)))
     return {
         **rows,
         "single": [f"{{{a}, {b}}}" for a, b in itertools.pairwise(single)],
-        "family": [f"{{{a}, {b}}}" for a, b in itertools.pairwise(ends)] or ["{0, 0}"],
+        "family": [f"{{{a}, {b}}}" for a, b in itertools.pairwise(ends)],
         "families": len(competing),
-        "conditions": [render_condition(c, ground.places) for c in conditions],
+        "conditions": [" || ".join(render_condition(x, ground.places) for x in c) for c in conditions],
         "conflicts": find_conflict(blocks),
         "scratch_bytes": _scratch_bytes(len(ground.places), len(blocks), len(ground.charges), len(conditions)),
     }
 
 
-def _rows(ground: Ground, blocks: Sequence[Block], number: dict[Condition, int]) -> dict[str, object]:
+def _rows(ground: Ground, blocks: Sequence[Block], number: dict[Conditions, int]) -> dict[str, object]:
     amounts: list[str] = []
-    block_rows, products, instances, chances, charges = [], [], [], [], []
+    block_rows, products, rules, chances, charges = [], [], [], [], []
 
     def add(entries: Iterable[tuple[Place, int]]) -> str:
         begin = len(amounts)
@@ -153,16 +156,18 @@ def _rows(ground: Ground, blocks: Sequence[Block], number: dict[Condition, int])
         first, first_charge = len(products), len(charges)
         left = math.fsum(p for p, _ in block.rules)
         for probability, instance in block.rules:
-            products.append(add(ground.instances[instance].produce if instance >= 0 else block.consume))
-            instances.append(str(instance))
+            products.append(add(ground.instances[instance].produce))
+            own = number[ground.instances[instance].condition,]
+            rules.append(f"{{{probability!r}, {instance}, {own}}}")
             chances.append(_chance(min(1.0, probability / left)))
             left = max(left - probability, probability * 1e-300)
         charges.extend(f"{{{cell}, {charge}}}" for cell, charge in block.charges)
+        mixed = "true" if len(block.conditions) > 1 else "false"
         ranges = f"{consume}, {{{first}, {len(products)}}}, {{{first_charge}, {len(charges)}}}"
-        block_rows.append(f"{{{ranges}, {number[block.condition]}, 0}}")
+        block_rows.append(f"{{{ranges}, {number[block.conditions]}, {mixed}}}")
     return {
-        "blocks": block_rows, "amounts": amounts, "products": products, "instances": instances, "chances": chances,
-        "charges": charges or ["{0, 0}"],
+        "blocks": block_rows, "amounts": amounts, "products": products, "rules": rules, "chances": chances,
+        "charges": charges,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from echoc.compiler.ir.algebra import Rule, guard_objects
+from echoc.compiler.ir.algebra import guard_objects
 from echoc.compiler.ir.expression import Expression, names, render
 from echoc.compiler.targets.cpu.rewriting.ground import (
     Condition,
@@ -24,12 +24,10 @@ FAN = 8
 
 def tables(ground: Ground) -> dict[str, object]:
     """What `gillespie.cpp.j2` prints. Raises CompileError for bad rates and unknown names in rate laws."""
-    if not ground.instances:
-        raise CompileError("no reaction can ever happen: wanted at least one whose reactants some membrane can hold")
     for instance in ground.instances:
         _check(ground, instance)
     charged = any(i.charges or i.condition.charges for i in ground.instances)
-    small = len(ground.instances) <= STRAIGHT and len(ground.places) <= STRAIGHT and not charged
+    small = 0 < len(ground.instances) <= STRAIGHT and len(ground.places) <= STRAIGHT and not charged
     holes = _straight(ground) if small else _tabled(ground)
     return {"straight": small, "scratch_bytes": _scratch_bytes(len(ground.instances)), **holes}
 
@@ -57,21 +55,15 @@ def change(instance: Instance, ground: Ground) -> list[tuple[int, int]]:
     return sorted((p, n) for p, n in total.items() if n)
 
 
-def subject(rule: Rule, instance: Instance) -> int:
-    """The cell whose counts a rate law reads: the holder, or the first inner membrane of a rule without a label."""
-    return instance.holder if rule.label is not None or not rule.inner else instance.cells[1]
-
-
 def _law(ground: Ground, instance: Instance) -> str:
     """C++ over x and charge: the propensity, zero where the condition fails or reactants are missing."""
     rule = ground.system.rules[instance.rule]
     places = ground.places
     asks = [] if instance.condition == Condition() else [render_condition(instance.condition, places)]
     if isinstance(rule.rate, Expression):
-        cell = subject(rule, instance)
 
         def spell(name: str) -> str:
-            place = places.get((cell, name))
+            place = places.get((instance.holder, name))
             return "0.0" if place is None else f"static_cast<double>(x[{place}])"
 
         try:
@@ -121,7 +113,7 @@ def reads(ground: Ground, instance: Instance) -> tuple[set[int], set[int]]:
     if condition.guard is not None:
         keys |= {(condition.holder, o) for o in guard_objects(condition.guard)}
     if isinstance(rule.rate, Expression):
-        keys |= {(subject(rule, instance), o) for o in names(rule.rate)}
+        keys |= {(instance.holder, o) for o in names(rule.rate)}
     return {ground.places[k] for k in keys if k in ground.places}, {c for c, _ in condition.charges}
 
 
@@ -179,14 +171,14 @@ def _tabled(ground: Ground) -> dict[str, object]:
         )
         begin += len(reached)
     return {
-        "reactions": rows, "amounts": amounts or ["{0, 0, 0}"], "charges": charges or ["{0, 0}"], "special": special,
-        "dependents": [", ".join(map(str, row)) + "," for row in affected if row] or ["0"],
+        "reactions": rows, "amounts": amounts, "charges": charges, "special": special,
+        "dependents": [", ".join(map(str, row)) + "," for row in affected if row],
     }  # fmt: skip
 
 
 def _scratch_bytes(reactions: int) -> int:
     """Room for the levels of the sum tree of gillespie.h."""
-    total, size = 0, reactions
+    total, size = 0, max(1, reactions)
     while True:
         size = -(-size // FAN) * FAN
         total += size

@@ -151,6 +151,8 @@ def _instances(system: System) -> Iterator[Instance]:
         children[parent].setdefault(cell.label, []).append(index)
         by_label.setdefault(cell.label, []).append(index)
     for number, rule in enumerate(system.rules):
+        if rule.probability == 0:
+            continue
         if rule.label is not None:
             holders: Sequence[int] = by_label.get(rule.label, ())
         elif rule.inner:

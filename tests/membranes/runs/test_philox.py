@@ -2,7 +2,6 @@
 
 import math
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,7 +109,7 @@ def test_binomials_have_their_distribution(lines: list[list[str]], case: int) ->
             want = have = 0.0
     bins[-1] = (bins[-1][0] + want, bins[-1][1] + have)
     chi2, freedom = sum((h - w) ** 2 / w for w, h in bins), len(bins) - 1
-    # Wilson and Hilferty: the cube root of chi2 / freedom is close to normal. The seed is fixed, so this never flickers.
+    # Wilson and Hilferty: the cube root of chi2 / freedom is close to normal. The seed is fixed: this never flickers.
     z = ((chi2 / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
     assert z < 3.5
 
