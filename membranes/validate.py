@@ -20,7 +20,7 @@ from echoc.compiler.ir.algebra import (
 from echoc.errors import CompileError
 
 MOST = (1 << 63) - 1
-BLOCK_TOLERANCE = 1e-6  # by how much the probabilities of a block may miss 1
+BLOCK_TOLERANCE = 1e-4  # by how much the probabilities of a block may miss 1
 SHOWN = 20  # problems in one message
 
 
@@ -48,9 +48,8 @@ def validate(system: System) -> System:
     """The system itself, if nothing is wrong with it.
 
     Checked: a cell, parents before children, labels exist, groups partition the rules, the skin is neither dissolved
-    nor divided, targets exist, priorities are numbers of one sign, probabilities in [0, 1] and, for population
-    dynamics, those of a block together 1, counts from 1 to 2^63 - 1, links in range, guards of known operators.
-    Raises CompileError with every problem.
+    nor divided, targets exist, priorities are 0 or more, probabilities in [0, 1], counts from 1 to 2^63 - 1, links in
+    range, guards of known operators. Raises CompileError with every problem.
     """
     found = problems(system)
     if found:
@@ -66,8 +65,6 @@ def problems(system: System) -> list[Problem]:
     labels = _Labels(system)
     for rule in system.rules:
         found.extend(Problem(message, rule.where) for message in _rule(rule, system, labels))
-    if system.mode is Mode.DCBA:
-        found.extend(_blocks(system))
     return found
 
 
@@ -200,14 +197,19 @@ def _guard(guard: Guard) -> Iterator[str]:
             yield f"a guard of period {part.period} from {part.threshold} on; wanted 1 or more from 0 or more"
 
 
-def _blocks(system: System) -> Iterator[Problem]:
-    """Rules of population dynamics with one left side and one charge after are a block; their probabilities add up
-    to 1 (Martinez-del-Amor et al. 2012, definition of blocks).
+def block_sums(system: System) -> Iterator[Problem]:
+    """Blocks of population dynamics whose probabilities do not add up to 1.
+
+    The rules with one left side and one charge after are a block (Martinez-del-Amor et al. 2012). Probabilities count
+    relative to the sum of their block, so that such a block can be run; published models have them, some rounded, some
+    far off. They are worth a warning.
     """
     sums: dict[object, list[float]] = {}
     first: dict[object, Rule] = {}
+    if system.mode is not Mode.DCBA:
+        return
     for rule in system.rules:
-        key = _block(rule)
+        key = block_key(rule)
         sums.setdefault(key, []).append(1.0 if rule.probability is None else rule.probability)
         first.setdefault(key, rule)
     for key, parts in sums.items():
@@ -219,7 +221,10 @@ def _blocks(system: System) -> Iterator[Problem]:
             )
 
 
-def _block(rule: Rule) -> object:
+def block_key(rule: Rule) -> object:
+    """What the rules of a block of population dynamics have in common. Of a rule between environments that is the one
+    which gives the object, not the one which gets it.
+    """
     taken = tuple(
         (i.label, i.charge, i.consume, i.results[0].charge if len(i.results) == 1 else len(i.results))
         for i in rule.inner

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from echoc.compiler.ir.algebra import Bag, Bound, Cell, Group, Inner, Mode, Priority, Result, Rule, Send, System, Target
 from echoc.compiler.ir.algebra import Where as Place
 
+from echoc.membranes.validate import block_key
+
 from .build import Labels, RuleBuilder
 from .closures import Locals
 from .diagnostics import Fault, Limits, Mark
@@ -190,6 +192,8 @@ class Assembler(RuleBuilder):
         self.preorder()
         rules, groups = self.rules, self.groups
         labels = self.cell_labels(rules)
+        if self.repeated:
+            rules = self.merged(rules)
         if self.mode is Mode.DCBA:
             rules, groups = self.spread(rules, groups, labels)
         cells = self.cells(labels)
@@ -215,6 +219,24 @@ class Assembler(RuleBuilder):
             name=name,
             features=features,
         )
+
+    def merged(self, rules: list[Rule]) -> list[Rule]:
+        """Rules of population dynamics that are written more than once: their probabilities are parts of one, where
+        the block they are in needs them all to reach 1; otherwise the first one counts.
+        """
+        firsts: dict[object, float] = {}
+        alls: dict[object, float] = {}
+        keys = [block_key(rule) for rule in rules]
+        for i, (rule, key) in enumerate(zip(rules, keys, strict=True)):
+            p = 1.0 if rule.probability is None else rule.probability
+            firsts[key] = firsts.get(key, 0.0) + p
+            alls[key] = alls.get(key, 0.0) + p + sum(self.repeated.get(i, ()))
+        made = list(rules)
+        for i, more in self.repeated.items():
+            key, p = keys[i], rules[i].probability
+            if p is not None and abs(alls[key] - 1) < abs(firsts[key] - 1):
+                made[i] = replace(rules[i], probability=min(1.0, p + sum(more)))
+        return made
 
     def preorder(self) -> None:
         """Sorts the membranes as a walk from the outermost one meets them, children in the order they were added."""

@@ -112,7 +112,8 @@ class RuleBuilder(Evaluator):
         self.charged = True
         self.spiking = False
         self.around: Callable[[str, str], str | None] = lambda a, b: None
-        self._seen: set[object] = set()
+        self.repeated: dict[int, list[float]] = {}  # probabilities of rules that are written again
+        self._seen: dict[object, int] = {}
         self._plans: dict[Plan, int] = {}
 
     def rule(self, node: RuleNode) -> Run:
@@ -157,10 +158,12 @@ class RuleBuilder(Evaluator):
         local: Locals,
     ) -> None:
         notes = extra(local) if extra is not None else {}
-        identity = (planned.number, tuple(bags), p, level, tuple(notes.items()))
-        if identity in self._seen:
+        identity = (planned.number, tuple(bags), level, tuple(notes.items()))
+        first = self._seen.setdefault(identity, len(self.rules))
+        if first < len(self.rules):
+            if p is not None and self.mode is Mode.DCBA:
+                self.repeated.setdefault(first, []).append(p)
             return
-        self._seen.add(identity)
         self.room(mark)
         rate = p if self.mode is Mode.GILLESPIE else None
         rule = build_rule(planned.plan, bags, level, None if rate is not None else p, rate, where)
@@ -340,8 +343,7 @@ class RuleBuilder(Evaluator):
             name = ",".join(label(local))
             self.room(mark)
             rule = Rule(name, taken, send=send, guard=guard(*taken[0]), delay=steps, where=where)
-            if rule not in self._seen:
-                self._seen.add(rule)
+            if self._seen.setdefault(rule, len(self.rules)) == len(self.rules):
                 self.rules.append(rule)
                 self.groups.append(0)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from echoc.compiler.ir.algebra import System
 from echoc.compiler.ir.algebra import Where as Place
-from echoc.membranes.validate import problems
+from echoc.membranes.validate import block_sums, problems
 
 from .assemble import Assembler
-from .diagnostics import Diagnostic, Fault, Limits, Mark, PLinguaError, Source, diagnose
+from .diagnostics import Diagnostic, Fault, Limits, Mark, PLinguaError, PLinguaWarning, Source, diagnose
 from .evaluate import TooManyFaults
 from .parser import parse_source
 from .patterns import Matcher, PatternGroup, PatternRule
@@ -55,6 +56,9 @@ ALIASES: dict[str, str] = {
     "spiking": "spiking_psystems",
 }
 FRAMES = 12  # of Python for one call of a module, at most, besides those of nested expressions
+
+
+SHOWN_WARNINGS = 10
 
 
 @dataclass(slots=True)
@@ -301,7 +305,17 @@ def _run(assembler: Assembler, loader: Loader, definitions: list[tuple[Source, D
     if found:
         sources = {p.source.file: p.source for p in loader.programs}
         raise PLinguaError([_diagnostic(p.message, p.where, sources) for p in found[: loader.limits.errors]])
+    _warn(system)
     return system
+
+
+def _warn(system: System) -> None:
+    """One warning for each rule statement with blocks whose probabilities do not add up to 1."""
+    seen: set[Place] = set()
+    for problem in block_sums(system):
+        if problem.where not in seen and len(seen) < SHOWN_WARNINGS:
+            seen.add(problem.where)
+            warnings.warn(str(problem), PLinguaWarning, stacklevel=4)
 
 
 def _diagnostic(message: str, where: Place, sources: Mapping[str, Source]) -> Diagnostic:
