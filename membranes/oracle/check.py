@@ -19,8 +19,8 @@ def check(system: System, configuration: Configuration, applications: Sequence[A
     Checked: that rules fit their membranes (labels, nesting, charges, closed cells, guard, promoters, inhibitors), that
     targets are among those to choose from, no more is consumed than there is, no priority barred them, no bound is
     exceeded, no claims contradict each other, and that no application is left out that the mode asks for.
-    The applications may come in any order and with any split of `times`. The sole mode in which the order of choice
-    matters to what is legal is found out by trying: room only shrinks, so whatever may be chosen first can be.
+    The applications may come in any order and with any split of `times`. Weak priority makes the order of choosing
+    matter; as room only shrinks, choosing first whatever may be chosen finds an order if there is one.
     """
     bindings = Bindings(system, configuration)
     claimed = _collect(system, bindings, applications)

@@ -1,0 +1,1 @@
+"""Lies here so that tests of every folder below can import the helpers beside it."""
