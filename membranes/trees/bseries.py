@@ -138,13 +138,13 @@ def substitute(field: BSeries, outer: BSeries) -> BSeries:
     return _build(order, outer[EMPTY], lambda t: _pair(outer, field, contractions(t)))
 
 
-def modified_equation(method: BSeries) -> BSeries:
+def modified_equation(method: BSeries, progress: Progress | None = None) -> BSeries:
     """The vector field whose exact flow is the method: substitute(it, exact_flow) = method (backward error analysis).
 
     h f~(y) = B(it, h f, y) (HLW IX.9.1). Raises TreeError unless method(empty) = 1; the coefficients of the trees up
     to the method's order, but the first, are 0.
     """
-    return _solve_field(exact_flow(method.order), method)
+    return _solve_field(exact_flow(method.order), method, progress)
 
 
 def modifying_integrator(method: BSeries) -> BSeries:
@@ -203,7 +203,7 @@ def _pair_defects(a: BSeries, wanted: Callable[[Tree, Tree], Scalar]) -> list[tu
     return found
 
 
-def _solve_field(flow: BSeries, wanted: BSeries) -> BSeries:
+def _solve_field(flow: BSeries, wanted: BSeries, progress: Progress | None = None) -> BSeries:
     """The field with substitute(field, flow) = wanted: the uncut tree alone has the coefficient looked for."""
     for a in (flow, wanted):
         if a[EMPTY] != 1:
@@ -217,6 +217,8 @@ def _solve_field(flow: BSeries, wanted: BSeries) -> BSeries:
             if skeleton != LEAF and flow[skeleton]:
                 known = known + flow[skeleton] * math.prod((found[part] for part in parts), start=ONE) * times
         found[t] = (wanted[t] - known) / flow[LEAF]
+        if progress is not None:
+            progress("modified equation", len(found), len(wanted.coefficients))
     return BSeries(flow.order, found)
 
 

@@ -115,11 +115,11 @@ def unrank(n: int, position: int, progress: Progress | None = None) -> Tree:
     return tuple(growing.levels)
 
 
-def random_tree(n: int, seed: int | random.Random) -> Tree:
+def random_tree(n: int, seed: int | random.Random, progress: Progress | None = None) -> Tree:
     """A tree drawn uniformly from all trees of n nodes. Equal seeds give equal trees. Raises TreeError."""
     generator = seed if isinstance(seed, random.Random) else random.Random(seed)
     _check_size(n)
-    return unrank(n, generator.randrange(count(n)))
+    return unrank(n, generator.randrange(count(n)), progress)
 
 
 def _check_size(n: int) -> None:

@@ -74,12 +74,12 @@ class Field:
 def mass_action(system: System, label: str | None = None) -> Field:
     """The deterministic field of the rules of one membrane; `label` says which where several have rules.
 
-    Every rule must be reactants -> products with a rate, all in that membrane. Raises TreeError, with the place in the
-    source, for a rule that is anything else: what it does is no mass-action equation.
+    Every rule of the system must be reactants -> products with a rate, all in one membrane. Raises TreeError, with the
+    place in the source, for a rule that is anything else: what it does is no mass-action equation.
     """
     if system.mode is not Mode.GILLESPIE:
         raise TreeError(f"a system in mode {system.mode.value} has no rates; wanted mode {Mode.GILLESPIE.value}")
-    homes = sorted({rule.home for rule in system.rules})
+    homes = sorted({rule.label for rule in system.rules if rule.label is not None})
     if label is None:
         if len(homes) != 1:
             found = "no membrane has rules" if not homes else f"membranes {', '.join(homes)} have rules"
@@ -88,9 +88,10 @@ def mass_action(system: System, label: str | None = None) -> Field:
     holders = sum(cell.label == label for cell in system.cells)
     if holders != 1:
         raise TreeError(f"{holders} membranes have the label {label}; wanted one")
-    rules = [rule for rule in system.rules if rule.home == label]
-    for rule in rules:
+    # Rules of other membranes are checked too: what they send or dissolve would come into this one.
+    for rule in system.rules:
         _check_reaction(rule)
+    rules = [rule for rule in system.rules if rule.label == label]
     species = tuple(system.objects)
     index = {name: i for i, name in enumerate(species)}
     components: list[Polynomial] = [{} for _ in species]
@@ -144,6 +145,8 @@ def _check_reaction(rule: Rule) -> None:
     extra += [name for name in ("charge", "new_charge", "priority") if getattr(rule, name) is not None]
     if rule.dissolve:
         extra.append("dissolve")
+    if rule.label is None:
+        extra.append("no membrane of its own")
     place = f"{rule.where}: " if str(rule.where) else ""
     if extra:
         raise TreeError(f"{place}a rule with {', '.join(extra)} is no reaction; wanted reactants -> products")
@@ -172,9 +175,13 @@ def _polynomial(expression: Expression, index: Mapping[str, int]) -> Polynomial:
     """A rate law as a polynomial, children before parents, without recursion."""
     done: list[Polynomial] = []
     stack: list[tuple[Expression, bool]] = [(expression, False)]
+    visited = 0
     while stack:
         node, ready = stack.pop()
         if not ready:
+            visited += 1
+            if visited > TERMS_LIMIT:
+                raise TreeError(f"a rate law of more than {TERMS_LIMIT} terms")
             stack.append((node, True))
             stack.extend((argument, False) for argument in reversed(node.arguments))
             continue

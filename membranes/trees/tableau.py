@@ -20,7 +20,7 @@ from .counting import Progress, counts
 from .forms import to_brackets
 from .invariants import density
 from .levels import Tree, TreeError, branches, trees
-from .numbers import ONE, ZERO, Scalar, Surd, as_scalar, spell
+from .numbers import ONE, ZERO, Scalar, as_scalar, spell
 
 STAGES_LIMIT = 64
 ORDER_LIMIT = 14
@@ -84,15 +84,15 @@ class OrderReport:
 
 
 def tableau(
-    a: Sequence[Sequence[object]],
-    b: Sequence[object],
-    c: Sequence[object] | None = None,
+    a: object,
+    b: object,
+    c: object = None,
     *,
-    b_hat: Sequence[object] | None = None,
+    b_hat: object = None,
     name: str = "",
     tolerance: float | None = None,
 ) -> Tableau:
-    """A tableau of exact numbers: int, Fraction, or text ("1/2", "(3 - sqrt(3))/6").
+    """A tableau of lists of exact numbers: int, Fraction, or text ("1/2", "(3 - sqrt(3))/6").
 
     A may be lower triangular with short rows. c is computed where it is None, else checked against the row sums.
     Floats are refused, unless a `tolerance` is given: then each is converted to the rational that it is exactly, and
@@ -102,7 +102,9 @@ def tableau(
     s = len(weights)
     if not 1 <= s <= STAGES_LIMIT:
         raise TreeError(f"b has {s} weights; wanted 1 to {STAGES_LIMIT}")
-    if _length(a, "A") != s:
+    if not isinstance(a, list | tuple):
+        raise TreeError(f"A is {type(a).__name__}; wanted a list of rows")
+    if len(a) != s:
         raise TreeError(f"A has {len(a)} rows and b has {s} weights; wanted as many rows as weights")
     rows = [_padded(_numbers(row, f"A[{i + 1}]", tolerance), i, s) for i, row in enumerate(a)]
     sums = tuple(sum(row, start=ZERO) for row in rows)
@@ -120,8 +122,9 @@ def tableau(
     return Tableau(tuple(rows), weights, nodes, second, name)
 
 
-def read_tableau(path: str | Path) -> Tableau:
-    """The tableau of a JSON file: an object with A, b, and perhaps c, b_hat and name; numbers as texts or integers.
+def read_tableau(path: str | Path, *, tolerance: float | None = None) -> Tableau:
+    """The tableau of a JSON file: an object with A, b, and perhaps c, b_hat and name; numbers as texts or integers,
+    or as floats where a `tolerance` is given (see `tableau`).
 
     Raises TreeError, which names the file, for anything else.
     """
@@ -134,12 +137,12 @@ def read_tableau(path: str | Path) -> Tableau:
     except (ValueError, RecursionError) as error:
         raise TreeError(f"{path}: not JSON ({error})") from error
     try:
-        return tableau_of_mapping(document)
+        return tableau_of_mapping(document, tolerance=tolerance)
     except TreeError as error:
         raise TreeError(f"{path}: {error}") from error
 
 
-def tableau_of_mapping(document: object) -> Tableau:
+def tableau_of_mapping(document: object, *, tolerance: float | None = None) -> Tableau:
     """A tableau of what a JSON file holds. Raises TreeError."""
     if not isinstance(document, Mapping):
         raise TreeError(f'found {type(document).__name__}; wanted an object with "A" and "b"')
@@ -152,7 +155,8 @@ def tableau_of_mapping(document: object) -> Tableau:
     name = document.get("name", "")
     if not isinstance(name, str):
         raise TreeError('"name" must be a text')
-    return tableau(document["A"], document["b"], document.get("c"), b_hat=document.get("b_hat"), name=name)
+    a, b, c, b_hat = (document.get(key) for key in ("A", "b", "c", "b_hat"))
+    return tableau(a, b, c, b_hat=b_hat, name=name, tolerance=tolerance)
 
 
 def elementary_weights(method: Tableau, order: int, progress: Progress | None = None) -> Iterator[tuple[Tree, Scalar]]:
@@ -213,14 +217,14 @@ def exact_order(
     return OrderReport(order if failures else limit, tuple(failures), limit)
 
 
-def is_canonical_symplectic(method: Tableau) -> bool:
+def is_symplectic(method: Tableau, *, tolerance: float | None = None) -> bool:
     """b_i a_ij + b_j a_ji = b_i b_j for all i, j: quadratic invariants are kept, and the method is symplectic.
 
     Cooper 1987, Sanz-Serna 1988, Lasagni 1988; necessary too for methods without redundant stages.
     """
     a, b = method.a, method.b
-    stages = range(method.stages)
-    return all(b[i] * a[i][j] + b[j] * a[j][i] == b[i] * b[j] for i in stages for j in range(i, method.stages))
+    pairs = ((i, j) for i in range(method.stages) for j in range(i, method.stages))
+    return all(_close(b[i] * a[i][j] + b[j] * a[j][i], b[i] * b[j], tolerance) for i, j in pairs)
 
 
 def _check_order(order: int) -> None:
@@ -247,12 +251,6 @@ def _close(found: Scalar, wanted: Scalar, tolerance: float | None) -> bool:
     return abs(float(difference)) <= tolerance
 
 
-def _length(values: object, where: str) -> int:
-    if not isinstance(values, list | tuple):
-        raise TreeError(f"{where} is {type(values).__name__}; wanted a list")
-    return len(values)
-
-
 def _numbers(values: object, where: str, tolerance: float | None) -> tuple[Scalar, ...]:
     if not isinstance(values, list | tuple):
         raise TreeError(f"{where} is {type(values).__name__}; wanted a list of numbers")
@@ -272,19 +270,3 @@ def _padded(row: tuple[Scalar, ...], i: int, s: int) -> tuple[Scalar, ...]:
     if len(row) not in (s, i, i + 1):
         raise TreeError(f"row {i + 1} of A has {len(row)} numbers; wanted {s}, or {i} or {i + 1} of a lower triangle")
     return row + (ZERO,) * (s - len(row))
-
-
-__all__ = [
-    "Failure",
-    "OrderReport",
-    "Surd",
-    "Tableau",
-    "elementary_weight",
-    "elementary_weights",
-    "exact_order",
-    "is_canonical_symplectic",
-    "read_tableau",
-    "stage_weights",
-    "tableau",
-    "tableau_of_mapping",
-]
