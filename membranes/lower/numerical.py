@@ -1,0 +1,188 @@
+"""Numerical P systems as tensor programs: one step is plain float64 arithmetic.
+
+The values of all variables are one float64 state of the skin; membranes only say where programs and variables belong,
+so that the tree costs nothing at run time. States start as zeros, so a step counter lets the first step take the
+initial values instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from echoc.compiler.ir import DType, Membrane, Node, Port, Program, Rule, StateType, TensorType, make
+from echoc.compiler.ir.expression import Expression, names
+from echoc.compiler.ir.membrane import State
+from echoc.compiler.ir.verify import verify
+from echoc.errors import CompileError
+from echoc.membranes.numerical import NumericalSystem, Production
+
+MAX_EXACT_POWER = 16  # integer exponents up to it are products
+MAX_HEIGHT = 400  # of a production function's tree
+
+
+def lower(system: NumericalSystem) -> Program:
+    """The program whose rule `step` does one step of the system.
+
+    State `values` (f64[n], n the number of variables, in source order) and `steps` (i64, the steps done); out port
+    `values` (f64[n]): the values after the step. The result is that of the interpreter, but for rounding (compilers
+    fuse a product with a sum) and for functions where they have no value: infinite where it says NaN.
+
+    Raises CompileError for a system without variables, for a choice between programs (one_program) that is really
+    one, for shares that add up to 0, for names that are no variables, and for functions nested more than 400 deep.
+    """
+    if not system.variables:
+        raise CompileError("a numerical P system without variables has no step; it needs at least one variable")
+    _check(system)
+    shape = (len(system.variables),)
+    steps = make("state", name="steps", kind="value", shape=(), dtype="i64")
+    values = make("state", name="values", kind="value", shape=shape, dtype="f64")
+    before = _before(system, make("read", steps), make("read", values))
+    after = _step(system, before)
+    stacked = make("concat", *(after[v.name] for v in system.variables), axis=0) if len(after) > 1 else (
+        after[system.variables[0].name]
+    )  # fmt: skip
+    count = make("add", make("read", steps), make("const", value=1, dtype="i64"))
+    rule = Rule(
+        "step",
+        (("values", stacked),),
+        (("values", make("write", values, stacked)), ("steps", make("write", steps, count))),
+    )
+    states = (State("values", StateType("value", shape, DType.F64)), State("steps", StateType("value", (), DType.I64)))
+    skin = Membrane("skin", states, (Port("values", "out", TensorType(shape, DType.F64)),), (rule,))
+    return verify(Program(skin, {}))
+
+
+def _check(system: NumericalSystem) -> None:
+    known = {v.name for v in system.variables}
+    free = Counter(p.membrane for p in system.programs if p.enzyme is None)
+    for i, program in enumerate(system.programs):
+        at = f"{program.where}: " if str(program.where) else ""
+        if system.one_program and program.enzyme is None and free[program.membrane] > 1:
+            raise CompileError(
+                f"{at}membrane {program.membrane} chooses one of {free[program.membrane]} programs at random in each "
+                f"step; a compiled step runs every program. Gate them by enzymes, or use the interpreter"
+            )
+        if math.fsum(share for share, _ in program.shares) == 0:
+            raise CompileError(f"{at}the shares of program {i} add up to 0; there is nothing to deal out by")
+        if _height(program.function) > MAX_HEIGHT:
+            raise CompileError(f"{at}the function of program {i} is nested more than {MAX_HEIGHT} deep; split it up")
+        used = [*names(program.function), *(v for _, v in program.shares), *filter(None, [program.enzyme])]
+        for name in used:
+            if name not in known:
+                raise CompileError(f"{at}program {i} uses {name!r}, which is not a variable of the system")
+
+
+def _height(expression: Expression) -> int:
+    """The height of the tree, found without recursion."""
+    height, level = 0, [expression]
+    while level and height <= MAX_HEIGHT:
+        level = list({id(a): a for e in level for a in e.arguments}.values())
+        height += 1
+    return height
+
+
+def _const(value: float) -> Node:
+    return make("const", value=float(value), dtype="f64")
+
+
+def _before(system: NumericalSystem, steps: Node, values: Node) -> dict[str, Node]:
+    """Each variable at the start of the step, f64[1]."""
+    first = make("eq", steps, make("const", value=0, dtype="i64"))
+    before = {}
+    for i, variable in enumerate(system.variables):
+        held = make("slice", values, starts=(i,), stops=(i + 1,), steps=(1,))
+        before[variable.name] = make("where", first, _const(variable.value), held)
+    return before
+
+
+def _step(system: NumericalSystem, before: Mapping[str, Node]) -> dict[str, Node]:
+    """Each variable after the step: consumed ones are 0, then the shares are added in program order."""
+    runs = [_runs(program, before) for program in system.programs]
+    after = dict(before)
+    for program, running in zip(system.programs, runs, strict=True):
+        for name in dict.fromkeys(names(program.function)):
+            after[name] = _zero() if running is None else make("where", running, _zero(), after[name])
+    for program, running in zip(system.programs, runs, strict=True):
+        amount = _value(program.function, before)
+        total = _const(math.fsum(share for share, _ in program.shares))
+        for share, name in program.shares:
+            part = make("div", make("mul", amount, _const(share)), total)
+            sum_ = make("add", after[name], part)
+            after[name] = sum_ if running is None else make("where", running, sum_, after[name])
+    return {name: make("broadcast", node, shape=(1,)) if node.shape != (1,) else node for name, node in after.items()}
+
+
+def _zero() -> Node:
+    return _const(0.0)
+
+
+def _runs(program: Production, before: Mapping[str, Node]) -> Node | None:
+    """Whether the program runs; None: always."""
+    if program.enzyme is None:
+        return None
+    sizes = [make("abs", before[name]) for name in dict.fromkeys(names(program.function))]
+    least = sizes[0] if sizes else _zero()
+    for size in sizes[1:]:
+        least = make("minimum", least, size)
+    return make("lt", least, before[program.enzyme])
+
+
+# expressions
+
+_SAME = {
+    "add": "add", "sub": "sub", "mul": "mul", "div": "div", "pow": "pow", "neg": "neg", "exp": "exp", "log": "log",
+    "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tanh": "tanh", "atan": "atan", "abs": "abs", "floor": "floor",
+    "ceil": "ceil", "min": "minimum", "max": "maximum",
+}  # fmt: skip
+
+
+def _truth(x: Node) -> Node:
+    return make("ne", x, _zero())
+
+
+def _number(condition: Node) -> Node:
+    return make("cast", condition, dtype="f64")
+
+
+_OTHER: dict[str, Callable[..., Node]] = {
+    "tan": lambda x: make("div", make("sin", x), make("cos", x)),
+    "lt": lambda a, b: _number(make("lt", a, b)),
+    "le": lambda a, b: _number(make("le", a, b)),
+    "eq": lambda a, b: _number(make("eq", a, b)),
+    "and": lambda a, b: _number(make("and", _truth(a), _truth(b))),
+    "or": lambda a, b: _number(make("or", _truth(a), _truth(b))),
+    "not": lambda a: _number(make("eq", a, _zero())),
+    "where": lambda c, a, b: make("where", _truth(c), a, b),
+}
+
+
+def _value(expression: Expression, values: Mapping[str, Node]) -> Node:
+    """The expression over the nodes of its names."""
+    if expression.op == "number":
+        return _const(expression.value)
+    if expression.op == "name":
+        return values[expression.symbol]
+    if expression.op == "pow" and (exponent := _small_integer(expression.arguments[1])) is not None:
+        return _product(_value(expression.arguments[0], values), exponent)
+    arguments = [_value(a, values) for a in expression.arguments]
+    if expression.op in _SAME:
+        return make(_SAME[expression.op], *arguments)
+    return _OTHER[expression.op](*arguments)
+
+
+def _small_integer(expression: Expression) -> int | None:
+    value = expression.value
+    small = expression.op == "number" and 0 <= value <= MAX_EXACT_POWER and value == int(value)
+    return int(value) if small else None
+
+
+def _product(base: Node, exponent: int) -> Node:
+    """base^exponent as a chain of products."""
+    if exponent == 0:
+        return _const(1.0)
+    result = base
+    for _ in range(exponent - 1):
+        result = make("mul", result, base)
+    return result
