@@ -24,12 +24,15 @@ BLOCK_TOLERANCE = 1e-4  # by how much the probabilities of a block may miss 1
 SHOWN = 20  # problems in one message
 
 
+NOWHERE = Where()
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that is wrong with a system, and where it was written."""
 
     message: str
-    where: Where = Where()
+    where: Where = NOWHERE
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if str(self.where) else self.message

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from echoc.compiler.ir.algebra import Bag, Bound, Cell, Group, Inner, Mode, Priority, Result, Rule, Send, System, Target
+from echoc.compiler.ir.algebra import Bag, Bound, Cell, Group, Inner, Mode, Priority, Rule, Send, System, Target
 from echoc.compiler.ir.algebra import Where as Place
-
 from echoc.membranes.validate import block_key
 
 from .build import Labels, RuleBuilder
@@ -15,7 +14,7 @@ from .closures import Locals
 from .diagnostics import Fault, Limits, Mark
 from .evaluate import Run
 from .patterns import Matcher
-from .syntax import Arcs, Features, Label, Ms, Mu, Structure
+from .syntax import Arcs, Features, Ms, Mu, Structure
 from .values import HIGH, Value
 
 
@@ -56,11 +55,14 @@ class Assembler(RuleBuilder):
             wanted = ", ".join(m for m in modes if m != Mode.ORDERED)
             raise Fault(f'the feature @mode = "{mode}"; wanted one of {wanted}', self.mark(0))
         self.mode = modes[mode]
-        self.spiking = bool(self.system_features.get("spiking", 0))
-        if self.spiking and self.system_features.get("mseq", 0):
+        self.spiking = self.switched("spiking")
+        if self.spiking and self.switched("mseq"):
             self.mode = Mode.SEQUENTIAL
-        if self.spiking and self.system_features.get("masynch", 0):
+        if self.spiking and self.switched("masynch"):
             raise Fault("asynchronous spiking systems (@masynch) cannot be run; wanted synchronous ones", self.mark(0))
+
+    def switched(self, feature: str) -> bool:
+        return str(self.system_features.get(feature, 0)) not in ("", "0", "false")
 
     # Statements.
 
@@ -70,9 +72,7 @@ class Assembler(RuleBuilder):
         def features(local: Locals) -> None:
             for name, value in values(local).items():
                 if self.system_features.setdefault(name, value) != value:
-                    raise Fault(
-                        f"the feature {name} has two values: {self.system_features[name]} and {value}", mark
-                    )
+                    raise Fault(f"the feature {name} has two values: {self.system_features[name]} and {value}", mark)
             if self.spiking and "mout" in self.system_features:
                 self.outputs.add(str(self.system_features["mout"]))
 
@@ -188,7 +188,9 @@ class Assembler(RuleBuilder):
 
     def finish(self, name: str) -> System:
         if not self.nodes:
-            raise Fault("no initial membrane structure: wanted @mu = ... in main or a module that it calls", self.mark(0))
+            raise Fault(
+                "no initial membrane structure: wanted @mu = ... in main or a module that it calls", self.mark(0)
+            )
         self.preorder()
         rules, groups = self.rules, self.groups
         labels = self.cell_labels(rules)
@@ -228,20 +230,20 @@ class Assembler(RuleBuilder):
         alls: dict[object, float] = {}
         keys = [block_key(rule) for rule in rules]
         for i, (rule, key) in enumerate(zip(rules, keys, strict=True)):
-            p = 1.0 if rule.probability is None else rule.probability
+            p: float = 1.0 if rule.probability is None else rule.probability
             firsts[key] = firsts.get(key, 0.0) + p
             alls[key] = alls.get(key, 0.0) + p + sum(self.repeated.get(i, ()))
         made = list(rules)
         for i, more in self.repeated.items():
-            key, p = keys[i], rules[i].probability
-            if p is not None and abs(alls[key] - 1) < abs(firsts[key] - 1):
-                made[i] = replace(rules[i], probability=min(1.0, p + sum(more)))
+            key, first = keys[i], rules[i].probability
+            if first is not None and abs(alls[key] - 1) < abs(firsts[key] - 1):
+                made[i] = replace(rules[i], probability=min(1.0, first + sum(more)))
         return made
 
     def preorder(self) -> None:
         """Sorts the membranes as a walk from the outermost one meets them, children in the order they were added."""
         children: list[list[int]] = [[] for _ in self.nodes]
-        roots = []
+        roots: list[int] = []
         for i, node in enumerate(self.nodes):
             (roots if node.parent is None else children[node.parent]).append(i)
         order, queue = [], list(reversed(roots))
@@ -287,6 +289,9 @@ class Assembler(RuleBuilder):
             for label in variants.get(inner.label, [inner.label]):
                 made.append(replace(rule, inner=(_renamed(inner, label),)) if label != inner.label else rule)
                 places.append(group)
+        first = {r: i for i, r in reversed(list(enumerate(made)))}
+        kept = [i for i, r in enumerate(made) if first[r] == i]
+        made, places = [made[i] for i in kept], [places[i] for i in kept]
         return made, places
 
     def cells(self, labels: list[str]) -> tuple[Cell, ...]:
@@ -328,7 +333,9 @@ class Assembler(RuleBuilder):
             )
         every = {o for counts in self.contents.values() for o in counts} | set(first)
         for rule in rules:
-            every.update(o for inner in rule.inner for b in (inner.consume, *(r.produce for r in inner.results)) for o, _ in b)
+            every.update(
+                o for inner in rule.inner for b in (inner.consume, *(r.produce for r in inner.results)) for o, _ in b
+            )
             every.update(o for o, _ in (*rule.consume, *rule.produce))
         keeps = (frozenset(every - set(second)), frozenset(second))
         separations = set(self.patterns)
@@ -380,6 +387,3 @@ def _renamed(inner: Inner, label: str) -> Inner:
     """The same in a cell of another label."""
     results = tuple(replace(r, label=label) if r.label == inner.label else r for r in inner.results)
     return replace(inner, label=label, results=results)
-
-
-__all__ = ["Assembler", "Label", "Result"]

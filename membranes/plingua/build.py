@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from echoc.compiler.ir.algebra import Bag, Guard, Mode, Rule, Send, Target, Where
 
-from .closures import BagThunk, Locals
+from .closures import BagThunk, Locals, Thunk
 from .diagnostics import Fault, Limits, Mark
 from .evaluate import Evaluator, Run
 from .patterns import Matcher, PatternGroup, RuleShape, Shape, TooManyWays
@@ -15,7 +15,7 @@ from .plan import Member, Plan, Unmapped, plan_exchange, plan_rule
 from .plan import build as build_rule
 from .show import show_shape
 from .spiking import BadExpression, unary_language
-from .syntax import Feature, Membrane, Object
+from .syntax import Feature, Label, Membrane, Object
 from .syntax import Rule as RuleNode
 from .values import Undefined, Value, to_whole
 
@@ -222,10 +222,7 @@ class RuleBuilder(Evaluator):
             return None
         groups = self.matcher.groups
         try:
-            if wanted:
-                group = next((g for g in groups if g.name == wanted), None)
-            else:
-                group = self.matcher.find(shape)
+            group = next((g for g in groups if g.name == wanted), None) if wanted else self.matcher.find(shape)
         except TooManyWays:
             raise Fault("a rule with too many membranes to compare with the patterns of the model", mark) from None
         if group is None and wanted:
@@ -287,12 +284,10 @@ class RuleBuilder(Evaluator):
     def feature_values(self, features: tuple[Feature, ...]) -> Callable[[Locals], dict[str, Value]]:
         for feature in features:
             if feature.type:
-                raise Fault(f"the feature {feature.name.name}({feature.type}) is for patterns only", self.mark(feature.at))
-        one: Value = 1
-        pairs = [
-            (self.key(f.name)[0], self.expression(f.value).run if f.value else lambda _: one, self.mark(f.at))
-            for f in features
-        ]
+                raise Fault(
+                    f"the feature {feature.name.name}({feature.type}) is for patterns only", self.mark(feature.at)
+                )
+        pairs = [(self.key(f.name)[0], self.feature_value(f), self.mark(f.at)) for f in features]
 
         def values(local: Locals) -> dict[str, Value]:
             found: dict[str, Value] = {}
@@ -304,6 +299,12 @@ class RuleBuilder(Evaluator):
 
         return values
 
+    def feature_value(self, feature: Feature) -> Thunk:
+        if isinstance(feature.value, Label):
+            return self.label(feature.value)[0]
+        one: Value = 1
+        return self.expression(feature.value).run if feature.value is not None else lambda _: one
+
     # Spiking neural P systems.
 
     def spiking_rule(self, node: RuleNode) -> Run:
@@ -311,7 +312,7 @@ class RuleBuilder(Evaluator):
         mark, where = self.mark(node.at), self.source.where(node.at)
         plain = node.evolution and not node.left.inner and not node.right[0].inner
         if not plain or node.left.charge.value or any(o.dissolve for o in node.right[0].objects) or node.double:
-            raise Fault("a rule of a spiking system reads [a*c --> a*p]'label \"expression\" :: delay", mark)
+            raise Fault('a rule of a spiking system reads [a*c --> a*p]\'label "expression" :: delay', mark)
         consumed, produced = self.bag(node.left.objects)[0], self.bag(node.right[0].objects)[0]
         label = self.labels(node.left.labels or ())[0]
         delay = self.expression(node.probability).run if node.probability is not None else lambda _: 0

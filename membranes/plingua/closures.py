@@ -274,7 +274,11 @@ class Closures:
 
     def bag(self, nodes: tuple[Object, ...]) -> tuple[BagThunk, Bag | None]:
         """A multiset without `@d`, and its value where that is known already."""
-        parts = [(self.key(o.name), o.count and self.count(o.count)) for o in nodes if o.name is not None]
+        parts = [
+            (self.key(o.name), self.count(o.count) if o.count is not None else None)
+            for o in nodes
+            if o.name is not None
+        ]
         if not parts:
             return (lambda _: ()), ()
         if len(parts) == 1 and parts[0][1] is None:
@@ -312,9 +316,9 @@ class Closures:
                 if not (math.isfinite(value) and abs(value) < 2.0**63):
                     raise Fault(f"the multiplicity {value} does not fit in 64 bits", mark)
                 value = int(value)
-            if value < 0:  # type: ignore[operator]
+            if value < 0:
                 raise Fault(f"the negative multiplicity {value}", mark)
-            return value  # type: ignore[return-value]
+            return value
 
         return count
 
@@ -373,8 +377,8 @@ def _pair(operator: str, first: Thunk, second: Thunk, mark: Mark) -> Thunk:
 
     def pair(local: Locals) -> Value:
         a, b = first(local), second(local)
-        if a.__class__ is int and b.__class__ is int and -limit < a < limit and -limit < b < limit:  # type: ignore[operator]
-            return a + b if plus else a - b  # type: ignore[operator]
+        if a.__class__ is int and b.__class__ is int and -limit < a < limit and -limit < b < limit:
+            return a + b if plus else a - b
         return _binary(operator, a, b, mark)
 
     return pair

@@ -244,7 +244,7 @@ class Evaluator(Sink):
         def bound(local: Locals) -> int:
             value = run(local)
             if value.__class__ is int:
-                return value  # type: ignore[return-value]
+                return value
             if isinstance(value, str):
                 raise Fault(f"the bound of a range is a number; found the string {value[:40]!r}", mark)
             try:

@@ -6,19 +6,20 @@ from .diagnostics import Fault, Limits, Mark
 from .lexer import TYPES, Tokens
 from .syntax import Assign, Call, Cast, Chain, Expression, Name, Number, SystemConstant, Text, Unary
 
-ASSIGNMENTS = frozenset("= += -= *= /= %= <<= >>= &= |= ^=".split())
+ASSIGNMENTS = frozenset(["=", "+=", "-=", "*=", "/=", "%=", "<<=", ">>=", "&=", "|=", "^="])
 _LEVELS = ("||", "&&", "|", "^", "&", "== <>", "< <= > >=", "<< >>", "+ -", "* / %")
 PRECEDENCE = {op: level for level, ops in enumerate(_LEVELS) for op in ops.split()}
 SHIFT = PRECEDENCE["<<"]  # the lowest operators that a bound of a range may have
-_PREFIX = frozenset("+ - ! ~ ++ --".split())
+_PREFIX = frozenset(["+", "-", "!", "~", "++", "--"])
 _WANTED = {"id": "a name", "int": "a whole number", "str": "a string", "end": "the end of the file"}
 
 
 class ExpressionParser:
     """Reads expressions from tokens; `at` is the index of the next token."""
 
-    def __init__(self, tokens: Tokens, limits: Limits) -> None:
-        self.tokens, self.limits = tokens, limits
+    def __init__(self, tokens: Tokens, limits: Limits, version4: bool = False) -> None:
+        """version4: `^` is the power, which binds closest; in version 5 it is the exclusive or of bits."""
+        self.tokens, self.limits, self.version4 = tokens, limits, version4
         self.kinds, self.values, self.offsets = tokens.kinds, tokens.values, tokens.offsets
         self.at = 0
         self.depth = 0
@@ -103,10 +104,19 @@ class ExpressionParser:
                 change: Expression = Assign(offset, target, operators.pop(), prefix=True)
                 return Unary(offset, tuple(operators), change) if operators else change
         operand = self.primary()
+        if self.version4 and self.kind == "^":
+            operand = self.power(operand)
         if self.kind in ("++", "--") and isinstance(operand, Name):
             operand = Assign(operand.at, operand, self.kind)
             self.at += 1
         return Unary(offset, tuple(operators), operand) if operators else operand
+
+    def power(self, operand: Expression) -> Expression:
+        rest = []
+        while self.kind == "^":
+            self.at += 1
+            rest.append(("**", self.offset, self.primary()))
+        return Chain(operand.at, operand, tuple(rest))
 
     def primary(self) -> Expression:
         """A number, string, variable, call, constant, parenthesis or cast: what may stand after `*` in a multiset."""

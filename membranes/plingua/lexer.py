@@ -11,15 +11,86 @@ from dataclasses import dataclass, field
 from .diagnostics import Fault, Mark, Source
 
 KEYWORDS = frozenset(
-    "def let call system return if else while do for int_t long_t double_t string_t prob_t rexp_t true false".split()
+    [
+        "def",
+        "let",
+        "call",
+        "system",
+        "return",
+        "if",
+        "else",
+        "while",
+        "do",
+        "for",
+        "int_t",
+        "long_t",
+        "double_t",
+        "string_t",
+        "prob_t",
+        "rexp_t",
+        "true",
+        "false",
+    ]
 )
 TYPES = frozenset({"int_t", "long_t", "double_t", "string_t", "prob_t", "rexp_t"})
 
 # Longest first: the first alternative that matches wins.
-_SIGNS = (
-    "<--> <<= >>= --> <-> == ++ -- && || -> :: <> != += -= *= /= %= &= |= ^= << >> <= =< >= => "
-    "? = # ; < > & | ( ) { } , + - * ' / % ^ : [ ] ! ~ @"
-).split()
+_SIGNS = [
+    "<-->",
+    "<<=",
+    ">>=",
+    "-->",
+    "<->",
+    "==",
+    "++",
+    "--",
+    "&&",
+    "||",
+    "->",
+    "::",
+    "<>",
+    "!=",
+    "+=",
+    "-=",
+    "*=",
+    "/=",
+    "%=",
+    "&=",
+    "|=",
+    "^=",
+    "<<",
+    ">>",
+    "<=",
+    "=<",
+    ">=",
+    "=>",
+    "?",
+    "=",
+    "#",
+    ";",
+    "<",
+    ">",
+    "&",
+    "|",
+    "(",
+    ")",
+    "{",
+    "}",
+    ",",
+    "+",
+    "-",
+    "*",
+    "'",
+    "/",
+    "%",
+    "^",
+    ":",
+    "[",
+    "]",
+    "!",
+    "~",
+    "@",
+]
 
 _TOKEN = re.compile(
     r"(?P<skip>(?:[ \t\r\n\f\v]+|//[^\n]*|/\*.*?\*/)+)"

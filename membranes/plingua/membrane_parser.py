@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .expressions import ExpressionParser
 from .lexer import TYPES
-from .syntax import Charge, Expression, Feature, Label, Membrane, Name, Number, Object, Rule, Structure, Text
+from .syntax import Charge, Expression, Feature, Label, Membrane, Name, Object, Rule, Structure, Text
 
 ARROWS = {"-->": False, "->": False, "<-->": True, "<->": True}
 _SIGN = {"+": 1, "-": -1}
@@ -225,9 +225,7 @@ class MembraneParser(ExpressionParser):
         if not self.accept("="):
             return Feature(offset, name)
         if name.name in LABEL_FEATURES:
-            label = self.label()
-            value = Name(label.at, "", (label.value,)) if isinstance(label.value, Name) else label.value
-            return Feature(offset, name, value)
+            return Feature(offset, name, self.label())
         return Feature(offset, name, self.expression())
 
     def structure(self) -> Structure:
@@ -253,8 +251,3 @@ class MembraneParser(ExpressionParser):
     def neuron(self) -> Structure:
         label = self.label()
         return Structure(label.at, 0, (label,))
-
-
-def number_or_none(value: Expression | None) -> int | float | None:
-    """The number that an expression is, if it is written as one."""
-    return value.value if isinstance(value, Number) else None

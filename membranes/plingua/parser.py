@@ -45,8 +45,8 @@ class Parser(MembraneParser):
 
     blocks = 0
 
-    def __init__(self, source: Source, limits: Limits) -> None:
-        super().__init__(tokenize(source), limits)
+    def __init__(self, source: Source, limits: Limits, version4: bool = False) -> None:
+        super().__init__(tokenize(source), limits, version4)
         self.faults: list[Fault] = []
         self.sentences: dict[str, Callable[[], Statement | None]] = {
             ";": self.stray,
@@ -87,8 +87,6 @@ class Parser(MembraneParser):
         while self.kind != "end":
             kind = self.kind
             if kind == "}" and open_braces == 0 and inside:
-                if self.at == before:
-                    return
                 return
             self.at += 1
             if kind == "{":
@@ -330,7 +328,9 @@ class Parser(MembraneParser):
             return Evaluate(offset, call)
         if kind in ("@mu", "@ms", "@marcs"):
             self.at += 1
-            return {"@mu": self.mu, "@ms": self.ms, "@marcs": self.arcs}[kind](offset)
+            if kind == "@mu":
+                return self.mu(offset)
+            return self.ms(offset) if kind == "@ms" else self.arcs(offset)
         if kind == "@":
             self.at += 1
             return Features(offset, self.features())
@@ -415,9 +415,9 @@ class Parser(MembraneParser):
         return False
 
 
-def parse_source(source: Source, limits: Limits) -> Program:
+def parse_source(source: Source, limits: Limits, version4: bool = False) -> Program:
     """The syntax tree of one file; raises PLinguaError with every mistake found."""
     try:
-        return Parser(source, limits).program()
+        return Parser(source, limits, version4).program()
     except Fault as fault:
         raise PLinguaError([diagnose(fault)]) from None

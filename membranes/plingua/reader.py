@@ -55,6 +55,7 @@ ALIASES: dict[str, str] = {
     "pdp": "probabilistic",
     "spiking": "spiking_psystems",
 }
+ELSEWHERE: dict[str, str] = {"simple_kernel_psystems": "the system in kP-Lingua"}
 FRAMES = 12  # of Python for one call of a module, at most, besides those of nested expressions
 
 
@@ -71,6 +72,7 @@ class Loader:
     done: set[Path] = field(default_factory=set)
     characters: int = 0
     charged: bool = False
+    version4: bool = False
 
     def load(self, path: Path, text: str | None) -> list[tuple[Source, Definition]]:
         """The definitions of a file, those of included files in the place of the include."""
@@ -131,7 +133,7 @@ class Loader:
         if self.characters > self.limits.characters:
             raise _fault(f"more than {self.limits.characters} characters (limit characters)", mark, path)
         name = f"<built in>/{path.name}" if path.parent == MODELS else str(path)
-        program = parse_source(Source(name, text), self.limits)
+        program = parse_source(Source(name, text), self.limits, self.version4)
         self.programs.append(program)
         self.charged = self.charged or program.charged
         return program
@@ -252,6 +254,9 @@ def read(
     sys.setrecursionlimit(max(depth, depth + limits.calls * FRAMES + 4_000))
     try:
         definitions = loader.load(path, text)
+        if _is_version4(definitions) and any("^" in p.source.text for p in loader.programs):
+            loader = Loader(loader.include_paths, limits, version4=True)
+            definitions = loader.load(path, text)
         _known(parameters or {}, loader.programs)
         return _run(assembler, loader, definitions, path)
     except Fault as fault:
@@ -259,9 +264,17 @@ def read(
     except TooManyFaults:
         raise PLinguaError([diagnose(f) for f in assembler.faults]) from None
     except RecursionError:
-        raise PLinguaError([Diagnostic(f"{path}: modules or expressions are nested too deep", _nowhere(path))]) from None
+        raise PLinguaError(
+            [Diagnostic(f"{path}: modules or expressions are nested too deep", _nowhere(path))]
+        ) from None
     finally:
         sys.setrecursionlimit(depth)
+
+
+def _is_version4(definitions: list[tuple[Source, Definition]]) -> bool:
+    """Version 4 has its models built in: a file that uses one which no file defines is of that version."""
+    defined = {node.name for _, node in definitions if isinstance(node, ModelDefinition)}
+    return any(isinstance(node, UseModel) and node.name not in defined for _, node in definitions)
 
 
 def _nowhere(path: Path) -> Place:
@@ -339,15 +352,15 @@ def _define(assembler: Assembler, model: Model, definitions: list[tuple[Source, 
     return statements
 
 
-def _model(
-    assembler: Assembler, model: Model, loader: Loader, statements: Statements
-) -> tuple[Matcher | None, str]:
+def _model(assembler: Assembler, model: Model, loader: Loader, statements: Statements) -> tuple[Matcher | None, str]:
     """The patterns of the model that is used: its definition, or that of a built-in model."""
     if model.used is None:
         return None, ""
     name, mark = model.used
     if name not in model.models:
         known = ALIASES.get(name, name)
+        if known in ELSEWHERE:
+            raise Fault(f"the model {name} is not read as P-Lingua; wanted {ELSEWHERE[known]}", mark)
         if known not in BUILT_IN:
             names = ", ".join(sorted({*model.models, *BUILT_IN, *ALIASES}))
             raise Fault(f"unknown model {name}; known: {names}; or define it: @model({name}) = patterns;", mark)

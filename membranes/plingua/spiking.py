@@ -210,8 +210,15 @@ def unary_language(text: str, letter: str) -> Guard:
         if len(accepted) > MAX_LENGTHS or work > 5_000_000:
             raise BadExpression("a regular expression whose lengths repeat only after very many steps")
         current = made.closure({made.letter[s] for s in current if made.letter[s] >= 0})
-    threshold = seen[current]
-    period = len(accepted) - threshold
+    return _canonical(letter, accepted, seen[current])
+
+
+def _canonical(letter: str, accepted: list[bool], threshold: int) -> Guard:
+    """The guard of the set of all n with accepted[n], which repeats from the threshold on, in least numbers."""
+    cycle = accepted[threshold:]
+    period = next(p for p in range(1, len(cycle) + 1) if len(cycle) % p == 0 and cycle == cycle[:p] * (len(cycle) // p))
+    while threshold and accepted[threshold - 1] == accepted[threshold - 1 + period]:
+        threshold -= 1
     starts = tuple(n for n in range(threshold) if accepted[n])
     residues = tuple(n for n in range(period) if accepted[threshold + n])
     return Guard("in", letter, starts=starts, threshold=threshold, period=period, residues=residues)

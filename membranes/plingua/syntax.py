@@ -146,7 +146,7 @@ class Feature:
 
     at: int
     name: Name
-    value: Expression | None = None
+    value: Expression | Label | None = None
     type: str = ""
 
 

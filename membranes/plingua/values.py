@@ -77,6 +77,17 @@ def _shift(a: int, b: int, left: bool) -> int:
     return a << b if left else a >> b
 
 
+def _power(a: int | float, b: int | float) -> int | float:
+    if isinstance(a, int) and isinstance(b, int) and b >= 0:
+        if abs(a) > 1 and b > 63:
+            raise Undefined("whole number overflow: the result does not fit in 64 bits")
+        return int(a**b)
+    try:
+        return math.pow(a, b)
+    except ValueError:
+        raise Undefined(f"{a} to the power of {b} is not defined") from None
+
+
 _BOTH_WHOLE: dict[str, Callable[[int, int], int]] = {
     "%": _remainder,
     "<<": lambda a, b: _shift(a, b, True),
@@ -90,6 +101,7 @@ _NUMBERS: dict[str, Callable[[int | float, int | float], int | float]] = {
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
     "/": _divide,
+    "**": _power,
     "<": lambda a, b: int(a < b),
     "<=": lambda a, b: int(a <= b),
     ">": lambda a, b: int(a > b),
@@ -141,7 +153,23 @@ CONSTANTS: dict[str, float] = {"e": math.e, "pi": math.pi, "PI": math.pi, "Pi": 
 
 _REAL: dict[str, Callable[[float], float]] = {
     name: getattr(math, name)
-    for name in "cos sin tan acos asin atan cosh sinh tanh acosh asinh atanh exp log sqrt".split()
+    for name in [
+        "cos",
+        "sin",
+        "tan",
+        "acos",
+        "asin",
+        "atan",
+        "cosh",
+        "sinh",
+        "tanh",
+        "acosh",
+        "asinh",
+        "atanh",
+        "exp",
+        "log",
+        "sqrt",
+    ]
 } | {"exp2": lambda x: math.pow(2.0, x)}
 _ROUND: dict[str, Callable[[float], float]] = {
     "ceil": math.ceil,
