@@ -99,20 +99,34 @@ def unrank(n: int, position: int, progress: Progress | None = None) -> Tree:
     wanted = total - 1 - position  # how many trees are smaller than the one looked for
     growing = _Growing.root(n)
     while len(growing.levels) < n:
-        # The tree is at least as large as its prefix, read as a tree, with one more node: at level 2 at the lowest.
-        low, best = 2, growing.grown(2)
-        high = growing.highest_next()
-        while low < high:
-            middle = (low + high + 1) // 2
-            candidate = growing.grown(middle)
-            if candidate.smaller <= wanted:
-                low, best = middle, candidate
-            else:
-                high = middle - 1
-        growing = best
+        growing = _next_node(growing, wanted)
         if progress is not None:
             progress("unranking", len(growing.levels), n)
     return tuple(growing.levels)
+
+
+def _next_node(growing: _Growing, wanted: int) -> _Growing:
+    """The prefix with one node more of the tree that `wanted` trees are smaller than.
+
+    The tree is at least as large as its prefix, read as a tree; so the next level is the highest for which that has
+    at most `wanted` smaller ones. Most often it is near the highest possible: gallop down from there, then bisect.
+    """
+    high = growing.highest_next()
+    low, stride = high, 1
+    best = growing.grown(low)
+    while best.smaller > wanted:
+        high = low - 1
+        low = max(2, low - stride)
+        stride *= 2
+        best = growing.grown(low)
+    while low < high:
+        middle = (low + high + 1) // 2
+        candidate = growing.grown(middle)
+        if candidate.smaller <= wanted:
+            low, best = middle, candidate
+        else:
+            high = middle - 1
+    return best
 
 
 def random_tree(n: int, seed: int | random.Random, progress: Progress | None = None) -> Tree:

@@ -12,7 +12,7 @@ from echoc.membranes.trees.keys import canonical
 from echoc.membranes.trees.levels import NODES_LIMIT, TreeError, generate, trees
 
 # OEIS A000081, offset 0.
-A000081 = (0, 1, 1, 2, 4, 9, 20, 48, 115, 286, 719, 1842, 4766, 12486, 32973, 87811, 235381, 634847)
+A000081: tuple[int, ...] = (0, 1, 1, 2, 4, 9, 20, 48, 115, 286, 719, 1842, 4766, 12486, 32973, 87811, 235381, 634847)
 A000081 += (1721159, 4688676, 12826228)
 
 
