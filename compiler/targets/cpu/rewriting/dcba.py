@@ -146,10 +146,14 @@ def _rows(ground: Ground, blocks: Sequence[Block], number: dict[Conditions, int]
     amounts: list[str] = []
     block_rows, products, rules, chances, charges = [], [], [], [], []
 
-    def add(entries: Iterable[tuple[Place, int]]) -> str:
-        begin = len(amounts)
-        amounts.extend(f"{{{ground.places[p]}, 0, INT64_C({n})}}" for p, n in entries)
-        return f"{{{begin}, {len(amounts)}}}"
+    known: dict[tuple[tuple[Place, int], ...], str] = {}
+
+    def add(entries: tuple[tuple[Place, int], ...]) -> str:
+        if entries not in known:
+            begin = len(amounts)
+            amounts.extend(f"{{{ground.places[p]}, 0, INT64_C({n})}}" for p, n in entries)
+            known[entries] = f"{{{begin}, {len(amounts)}}}"
+        return known[entries]
 
     for block in blocks:
         consume = add(block.consume)

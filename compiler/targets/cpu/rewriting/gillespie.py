@@ -66,10 +66,7 @@ def _law(ground: Ground, instance: Instance) -> str:
             place = places.get((instance.holder, name))
             return "0.0" if place is None else f"static_cast<double>(x[{place}])"
 
-        try:
-            text = render(rule.rate, spell)
-        except RecursionError:
-            raise refuse(rule, "has a rate law that is nested too deeply", "gillespie") from None
+        text = render(rule.rate, spell)
         asks += [f"x[{places[p]}] >= INT64_C({n})" for p, n in instance.consume]
         text = f"{instance.share!r} * {text}" if instance.share != 1 else text
     else:

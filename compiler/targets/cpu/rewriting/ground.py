@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,9 +81,7 @@ def ground(system: System, inputs: Iterable[Place] = ()) -> Ground:
     _check(system)
     found = list(itertools.islice(_instances(system), MAX_INSTANCES + 1))
     if len(found) > MAX_INSTANCES:
-        raise CompileError(
-            f"the rules bind cells in more than {MAX_INSTANCES} ways; wanted fewer cells, or rules that name them"
-        )
+        raise CompileError(f"the rules can send inwards in more than {MAX_INSTANCES} ways; wanted fewer cells")
     result = Ground(system)
     reached, charges = _reach(system, found, inputs, result.instances)
     result.charges = charges
@@ -125,19 +124,19 @@ def _check(system: System) -> None:
             if inner.results[0].label != inner.label or inner.results[0].keeps is not None:
                 raise refuse(rule, f"changes the label of the membrane {inner.label}", mode)
     for cell in system.cells:
-        _check_counts(cell.objects, f"{cell.where}: the membrane {cell.label}".removeprefix(": "))
-    _check_counts(system.environment, "the environment")
+        _check_counts(cell.objects, lambda cell=cell: f"{cell.where}: the membrane {cell.label}".removeprefix(": "))
+    _check_counts(system.environment, lambda: "the environment")
     for rule in system.rules:
         bags = [rule.consume, rule.produce, rule.promoters, rule.inhibitors, *(s.objects for s in rule.send)]
         bags += [i.consume for i in rule.inner] + [r.produce for i in rule.inner for r in i.results]
         for objects in bags:
-            _check_counts(objects, f"{rule.where}: the rule {show_rule(rule)}".removeprefix(": "))
+            _check_counts(objects, lambda rule=rule: f"{rule.where}: the rule {show_rule(rule)}".removeprefix(": "))
 
 
-def _check_counts(objects: Bag, what: str) -> None:
+def _check_counts(objects: Bag, what: Callable[[], str]) -> None:
     for name, count in objects:
         if not 0 <= count <= MAX_COUNT:
-            raise CompileError(f"{what} has {count} of {name}; wanted 0 to 2^63 - 1")
+            raise CompileError(f"{what()} has {count} of {name}; wanted 0 to 2^63 - 1")
 
 
 def _instances(system: System) -> Iterator[Instance]:
@@ -145,6 +144,7 @@ def _instances(system: System) -> Iterator[Instance]:
     children: list[dict[str, list[int]]] = [{} for _ in range(outside + 1)]
     by_label: dict[str, list[int]] = {}
     parents: list[int] = []
+    tried = 0
     for index, cell in enumerate(system.cells):
         parent = outside if cell.parent is None else cell.parent
         parents.append(parent)
@@ -161,6 +161,12 @@ def _instances(system: System) -> Iterator[Instance]:
             raise refuse(rule, "names no membrane", str(system.mode))
         for holder in holders:
             options = [children[holder].get(inner.label, []) for inner in rule.inner]
+            tried += math.prod(map(len, options))
+            if tried > MAX_INSTANCES:
+                raise CompileError(
+                    f"the rules bind cells in more than {MAX_INSTANCES} ways (at {show_rule(rule)}); wanted fewer "
+                    "cells, or rules that name them"
+                )
             for inner in itertools.product(*options):
                 if len(set(inner)) == len(inner):
                     parent = parents[holder] if holder != outside else -1
@@ -283,10 +289,7 @@ def render_condition(condition: Condition, places: Mapping[Place, int]) -> str:
     parts += [f"{count(o)} >= INT64_C({n})" for o, n in condition.promoters]
     parts += [f"{count(o)} < INT64_C({n})" for o, n in condition.inhibitors]
     if condition.guard is not None:
-        try:
-            parts.append(_render_guard(condition.guard, count))
-        except RecursionError:
-            raise CompileError("a guard is nested too deeply; wanted fewer levels") from None
+        parts.append(_render_guard(condition.guard, count))
     return " && ".join(parts) or "true"
 
 

@@ -49,4 +49,6 @@ def _tail(rule: Rule) -> str:
 
 def _safe(text: str) -> str:
     """Fit for a line comment of C++: no line breaks, no backslash that would join the next line."""
+    if text.isprintable() and "\\" not in text:
+        return text
     return "".join(c if c.isprintable() and c != "\\" else "?" for c in text)

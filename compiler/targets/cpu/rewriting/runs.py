@@ -65,8 +65,11 @@ def generate(system: System, inputs: Iterable[tuple[int, str]] = ()) -> Generate
     for cell, _ in places:
         if not 0 <= cell <= len(system.cells):
             raise CompileError(f"an input names the cell {cell}; the system has 0 to {len(system.cells)}")
-    bound = ground(system, places)
-    holes = FAMILIES[system.mode](bound)
+    try:
+        bound = ground(system, places)
+        holes = FAMILIES[system.mode](bound)
+    except RecursionError:
+        raise CompileError("a guard or a rate law is nested too deeply; wanted fewer levels") from None
     template = ENVIRONMENT.get_template(f"{system.mode}.cpp.j2")
     common = {
         "comment": _comment(system), "places": len(bound.places), "cells": len(bound.charges),
