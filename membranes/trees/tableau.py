@@ -25,6 +25,8 @@ from .numbers import ONE, ZERO, Scalar, as_scalar, spell
 STAGES_LIMIT = 64
 ORDER_LIMIT = 14
 FILE_LIMIT = 1 << 20
+# Coefficients without a common denominator multiply theirs with every node of a tree.
+BITS_LIMIT = 50_000
 
 _KEYS = ("A", "b", "c", "b_hat", "name")
 
@@ -237,7 +239,11 @@ def _stage_weights(method: Tableau, factors: Sequence[Sequence[Scalar]]) -> list
 
 
 def _dot(row: Sequence[Scalar], values: Sequence[Scalar]) -> Scalar:
-    return sum((x * y for x, y in zip(row, values, strict=True) if x and y), start=ZERO)
+    total = sum((x * y for x, y in zip(row, values, strict=True) if x and y), start=ZERO)
+    bits = (total if isinstance(total, Fraction) else total.b).denominator.bit_length()
+    if bits > BITS_LIMIT:
+        raise TreeError(f"a weight has a denominator of {bits} bits; at most {BITS_LIMIT}: simplify the coefficients")
+    return total
 
 
 def _close(found: Scalar, wanted: Scalar, tolerance: float | None) -> bool:

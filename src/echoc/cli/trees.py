@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LIST_LIMIT = 1_000_000
 INPUT_LIMIT = 16 << 20
 SHOWN_NODES = 1000
+JSON_NODES = 10_000_000
 
 
 class Form(StrEnum):
@@ -79,6 +80,8 @@ def list_command(
         raise TreeError(f"more than {LIST_LIMIT} trees have {nodes} nodes; list the first ones with --limit K")
     found = islice(trees(nodes), limit)
     if as_json:
+        if limit is not None and limit * nodes > JSON_NODES and nodes > SHOWN_NODES:
+            raise TreeError(f"{limit} trees of {nodes} nodes are too long a document; leave --json out")
         print_json({"nodes": nodes, "trees": [_plain(tree, form) for tree in found]})
         return
     for tree in found:

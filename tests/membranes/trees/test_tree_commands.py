@@ -98,6 +98,7 @@ def test_an_order_beyond_the_search_is_a_lower_bound(heun: str) -> None:
         (["list", "40"], "--limit"),
         (["list", "1" + "0" * 30], "--limit"),
         (["list", "1" + "0" * 30, "--limit", "1"], "at most"),
+        (["list", "100000", "--limit", "100000", "--json"], "leave --json out"),
         (["rank", "[[]"], "column 1: this bracket is not closed"),
         (["rank", TOO_DEEP + "]" * 50_000], "at most"),
         (["rank", "-1,2,1"], "their own ancestors"),

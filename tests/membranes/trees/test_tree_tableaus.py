@@ -194,6 +194,14 @@ def test_a_method_without_embedded_weights_says_so() -> None:
         EULER.embedded()
 
 
+def test_coefficients_without_a_common_denominator_are_given_up_on() -> None:
+    rows = [[Fraction(1, 10**120 + 64 * i + j + 1) for j in range(20)] for i in range(20)]
+    method = tableau(rows, [1, *[0] * 19])
+    with pytest.raises(TreeError, match="simplify the coefficients"):
+        for _ in elementary_weights(method, 8):
+            pass
+
+
 def test_formulas() -> None:
     assert [str(condition) for condition in order_conditions(4)] == [
         "sum(i) b_i = 1",
