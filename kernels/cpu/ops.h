@@ -30,6 +30,8 @@ ECHOC_UNARY(ceil)
 ECHOC_UNARY(trunc)
 #undef ECHOC_UNARY
 
+inline float atan(float x) { return std::atan(x); }
+inline double atan(double x) { return std::atan(x); }
 inline float rsqrt(float x) { return m::rsqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 inline float sigmoid(float x) { return m::sigmoid(x); }

@@ -19,8 +19,8 @@ SYMBOLS = {"T": (1, 40)}
 FLOATS = ("f32", "f64", "f16", "bf16")
 INTS = ("i64", "i32", "i16", "i8", "u8")
 EXACT = ("f32", "f64", "i64", "i32", "i16", "u8", "bool")
-FLOAT_UNARY = ("exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "floor", "ceil",
-               "round", "trunc")  # fmt: skip
+FLOAT_UNARY = ("exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "sin", "cos", "atan", "tanh", "erf", "sigmoid", "floor",
+               "ceil", "round", "trunc")  # fmt: skip
 POSITIVE = ("log", "log1p", "sqrt", "rsqrt", "pow")
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 0.5, -0.5, 3.0, 1e-30, -1e-30, 1e30, 88.0, -88.0]
 

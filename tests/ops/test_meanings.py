@@ -14,8 +14,8 @@ from echoc.compiler.ir import Node, make
 from echoc.compiler.ir.ops import OPS
 
 POSITIVE = ("log", "log1p", "sqrt", "rsqrt", "pow")
-UNARY = ("exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "sigmoid", "floor", "ceil",
-         "round", "trunc", "neg", "abs")  # fmt: skip
+UNARY = ("exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "sin", "cos", "atan", "tanh", "erf", "sigmoid", "floor",
+         "ceil", "round", "trunc", "neg", "abs")  # fmt: skip
 BINARY = {
     "add": "add", "sub": "sub", "mul": "mul", "div": "div", "mod": "remainder", "pow": "pow", "maximum": "maximum",
     "minimum": "minimum", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "floordiv": "floor_divide",

@@ -167,6 +167,7 @@ _FLOAT: list[tuple[str, Callable[..., Any], str]] = [
     ("rsqrt", lambda x: 1.0 / np.sqrt(x), "1 / sqrt(x)"),
     ("sin", np.sin, "sine, x in radians"),
     ("cos", np.cos, "cosine, x in radians"),
+    ("atan", np.arctan, "the angle in radians, in (-pi/2, pi/2), whose tangent is x"),
     ("tanh", np.tanh, "hyperbolic tangent"),
     ("erf", _erf, "the error function"),
     ("sigmoid", _sigmoid, "1 / (1 + exp(-x))"),

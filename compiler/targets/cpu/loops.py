@@ -20,8 +20,8 @@ from echoc.compiler.targets.cpu.emit import (
 )
 from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, dim_text, flatten, unflatten
 
-COSTLY = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tanh", "erf", "sigmoid", "pow", "div", "sqrt",
-                    "rsqrt", "take", "gather", "random", "mod", "floordiv"})  # fmt: skip
+COSTLY = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "atan", "tanh", "erf", "sigmoid", "pow", "div",
+                    "sqrt", "rsqrt", "take", "gather", "random", "mod", "floordiv"})  # fmt: skip
 ALWAYS_STORED = frozenset({"sum", "max", "min", "argmax", "cumsum", "topk", "sort", "scatter", "contract"})
 NEEDS_ARRAY = frozenset({"topk", "sort"})
 AlongCode = Callable[[Callable[[Index, Scope], str], str, Index, Dim], list[str]]
