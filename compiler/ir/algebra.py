@@ -2,21 +2,26 @@
 
 A membrane model (transition, active membranes, tissue, population dynamics, spiking, kernel, chemical) is a choice of
 rule shapes and a mode; nothing below knows a model by its name. Numerical P systems rewrite real numbers and stand in
-`numerical.py`.
+`membranes/numerical.py`.
 
-The meaning of one step, which the interpreter of `oracle/` spells out and every compiled program follows:
+The meaning of one step, which the interpreter of `membranes/oracle/` spells out and every compiled program follows:
 
 1. *Choose*: a multiset of rule applications over the configuration as it is at the start of the step, as the mode says.
    An application is a rule with the membranes it binds. It needs its charges, guard, promoters and inhibitors on the
-   starting configuration, and its consumed objects from what other applications have left.
+   starting configuration, a membrane to choose for every target, and its consumed objects from what other applications
+   have left. A rule of probability 0 is never applicable; one that takes nothing that runs out must be bounded.
 2. *Apply*: consumed objects vanish, then products appear where their targets say: no product is seen within the step.
-3. *Charges*: applications of one step agree on the charge that each membrane gets; one that would contradict an
-   application already chosen is not applicable any more.
-4. *Structure*, with the products of the step in place: first divisions (the whole content but the consumed objects goes
-   to every part, children are copied with it; a separation deals the old content out by `Result.keeps`), then
-   dissolutions, innermost first: content and children go to the membrane around (the skin never dissolves).
-   A membrane divides, or dissolves as an `Inner` without results, by one application a step; `dissolve` may be asked for
-   by many applications and happens once.
+3. *Charges*: applications of one step agree on the charge, and the new label, that each membrane gets; one that would
+   contradict an application already chosen is not applicable any more. `None` asks for no charge and contradicts none.
+4. *Structure*, with the products of the step in place: first divisions, innermost first (the whole content but the
+   consumed objects goes to every part, children and links are copied with it; a separation deals the content out by
+   `Result.keeps`), then dissolutions, innermost first: content and children go to the membrane around.
+   A membrane divides, or dissolves as an `Inner` without results, by one application a step; `dissolve` may be asked
+   for by many and happens once (but in mode ORDERED, see there).
+
+The cells of a tree have a *skin*: no `Inner` with other than one result binds it, and `dissolve` leaves it where it is.
+Cells without parents of mode ORDERED, with links, or more than one of them, are a *graph*: none is a skin, `out` leads
+to the environment, and a cell that dissolves takes its content and links with it.
 """
 
 from __future__ import annotations
@@ -109,7 +114,7 @@ class Target(StrEnum):
 
     OUT = "out"  # the membrane around it; the environment from the skin
     IN = "in"  # a child with `label`, chosen uniformly for every application
-    LINKED = "linked"  # a cell linked to it with `label`, chosen uniformly once per rule and step (kernel P systems)
+    LINKED = "linked"  # a linked cell with `label`, chosen uniformly once per rule, holder and step (kernel P systems)
     SYNAPSES = "synapses"  # every cell that a directed link leads to gets all of them (spiking)
 
 
@@ -140,9 +145,12 @@ class Rule:
     probability: of population dynamics, or the weight with which it is chosen among those applicable; None: 1.
     rate: stochastic rate constant c (propensity c * h, h the number of distinct reactant combinations) or a rate law
         over object names (counts of the membrane) and parameters already put in as numbers; for mode GILLESPIE.
-    delay: steps for which the cell is closed before the products leave (spiking).
+    delay: steps for which the cell is closed before the products, `produce` and `send`, leave (spiking). A rule of step
+        t with delay d: in steps t to t + d - 1 what is sent to the cell is lost; in step t + d its products leave and
+        it receives, but applies no rule before step t + d + 1.
     divide: for kernel P systems, parts ((label, products), ...) that replace the membrane.
-    link, unlink: for kernel P systems, a label: make or cut a link to one cell of that label.
+    link, unlink: for kernel P systems, a label: make a link to one other cell of that label not linked yet, or cut one,
+        both ways, chosen uniformly.
     where: the source.
     """
 
@@ -173,7 +181,10 @@ class Rule:
 
 
 class Bound(StrEnum):
-    """How the rules of a group are applied in one membrane in one step."""
+    """How the rules of a group are applied in one membrane in one step (counted in the rule's subjects).
+
+    "Any number": a binding or a stop is drawn, all equally likely, until the stop; before what other bounds ask for.
+    """
 
     MAXIMAL = "maximal"  # as often as possible (maximally parallel)
     AT_MOST = "at_most"  # at most `limit` applications per subject membrane, and that many if possible
@@ -196,12 +207,16 @@ class Mode(StrEnum):
     """The derivation mode: how a step chooses.
 
     PARALLEL: groups compete for objects and are maximal together: applications are drawn one at a time, uniformly
-        (weighted by `probability`) among all that are applicable then, until none is.
+        (weighted by `probability`, not by counts) among all (rule, holder, inner membranes) that are applicable then,
+        until none is; targets are drawn afterwards.
     ORDERED: in each membrane the groups run in order, each on what the ones before left (kernel P systems); if a group
-        replaces the membrane (dissolution, division), the later ones do not run there.
+        replaces the membrane (dissolution, division), or is a SEQUENCE that stops before its last rule, the later ones
+        do not run there. A membrane has one division, dissolution or change of links a step.
     SEQUENTIAL: one application in the whole system a step, drawn likewise.
-    DCBA: population dynamics by direct distribution over consistent blocks (Martinez-del-Amor et al. 2012).
-    GILLESPIE: one reaction at a time in continuous time by the direct method (Gillespie 1977); a step is one event.
+    DCBA: population dynamics by direct distribution over consistent blocks (Martinez-del-Amor et al. 2012); bounds do
+        not count, probabilities are relative to their sum in a block.
+    GILLESPIE: one reaction at a time in continuous time by the direct method (Gillespie 1977); a step is one event;
+        bounds do not count.
     """
 
     PARALLEL = "parallel"
@@ -212,8 +227,10 @@ class Mode(StrEnum):
 
 
 class Priority(StrEnum):
-    """STRONG: a rule of a membrane is barred for the step when one with a smaller number is applicable there at its
-    start. WEAK: it gets what the ones with smaller numbers left."""
+    """Between rules with a number and the same home: their holder, or the first inner membrane where `label` is None.
+
+    STRONG: a rule is barred for the step when one with a smaller number is applicable there, taken alone, at its start.
+    WEAK: it gets what the ones with smaller numbers left."""
 
     STRONG = "strong"
     WEAK = "weak"
@@ -239,7 +256,8 @@ class System:
     cells: the start configuration, parents first.
     groups: every rule is in exactly one.
     links: (from, to) pairs of cells. Undirected ones are there in both directions.
-    unbounded: objects that the skin's multiset holds in unlimited supply (the environment of tissue P systems).
+    unbounded: objects that the skin's multiset holds in unlimited supply (the environment of tissue P systems); they
+        are not counted there.
     environment: what is outside the skin at the start.
     features: whatever else the source says of itself, as text.
     """
