@@ -28,6 +28,7 @@ from echoc.compiler.ir.algebra import Bag, Bound, Cell, Group, Guard, Mode, Rule
 
 from .source import SourceText
 from .tokens import MAX_COUNT, MAX_DEPTH, Token, Tokens
+from .validate import validate
 
 PATTERN = re.compile(
     r"(?P<skip>\s+|//[^\n]*|/\*.*?\*/)"
@@ -48,9 +49,10 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
     """The kernel P system of a kP-Lingua file, or of `text` under the name `path`.
 
     Instances are cells (without a parent), types are labels, blocks are groups; the mode is ORDERED.
-    Raises SourceError (a CompileError) with file, line, column and what was expected there.
+    Raises SourceError (a CompileError) with file, line, column and what was expected there, and InvalidSystem for a
+    system that makes no sense.
     """
-    return _Reader(SourceText.read(path, text)).system()
+    return validate(_Reader(SourceText.read(path, text)).system())
 
 
 @dataclass

@@ -1,0 +1,415 @@
+"""Chemical systems in SBML, Levels 2 and 3, as P systems of the Gillespie mode. Needs python-libsbml.
+
+Species are objects counted in their substance units, compartments membranes, reactions rules. Where every reaction and
+its rate stay within one compartment, each compartment is a membrane in the tree of `outside` (or all of them in one
+skin); otherwise all species stand in one membrane, since SBML names them uniquely and a rate law sees one membrane.
+
+A rate law becomes a number c where it is c times the counts of its reactants, each once; else it stays an expression of
+counts. In it a species means its concentration (count / size) unless hasOnlySubstanceUnits; parameters, sizes,
+functions and assignment rules are put in. A reversible reaction becomes two rules if its law is a difference.
+
+Whatever a jump process of counts cannot do exactly is refused by name: events, rate and algebraic rules, constraints,
+delays, laws of time, fast reactions, conversion factors, amounts and stoichiometries that are not whole numbers,
+required packages.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from echoc.compiler.ir.algebra import Bag, Cell, Group, Mode, Rule, System, Where, bag
+from echoc.compiler.ir.expression import Expression, evaluate, names, number
+from echoc.errors import CompileError
+
+from .markup import check_xml
+from .mathml import Formulas, MathError
+from .source import SourceError, SourceText
+from .validate import validate
+
+MAX_COUNT = 2**63 - 1
+
+
+def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
+    """The chemical system of an SBML file, or of `text` under the name `path`.
+
+    Raises CompileError where python-libsbml is missing, SourceError (a CompileError) with file, line and column for a
+    text that is not SBML or asks for more than the module says, InvalidSystem for a system that makes no sense.
+    """
+    try:
+        libsbml = import_module("libsbml")
+    except ImportError as error:
+        raise CompileError(
+            "reading SBML needs python-libsbml, which is not installed; install it with: pip install 'echoc[sbml]'"
+        ) from error
+    source = SourceText.read(path, text)
+    check_xml(source)
+    document = libsbml.readSBMLFromString(source.text)
+    for i in range(document.getNumErrors()):
+        problem = document.getError(i)
+        if problem.getSeverity() >= libsbml.LIBSBML_SEV_ERROR:
+            where = Where(source.file, max(problem.getLine(), 1), max(problem.getColumn(), 1))
+            raise source.error_at(" ".join(problem.getMessage().split()), where)
+    if document.getModel() is None:
+        raise source.error("this is not an SBML model", 0, "<sbml> with a <model>")
+    return validate(_Reader(libsbml, source, document).system())
+
+
+@dataclass
+class _Species:
+    """count: at the start. value: what stands for it where it is no object, in the unit that formulas see."""
+
+    id: str
+    compartment: str
+    count: int
+    element: Any
+    value: Expression | None = None
+
+
+@dataclass
+class _Reaction:
+    """One direction of a reaction; `law` sees counts by species."""
+
+    consume: Bag
+    produce: Bag
+    law: Expression
+    where: Where
+
+
+@dataclass
+class _Reader:
+    libsbml: Any
+    source: SourceText
+    document: Any
+    formulas: Formulas = field(init=False)
+    constants: dict[str, float] = field(default_factory=dict)
+    assigned: dict[str, Any] = field(default_factory=dict)
+    initial: dict[str, Any] = field(default_factory=dict)
+    species: dict[str, _Species] = field(default_factory=dict)
+    opened: list[str] = field(default_factory=list)  # assignment rules being put in
+
+    def __post_init__(self) -> None:
+        self.model = self.document.getModel()
+        definitions = {f.getId(): f.getMath() for f in self.model.getListOfFunctionDefinitions()}
+        self.formulas = Formulas(self.libsbml, definitions)
+
+    def refuse(self, element: Any, found: str, expected: str = "") -> SourceError:
+        return self.source.error_at(found, self.where(element), expected)
+
+    def where(self, element: Any) -> Where:
+        return Where(self.source.file, max(element.getLine(), 1), max(element.getColumn(), 1))
+
+    def system(self) -> System:
+        self.check_features()
+        self.quantities()
+        reactions = [r for reaction in self.model.getListOfReactions() for r in self.reaction(reaction)]
+        cells, home = self.membranes(reactions)
+        rules = tuple(self.rule(r, home, cells[0].label) for r in reactions)
+        groups = (Group(tuple(range(len(rules)))),) if rules else ()
+        return System(
+            "chemical", tuple(cells), rules, groups, Mode.GILLESPIE, name=self.model.getId() or self.model.getName()
+        )
+
+    def check_features(self) -> None:
+        """Refuses what cannot be done exactly."""
+        model = self.model
+        for what, elements in (("event", model.getListOfEvents()), ("constraint", model.getListOfConstraints())):
+            for element in elements:
+                raise self.refuse(
+                    element, f"the {what} {element.getId()!r} is not supported", f"a model without {what}s"
+                )
+        for i in range(self.document.getNumPlugins()):
+            package = self.document.getPlugin(i).getPackageName()
+            if self.document.getPackageRequired(package):
+                raise self.refuse(model, f"the package {package!r}, which changes the model's meaning", "core SBML")
+        for rule in model.getListOfRules():
+            if not rule.isAssignment():
+                kind = "rate rule" if rule.isRate() else "algebraic rule"
+                target = f" of {rule.getVariable()}" if rule.isRate() else ""
+                raise self.refuse(rule, f"the {kind}{target} is not supported", "assignment rules only")
+            self.assigned[rule.getVariable()] = rule
+        for assignment in model.getListOfInitialAssignments():
+            self.initial[assignment.getSymbol()] = assignment
+        if model.isSetConversionFactor():
+            raise self.refuse(model, "the conversion factor of the model is not supported", "none")
+
+    # quantities
+
+    def quantities(self) -> None:
+        """The values of parameters and sizes, the counts of species, each once all that it depends on is known."""
+        for parameter in self.model.getListOfParameters():
+            if parameter.isSetValue():
+                self.constants[parameter.getId()] = parameter.getValue()
+        for compartment in self.model.getListOfCompartments():
+            if compartment.getSpatialDimensions() == 0:
+                self.constants[compartment.getId()] = 1.0
+            elif compartment.isSetSize():
+                self.constants[compartment.getId()] = compartment.getSize()
+        for species in self.model.getListOfSpecies():
+            if species.isSetConversionFactor():
+                raise self.refuse(species, f"the conversion factor of {species.getId()} is not supported", "none")
+            if self.model.getCompartment(species.getCompartment()) is None:
+                raise self.refuse(species, f"{species.getId()} is in the compartment {species.getCompartment()!r}, "
+                                           "which does not exist")  # fmt: skip
+            self.species[species.getId()] = _Species(species.getId(), species.getCompartment(), 0, species)
+        for symbol, assignment in self.initial.items():
+            if symbol not in self.species:
+                self.constants[symbol] = self.at_start(assignment, assignment.getMath(), f"the value of {symbol}")
+        for one in self.species.values():
+            self.start(one)
+
+    def start(self, one: _Species) -> None:
+        """The count of a species at the start, or the value of one that reactions do not change."""
+        element, id_ = one.element, one.id
+        if id_ in self.assigned:
+            return
+        if id_ in self.initial:
+            assignment = self.initial[id_]
+            value = self.at_start(assignment, assignment.getMath(), f"the start of {id_}")
+            amount = value if element.getHasOnlySubstanceUnits() else value * self.size(one)
+        elif element.isSetInitialAmount():
+            amount = element.getInitialAmount()
+        elif element.isSetInitialConcentration():
+            amount = element.getInitialConcentration() * self.size(one)
+        else:
+            raise self.refuse(element, f"the species {id_} has no start", "initialAmount or initialConcentration")
+        if element.getBoundaryCondition() or element.getConstant():
+            one.value = number(amount if element.getHasOnlySubstanceUnits() else amount / self.size(one))
+            return
+        if not -0.5 < amount <= MAX_COUNT or abs(amount - round(amount)) > 1e-9 * max(1.0, abs(amount)):
+            raise self.refuse(element, f"{id_} starts with {amount:.17g}", f"a whole number from 0 to {MAX_COUNT}")
+        one.count = round(amount)
+
+    def size(self, one: _Species) -> float:
+        """The size of the compartment of a species, which its concentration is based on."""
+        if one.compartment in self.assigned:
+            raise self.refuse(one.element, f"the size of {one.compartment} follows a rule", "a size that stays")
+        size = self.constants.get(one.compartment)
+        if size is None or not 0 < size < float("inf"):
+            found = "no size" if size is None else f"the size {size}"
+            raise self.refuse(one.element, f"{one.compartment}, where {one.id} is, has {found}", "a positive number")
+        return size
+
+    def at_start(self, element: Any, tree: Any, what: str) -> float:
+        """The value of a formula in the starting state."""
+        expression = self.formula(element, tree, {}, starting=True)
+        counts = {name: float(self.species[name].count) for name in names(expression)}
+        value = evaluate(expression, counts)
+        if not abs(value) < float("inf"):
+            raise self.refuse(element, f"{what} comes out as {value}", "a finite number")
+        return value
+
+    # formulas
+
+    def formula(self, element: Any, tree: Any, local: dict[str, float], *, starting: bool = False) -> Expression:
+        """A formula over counts, by species."""
+
+        def lookup(symbol: str) -> Expression:
+            if symbol in local:
+                return number(local[symbol])
+            return self.symbol(element, symbol, starting)
+
+        try:
+            return self.formulas.read(tree, lookup)
+        except MathError as error:
+            raise self.refuse(element, str(error)) from error
+
+    def symbol(self, element: Any, symbol: str, starting: bool) -> Expression:
+        if starting and symbol in self.initial:
+            assignment = self.initial[symbol]
+            return self.put_in(symbol, assignment, starting)
+        if symbol in self.assigned:
+            return self.put_in(symbol, self.assigned[symbol], starting)
+        if symbol in self.species:
+            one = self.species[symbol]
+            if starting:
+                self.start(one)
+            if one.value is not None:
+                return one.value
+            count = Expression("name", symbol=symbol)
+            return count if one.element.getHasOnlySubstanceUnits() else self.formulas.node(
+                "div", count, number(self.size(one))
+            )  # fmt: skip
+        if symbol in self.constants:
+            return number(self.constants[symbol])
+        if self.model.getReaction(symbol) is not None:
+            raise self.refuse(element, f"the rate of the reaction {symbol} is used in a formula", "the law itself")
+        raise self.refuse(element, f"{symbol} has no value", "a parameter, a compartment or a species with a value")
+
+    def put_in(self, symbol: str, rule: Any, starting: bool) -> Expression:
+        """What a rule or initial assignment gives a symbol."""
+        if symbol in self.opened or len(self.opened) > 100:
+            chain = " -> ".join([*self.opened[-5:], symbol])
+            raise self.refuse(rule, f"the value of {symbol} depends on itself or on too many rules: {chain}")
+        self.opened.append(symbol)
+        try:
+            return self.formula(rule, rule.getMath(), {}, starting=starting)
+        finally:
+            self.opened.pop()
+
+    # reactions
+
+    def reaction(self, reaction: Any) -> list[_Reaction]:
+        """The rules of a reaction: one, or two where it is reversible and its law a difference."""
+        id_ = reaction.getId()
+        if reaction.isSetFast() and reaction.getFast():
+            raise self.refuse(reaction, f"the fast reaction {id_} is not supported", "reactions with rates")
+        law = reaction.getKineticLaw()
+        if law is None or law.getMath() is None:
+            raise self.refuse(reaction, f"the reaction {id_} has no rate law", "a <kineticLaw>")
+        local: dict[str, float] = {}
+        for parameter in [*law.getListOfLocalParameters(), *law.getListOfParameters()]:
+            if not parameter.isSetValue():
+                raise self.refuse(parameter, f"the parameter {parameter.getId()} of {id_} has no value", "a number")
+            local[parameter.getId()] = parameter.getValue()
+        rate = self.formula(law, law.getMath(), local)
+        consume, produce = self.side(reaction, "Reactant"), self.side(reaction, "Product")
+        where = self.where(reaction)
+        if not reaction.getReversible() or not _subtracts(rate):
+            return [_Reaction(consume, produce, rate, where)]
+        halves = _halves(rate, self.formulas)
+        if halves is None:
+            raise self.refuse(
+                reaction, f"the reversible reaction {id_} has a law that is no difference of two rates",
+                "two reactions, or a law 'forward - backward'",
+            )  # fmt: skip
+        return [_Reaction(consume, produce, halves[0], where), _Reaction(produce, consume, halves[1], where)]
+
+    def side(self, reaction: Any, which: str) -> Bag:
+        """The objects of the reactants or products; species that reactions do not change are left out."""
+        counts: dict[str, int] = {}
+        for i in range(getattr(reaction, f"getNum{which}s")()):
+            reference = getattr(reaction, f"get{which}")(i)
+            id_ = reference.getSpecies()
+            if id_ not in self.species:
+                raise self.refuse(reference, f"{reaction.getId()} uses the species {id_!r}, which does not exist")
+            one = self.species[id_]
+            times = self.stoichiometry(reference)
+            if one.element.getBoundaryCondition():
+                continue
+            if one.element.getConstant() or id_ in self.assigned:
+                raise self.refuse(reference, f"{reaction.getId()} changes {id_}, which is constant or follows a rule")
+            counts[id_] = counts.get(id_, 0) + times
+        return bag(counts)
+
+    def stoichiometry(self, reference: Any) -> int:
+        id_ = reference.getId()
+        if reference.isSetStoichiometryMath():
+            value = self.at_start(reference, reference.getStoichiometryMath().getMath(), "a stoichiometry")
+        elif id_ and id_ in self.assigned:
+            expression = self.put_in(id_, self.assigned[id_], False)
+            if expression.op != "number":
+                raise self.refuse(reference, f"the stoichiometry {id_} varies", "a whole number")
+            value = expression.value
+        elif id_ and id_ in self.initial:
+            value = self.constants[id_]
+        elif reference.isSetStoichiometry():
+            value = reference.getStoichiometry()
+        else:
+            value = 1.0
+        if not 0 <= value <= MAX_COUNT or value != round(value):
+            raise self.refuse(
+                reference, f"the stoichiometry {value:.17g} of {reference.getSpecies()}", "a whole number from 0"
+            )
+        return round(value)
+
+    # membranes and rules
+
+    def membranes(self, reactions: list[_Reaction]) -> tuple[list[Cell], dict[str, str]]:
+        """The cells, and the label of the membrane of each species."""
+        counts = {s.id: s for s in self.species.values() if s.value is None and s.id not in self.assigned}
+        compartments = {c.getId(): c for c in self.model.getListOfCompartments()}
+        apart = len(compartments) <= 1 or all(
+            len({counts[o].compartment for o in (*dict(r.consume), *dict(r.produce), *names(r.law))}) == 1
+            for r in reactions
+        )
+        if not apart or not compartments:
+            label = self.model.getId() or "model"
+            content = bag({s.id: s.count for s in counts.values()})
+            return [Cell(label, None, content)], dict.fromkeys(counts, label)
+        cells = self.tree(compartments)
+        place = {cell.label: i for i, cell in enumerate(cells)}
+        for one in counts.values():
+            i = place[one.compartment]
+            cell = cells[i]
+            content = bag([*cell.objects, (one.id, one.count)])
+            cells[i] = Cell(cell.label, cell.parent, content, where=cell.where)
+        return cells, {id_: one.compartment for id_, one in counts.items()}
+
+    def tree(self, compartments: dict[str, Any]) -> list[Cell]:
+        """Compartments by what is around them, parents first; several outermost ones get a skin."""
+        around = {id_: c.getOutside() if hasattr(c, "getOutside") else "" for id_, c in compartments.items()}
+        roots = [id_ for id_ in compartments if around[id_] not in compartments]
+        cells: list[Cell] = []
+        if len(roots) != 1:
+            label = self.model.getId() or "skin"
+            while label in compartments:
+                label += "_"
+            cells.append(Cell(label))
+        skin = 0 if cells else None
+        place: dict[str, int] = {}
+        pending = list(compartments)
+        while pending:
+            ready = [id_ for id_ in pending if id_ in roots or around[id_] in place]
+            if not ready:
+                raise self.refuse(compartments[pending[0]], f"the compartment {pending[0]} is inside itself")
+            for id_ in ready:
+                place[id_] = len(cells)
+                parent = skin if id_ in roots else place[around[id_]]
+                cells.append(Cell(id_, parent, where=self.where(compartments[id_])))
+            pending = [id_ for id_ in pending if id_ not in place]
+        return cells
+
+    def rule(self, reaction: _Reaction, home: dict[str, str], skin: str) -> Rule:
+        involved = [*dict(reaction.consume), *dict(reaction.produce), *names(reaction.law)]
+        label = home[involved[0]] if involved else skin
+        rate = _mass_action(reaction)
+        return Rule(label, reaction.consume, reaction.produce, rate=reaction.law if rate is None else rate,
+                    where=reaction.where)  # fmt: skip
+
+
+def _mass_action(reaction: _Reaction) -> float | None:
+    """c where the law is c times the count of every reactant, each consumed once; None for any other law."""
+    constant, factors = 1.0, []
+    pending = [(reaction.law, False)]
+    while pending:
+        part, below = pending.pop()
+        if part.op == "number":
+            constant = constant / part.value if below and part.value else constant * (0 if below else part.value)
+            if below and not part.value:
+                return None
+        elif part.op == "name" and not below:
+            factors.append(part.symbol)
+        elif part.op in ("mul", "div"):
+            a, b = part.arguments
+            pending += [(a, below), (b, below != (part.op == "div"))]
+        else:
+            return None
+    alike = sorted(factors) == [o for o, _ in reaction.consume] and all(n == 1 for _, n in reaction.consume)
+    return constant if alike and constant >= 0 else None
+
+
+def _subtracts(expression: Expression) -> bool:
+    """Whether a difference, a negative or a negative number is anywhere in it."""
+    if expression.op in ("sub", "neg") or (expression.op == "number" and expression.value < 0):
+        return True
+    return any(_subtracts(a) for a in expression.arguments)
+
+
+def _halves(law: Expression, formulas: Formulas) -> tuple[Expression, Expression] | None:
+    """forward and backward, without differences, of a law `forward - backward`, scaled or not."""
+    if law.op == "sub" and not any(_subtracts(a) for a in law.arguments):
+        return law.arguments[0], law.arguments[1]
+    if law.op not in ("mul", "div"):
+        return None
+    a, b = law.arguments
+    for part, other, first in ((a, b, True), (b, a, False)):
+        if _subtracts(other) or (law.op == "div" and not first):
+            continue
+        halves = _halves(part, formulas)
+        if halves is not None:
+            scaled = [formulas.node(law.op, *((h, other) if first else (other, h))) for h in halves]
+            return scaled[0], scaled[1]
+    return None
