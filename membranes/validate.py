@@ -24,6 +24,7 @@ BLOCK_TOLERANCE = 1e-4  # by how much the probabilities of a block may miss 1
 SHOWN = 20  # problems in one message
 
 
+_CHARGES = (None, 0, 1, -1)
 NOWHERE = Where()
 
 
@@ -67,22 +68,39 @@ def problems(system: System) -> list[Problem]:
         return found
     labels = _Labels(system)
     for rule in system.rules:
-        found.extend(Problem(message, rule.where) for message in _rule(rule, system, labels))
+        if not _plain(rule, labels):
+            found.extend(Problem(message, rule.where) for message in _rule(rule, system, labels))
     return found
 
 
 class _Labels:
-    """Which labels there can be, which skin has, and which can be found in which."""
+    """Which labels there can be, and which only the skin has."""
 
     def __init__(self, system: System) -> None:
-        self.all = frozenset(system.labels)
-        self.skin = system.cells[0].label if system.cells else ""
-        self.graph = sum(cell.parent is None for cell in system.cells) > 1
-        inside = {cell.label for cell in system.cells if cell.parent is not None}
+        self.all = _reached(system, {cell.label for cell in system.cells})
+        inside = _reached(system, {cell.label for cell in system.cells if cell.parent is not None})
         roots = {cell.label for cell in system.cells if cell.parent is None}
-        made = {r.label for rule in system.rules for i in rule.inner for r in i.results}
-        made |= {label for rule in system.rules for label, _ in rule.divide}
-        self.only_skin = roots - inside - made if not self.graph else frozenset()
+        self.rates = system.mode is Mode.GILLESPIE
+        self.only_skin = frozenset() if sum(c.parent is None for c in system.cells) > 1 else roots - inside
+        self.safe = self.all - self.only_skin
+
+
+def _reached(system: System, start: set[str]) -> frozenset[str]:
+    """The labels that membranes with the labels `start` can come to have."""
+    edges: dict[str, set[str]] = {}
+    for rule in system.rules:
+        for inner in rule.inner:
+            for result in inner.results:
+                if result.label != inner.label:
+                    edges.setdefault(inner.label, set()).add(result.label)
+        if rule.label is not None and rule.divide:
+            edges.setdefault(rule.label, set()).update(label for label, _ in rule.divide)
+    found, queue = set(start), list(start)
+    while queue:
+        new = edges.get(queue.pop(), set()) - found
+        found |= new
+        queue.extend(new)
+    return frozenset(found)
 
 
 def _cells(system: System) -> Iterator[Problem]:
@@ -121,6 +139,34 @@ def _groups(system: System) -> Iterator[Problem]:
     for i, count in enumerate(seen):
         if count != 1:
             yield Problem(f"rule {i} is in {count} groups; wanted one", system.rules[i].where)
+
+
+def _plain(rule: Rule, labels: _Labels) -> bool:
+    """Whether nothing can be wrong with a rule, seen quickly: most rules of large systems are of this kind."""
+    if rule.send or rule.divide or rule.guard or rule.rate is not None or rule.dissolve or rule.label in labels.only_skin:
+        return False
+    if rule.label is not None and rule.label not in labels.safe:
+        return False
+    bags = [rule.consume, rule.produce, rule.promoters, rule.inhibitors]
+    charges = [rule.charge, rule.new_charge]
+    for inner in rule.inner:
+        if inner.label not in labels.safe:
+            return False
+        bags.append(inner.consume)
+        charges.append(inner.charge)
+        for result in inner.results:
+            bags.append(result.produce)
+            charges.append(result.charge)
+    p = rule.probability
+    return (
+        (rule.label is not None or bool(rule.inner))
+        and all([1 <= count <= MOST for bag in bags for _, count in bag])
+        and all([c in _CHARGES for c in charges])
+        and (p is None or 0 <= p <= 1)
+        and (rule.priority is None or rule.priority >= 0)
+        and rule.delay == 0
+        and not labels.rates
+    )
 
 
 def _rule(rule: Rule, system: System, labels: _Labels) -> Iterator[str]:
@@ -228,9 +274,9 @@ def block_key(rule: Rule) -> object:
     """What the rules of a block of population dynamics have in common. Of a rule between environments that is the one
     which gives the object, not the one which gets it.
     """
-    taken = tuple(
-        (i.label, i.charge, i.consume, i.results[0].charge if len(i.results) == 1 else len(i.results))
-        for i in rule.inner
-        if i.consume or len(rule.inner) == 1
-    )
+    if len(rule.inner) == 1:
+        inner = rule.inner[0]
+        after = inner.results[0].charge if len(inner.results) == 1 else len(inner.results)
+        return (rule.label, rule.consume, inner.label, inner.charge, inner.consume, after)
+    taken = tuple([(i.label, i.charge, i.consume) for i in rule.inner if i.consume])
     return (rule.label, rule.charge, rule.new_charge, rule.consume, taken)

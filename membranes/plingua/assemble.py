@@ -229,7 +229,10 @@ class Assembler(RuleBuilder):
         firsts: dict[object, float] = {}
         alls: dict[object, float] = {}
         keys = [block_key(rule) for rule in rules]
+        wanted = {keys[i] for i in self.repeated}
         for i, (rule, key) in enumerate(zip(rules, keys, strict=True)):
+            if key not in wanted:
+                continue
             p: float = 1.0 if rule.probability is None else rule.probability
             firsts[key] = firsts.get(key, 0.0) + p
             alls[key] = alls.get(key, 0.0) + p + sum(self.repeated.get(i, ()))

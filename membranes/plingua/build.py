@@ -248,6 +248,8 @@ class RuleBuilder(Evaluator):
 
         def number(local: Locals) -> float:
             value = run(local)
+            if value.__class__ is float and ROUNDING < value < 1 - ROUNDING:
+                return value
             if isinstance(value, str):
                 raise Fault(f"a probability is a number; found the string {value[:40]!r}", mark)
             p = float(value)

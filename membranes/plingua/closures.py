@@ -110,6 +110,8 @@ class Closures:
             return _key1(form, runs[0], marks[0]), None
         if len(runs) == 2:
             return _key2(form, runs, marks), None
+        if len(runs) == 4:
+            return _key4(form, runs, marks), None
 
         def key(local: Locals) -> str:
             indices = tuple([run(local) for run in runs])
@@ -349,6 +351,18 @@ def _key2(form: str, runs: list[Thunk], marks: list[Mark]) -> KeyThunk:
         if a.__class__ is int and b.__class__ is int:
             return form % (a, b)
         raise _bad_index(*((b, marks[1]) if a.__class__ is int else (a, marks[0])))
+
+    return key
+
+
+def _key4(form: str, runs: list[Thunk], marks: list[Mark]) -> KeyThunk:
+    first, second, third, fourth = runs
+
+    def key(local: Locals) -> str:
+        a, b, c, d = first(local), second(local), third(local), fourth(local)
+        if a.__class__ is int and b.__class__ is int and c.__class__ is int and d.__class__ is int:
+            return form % (a, b, c, d)
+        raise next(_bad_index(v, m) for v, m in zip((a, b, c, d), marks, strict=True) if v.__class__ is not int)
 
     return key
 

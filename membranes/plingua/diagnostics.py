@@ -96,8 +96,8 @@ class Limits:
     steps: iterations of ranges and loops, and calls, together.
     """
 
-    steps: int = 20_000_000
-    rules: int = 4_000_000
+    steps: int = 5_000_000
+    rules: int = 1_000_000
     cells: int = 1_000_000
     calls: int = 1_000  # modules inside modules
     brackets: int = 200  # membranes inside membranes

@@ -38,6 +38,7 @@ from .syntax import (
 )
 
 MAX_BLOCKS = 60  # blocks inside blocks
+MAX_ELSE_IFS = 500  # of one if
 
 
 class Parser(MembraneParser):
@@ -207,7 +208,7 @@ class Parser(MembraneParser):
         while self.kind != "}":
             if self.kind == "end":
                 raise self.unexpected("'}' to close the block")
-            before = self.at
+            before, level = self.at, self.blocks
             try:
                 statement = self.sentence()
                 if statement is not None:
@@ -215,6 +216,7 @@ class Parser(MembraneParser):
             except Fault as fault:
                 self.note(fault)
                 self.skip(before, 1)
+                self.blocks = level
         self.at += 1
         self.blocks -= 1
         return Block(offset, tuple(body))
@@ -271,10 +273,17 @@ class Parser(MembraneParser):
     def if_else(self) -> If:
         offset = self.offset
         self.at += 1
-        found = If(offset, self.condition(), self.nested())
-        if self.accept("else"):
-            found.otherwise = self.nested()
-        return found
+        found = last = If(offset, self.condition(), self.nested())
+        for _ in range(MAX_ELSE_IFS):
+            if not self.accept("else"):
+                return found
+            if self.kind != "if":
+                last.otherwise = self.nested()
+                return found
+            offset = self.offset
+            self.at += 1
+            last.otherwise = last = If(offset, self.condition(), self.nested())
+        raise self.fault(f"more than {MAX_ELSE_IFS} times 'else if'")
 
     def while_loop(self) -> Loop:
         offset = self.offset

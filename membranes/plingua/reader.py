@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import warnings
@@ -250,7 +251,8 @@ def read(
     path = Path(path)
     loader = Loader(tuple(Path(p) for p in include_paths), limits)
     assembler = Assembler(limits, parameters or {}, seed)
-    depth = sys.getrecursionlimit()
+    depth, collects = sys.getrecursionlimit(), gc.isenabled()
+    gc.disable()  # hundreds of thousands of small tuples that stay: collecting would only walk them again and again
     sys.setrecursionlimit(max(depth, depth + limits.calls * FRAMES + 4_000))
     try:
         definitions = loader.load(path, text)
@@ -269,6 +271,8 @@ def read(
         ) from None
     finally:
         sys.setrecursionlimit(depth)
+        if collects:
+            gc.enable()
 
 
 def _is_version4(definitions: list[tuple[Source, Definition]]) -> bool:
