@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import product
 
-from echoc.compiler.ir.algebra import Guard, Mode, Priority, Rule, System
+from echoc.compiler.ir.algebra import Bag, Guard, Mode, Priority, Rule, System
 
 from .configuration import (
     ENVIRONMENT,
@@ -69,10 +69,13 @@ class Bindings:
         self.counts = {cell: counts_of(system, configuration, cell) for cell in (ENVIRONMENT, *configuration.cells)}
         self.inside: dict[int, list[int]] = {cell: [] for cell in self.counts}
         self.by_label: dict[str, list[int]] = {}
+        self.by_object: dict[tuple[str, str], list[int]] = {}
         self.links: dict[int, list[int]] = {cell: [] for cell in self.counts}
         for cell in configuration.cells.values():
             self.inside[configuration.around(cell.id)].append(cell.id)
             self.by_label.setdefault(cell.label, []).append(cell.id)
+            for name in self.counts[cell.id]:
+                self.by_object.setdefault((cell.label, name), []).append(cell.id)
         for source, to in sorted(configuration.links):
             self.links[source].append(to)
 
@@ -98,24 +101,26 @@ class Bindings:
         rule = self.system.rules[binding[0]]
         return rule.priority is not None and first[home_of(rule, binding[1])] < rule.priority
 
+    def _holding(self, label: str, objects: Bag, charge: int | None) -> list[int]:
+        """Cells of a label and charge (None: any) that hold the objects, in order of birth."""
+        cells = self.by_object.get((label, objects[0][0]), []) if objects else self.by_label.get(label, [])
+        return [
+            cell
+            for cell in cells
+            if charge in (None, self.configuration.cells[cell].charge)
+            and all(self.counts[cell].get(name, 0) >= count for name, count in objects)
+        ]
+
     def _membranes(self, rule: Rule) -> Iterator[tuple[int, ...]]:
-        """Every binding of holder and inner membranes by label and nesting."""
-        if rule.label is not None:
-            holders = self.by_label.get(rule.label, [])
-        else:
-            around = {self.configuration.around(cell) for cell in self.by_label.get(rule.inner[0].label, [])}
-            holders = sorted(around)
-        for holder in holders:
-            slots = [
-                [
-                    child
-                    for child in self.inside[holder]
-                    if self.configuration.cells[child].label == inner.label
-                    and inner.charge in (None, self.configuration.cells[child].charge)
-                ]
-                for inner in rule.inner
-            ]
-            for chosen in product(*slots):
+        """Every binding of holder and inner membranes by label, nesting, charge and objects."""
+        slots: list[dict[int, list[int]]] = []
+        for inner in rule.inner:
+            slots.append({})
+            for cell in self._holding(inner.label, inner.consume, inner.charge):
+                slots[-1].setdefault(self.configuration.around(cell), []).append(cell)
+        labelled = rule.label is not None
+        for holder in self._holding(rule.home, rule.consume, rule.charge) if labelled else sorted(slots[0]):
+            for chosen in product(*(slot.get(holder, []) for slot in slots)):
                 if len(set(chosen)) == len(chosen):
                     yield (holder, *chosen)
 

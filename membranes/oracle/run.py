@@ -44,8 +44,10 @@ def trace(
     It ends after `steps` steps or in a halted configuration, whatever comes first; `steps` None: only there.
     """
     configuration = start(system)
-    while (steps is None or configuration.step < steps) and not halted(system, configuration):
+    while steps is None or configuration.step < steps:
         applications = choose(system, configuration, generator(seed, configuration.step))
+        if not applications and halted(system, configuration):
+            break
         yield configuration, applications
         configuration = apply(system, configuration, applications, exact=exact)
     yield configuration, []

@@ -109,7 +109,7 @@ def transition(random: Random, confluent: bool) -> System:
                 promoters=bag({random.choice(OBJECTS): 1} if random.random() < 0.15 else {}),
                 inhibitors=bag({random.choice(OBJECTS): random.randint(1, 3)} if random.random() < 0.15 else {}),
                 priority=random.randint(1, 3) if random.random() < 0.4 else None,
-                probability=None if random.random() < 0.7 else random.choice((0.25, 0.5, 2.0)),
+                probability=None if random.random() < 0.7 else random.choice((0.25, 0.5, 0.75)),
             )
         )
     priority = random.choice((Priority.STRONG, Priority.WEAK))

@@ -19,6 +19,7 @@ from echoc.compiler.ir.algebra import (
     bag,
 )
 from echoc.membranes.oracle import Application, StepError, apply, check, choose, generator, halted, start
+from echoc.membranes.validate import validate
 
 A = Application
 
@@ -150,7 +151,7 @@ def test_apply_refuses_to_take_what_is_not_there() -> None:
 def test_every_choice_made_is_legal_and_fewer_or_more_are_not(family: str) -> None:
     made = refused = 0
     for seed in range(40):
-        s = random_system(seed, family)
+        s = validate(random_system(seed, family))
         configuration = start(s)
         for step in range(6):
             chosen = choose(s, configuration, generator(seed, step))
@@ -173,7 +174,7 @@ def test_every_choice_made_is_legal_and_fewer_or_more_are_not(family: str) -> No
 def test_confluent_systems_choose_alike_for_every_seed(family: str) -> None:
     applied = 0
     for seed in range(40):
-        s = random_system(seed, family, confluent=True)
+        s = validate(random_system(seed, family, confluent=True))
         configuration = start(s)
         for step in range(6):
             one, other = (choose(s, configuration, generator(k, step)) for k in (seed, seed + 1000))
