@@ -15,6 +15,7 @@ import itertools
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from echoc.runtime.devices.cpu import default_num_threads
 Counts = npt.NDArray[np.int64]
 Times = npt.NDArray[np.float64]
 MAX_RUN = 1 << 48
-_SLICE = 1 << 24  # steps between two looks at signals, for all runs of a batch together
+_SLICE = 0.25  # seconds between two looks at signals
 _LOADS = itertools.count()
 
 
@@ -94,10 +95,9 @@ class Runs:
             )
         if (start < 0).any():
             raise RequestError("a start count is negative; wanted 0 or more")
-        try:
-            return Batch(self, runs, seed, first, start, threads or default_num_threads())
-        except MemoryError:
-            raise RequestError(f"no memory for {runs} runs of {self.size} counts; ask for fewer runs") from None
+        if runs * (8 * self.size + 9 * len(self.cells) + 64) > _memory():
+            raise RequestError(f"no memory for {runs} runs of {self.size} counts; ask for fewer runs")
+        return Batch(self, runs, seed, first, start, threads or default_num_threads())
 
     def where(self, place: int) -> str:
         """A place as text: the object and its membrane."""
@@ -235,22 +235,30 @@ class _Plan:
             numbers = (taken + self.steps) // self.every - taken // self.every
             count = int(numbers.max())
         shape = (len(self.batch), count, len(self.recorded))
-        try:
-            return np.zeros(shape, np.int64)
-        except (MemoryError, ValueError):
-            raise RequestError(f"no memory for records of shape {list(shape)}; record less") from None
+        if math.prod(shape) * 8 > _memory():
+            raise RequestError(f"no memory for records of shape {list(shape)}; record less")
+        return np.zeros(shape, np.int64)
 
     def slices(self) -> Iterable[int]:
         """Steps for one call of the kernel after another, so that an interrupt is seen between them."""
-        batch, piece = self.batch, max(1, _SLICE // len(self.batch))
-        left = self.steps
+        batch, left = self.batch, self.steps
+        piece = max(1, 4096 // len(batch))
         while left is None or left > 0:
             part = piece if left is None else min(piece, left)
-            before = batch.steps.copy()
+            before, begin = batch.steps.copy(), time.perf_counter()
             yield part
+            if time.perf_counter() - begin < _SLICE:
+                piece *= 2
+            elif piece > 1:
+                piece //= 2
             left = None if left is None else left - part
             if (batch.steps - before < part).all():
                 return
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has: more is refused before the system lends what it does not have."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _load(

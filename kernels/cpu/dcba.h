@@ -53,8 +53,10 @@ struct Tables {
   const Rule* rule;
   const random::Chance* chance;  // per rule: its probability among itself and the rules after it
   const SetCharge* set_charge;
-  const Range* single;  // per condition: blocks without competition
-  const Range* family;  // blocks of every family
+  const SetCharge* need;   // charges that conditions ask for
+  const Range* condition;  // per condition: its needs; other things that it asks are code
+  const Range* single;     // per condition: blocks without competition
+  const Range* family;     // blocks of every family
   int32_t families;
   bool conflicts;  // blocks applicable together may ask for different charges of a cell
 };
@@ -258,6 +260,13 @@ inline bool execute(const Tables& t, const BlockRules& block, int64_t n, random:
 template <class Conditions>
 bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, const Work& w, runs::Run& run) {
   stream.at(static_cast<uint64_t>(run.step));
+  for (int32_t c = 0; c < t.conditions; ++c) {
+    bool holds = true;
+    for (int32_t i = t.condition[c].begin; i < t.condition[c].end; ++i) {
+      holds = holds && run.charges[t.need[i].cell] == t.need[i].charge;
+    }
+    w.holds[c] = holds;
+  }
   conditions(run.counts, run.charges, w.holds);
   std::memcpy(w.left, run.counts, static_cast<size_t>(t.places) * sizeof(int64_t));
   if (run.applications) std::memset(run.applications, 0, static_cast<size_t>(t.instances) * sizeof(int64_t));

@@ -197,6 +197,8 @@ def test_bad_requests_are_refused(compiled: dict[str, Runs]) -> None:
     batch = runs.start(2)
     for call, what in (
         (lambda: runs.start(0), "at least one"),
+        (lambda: runs.start(1 << 40), "no memory"),
+        (lambda: batch.advance(1 << 40, every=1), "no memory"),
         (lambda: runs.start(seed=-1), "seed"),
         (lambda: runs.start(threads=0), "threads"),
         (lambda: runs.start(counts=np.zeros(2, np.int64)), "counts"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from echoc.compiler.targets.cpu.rewriting.ground import Condition, Ground, Place, refuse, render_condition
@@ -136,10 +136,25 @@ def tables(ground: Ground) -> dict[str, object]:
         "single": [f"{{{a}, {b}}}" for a, b in itertools.pairwise(single)],
         "family": [f"{{{a}, {b}}}" for a, b in itertools.pairwise(ends)],
         "families": len(competing),
-        "conditions": [" || ".join(render_condition(x, ground.places) for x in c) for c in conditions],
+        **_conditions(conditions, ground.places),
         "conflicts": find_conflict(blocks),
         "scratch_bytes": _scratch_bytes(len(ground.places), len(blocks), len(ground.charges), len(conditions)),
     }
+
+
+def _conditions(conditions: Sequence[Conditions], places: Mapping[Place, int]) -> dict[str, object]:
+    """Charges that are asked for as a table, all else as code."""
+    needs: list[str] = []
+    ranges: list[str] = []
+    special: list[tuple[int, str]] = []
+    for number, several in enumerate(conditions):
+        begin = len(needs)
+        if len(several) == 1 and several[0] == Condition(several[0].charges):
+            needs.extend(f"{{{cell}, {charge}}}" for cell, charge in several[0].charges)
+        else:
+            special.append((number, " || ".join(render_condition(c, places) for c in several)))
+        ranges.append(f"{{{begin}, {len(needs)}}}")
+    return {"needs": needs, "conditions": ranges, "special": special}
 
 
 def _rows(ground: Ground, blocks: Sequence[Block], number: dict[Conditions, int]) -> dict[str, object]:

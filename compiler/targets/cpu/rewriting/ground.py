@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from echoc.compiler.ir.algebra import Bag, Guard, Rule, System, Target
 from echoc.compiler.targets.cpu.rewriting.notation import show_rule
@@ -18,8 +19,7 @@ Place = tuple[int, str]
 """A cell and an object. Cell `len(system.cells)` is the environment."""
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """What an instance needs besides its reactants: charges of cells, and the holder's guard, promoters, inhibitors."""
 
     charges: tuple[tuple[int, int], ...] = ()
@@ -29,8 +29,7 @@ class Condition:
     guard: Guard | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """One rule in one place.
 
     cells: its holder, the inner membranes it binds, and the children that products sent inwards go to.
@@ -179,21 +178,22 @@ def _bind(
     """The instances of one rule with its cells: one for every way in which products sent inwards can go."""
     rule = system.rules[number]
     holder = cells[0]
-    consume: dict[Place, int] = defaultdict(int)
-    produce: dict[Place, int] = defaultdict(int)
-    _add(consume, holder, rule.consume)
-    _add(produce, holder, rule.produce)
+    consume = [((holder, o), n) for o, n in rule.consume]
+    produce = [((holder, o), n) for o, n in rule.produce]
     needs = {} if rule.charge is None else {holder: rule.charge}
     sets = {} if rule.new_charge is None else {holder: rule.new_charge}
     for cell, inner in zip(cells[1:], rule.inner, strict=True):
-        _add(consume, cell, inner.consume)
-        _add(produce, cell, inner.results[0].produce)
+        consume += [((cell, o), n) for o, n in inner.consume]
+        produce += [((cell, o), n) for o, n in inner.results[0].produce]
         if inner.charge is not None:
             needs[cell] = inner.charge
         if inner.results[0].charge is not None:
             sets[cell] = inner.results[0].charge
-    if holder == len(system.cells) and (needs.pop(holder, 0) or sets.pop(holder, 0)):
-        raise refuse(rule, "gives the environment a charge", str(system.mode))
+    if holder == len(system.cells):
+        if sets.pop(holder, 0):
+            raise refuse(rule, "gives the environment a charge", str(system.mode))
+        if needs.pop(holder, 0):
+            return
     conditional = rule.promoters or rule.inhibitors or rule.guard is not None
     condition = Condition(
         tuple(sorted(needs.items())), holder if conditional else -1, rule.promoters, rule.inhibitors, rule.guard
@@ -203,24 +203,30 @@ def _bind(
         if send.target == Target.OUT:
             if parent < 0:
                 raise refuse(rule, "sends objects out of the environment", str(system.mode))
-            _add(produce, parent, send.objects)
+            produce += [((parent, o), n) for o, n in send.objects]
     ways = [children.get(send.label, ()) for send in inwards]
     share = 1.0
     for way in ways:
         share /= max(1, len(way))
+    taken, charges = tuple(sorted(consume)), tuple(sorted(sets.items()))
     for targets in itertools.product(*ways):
-        made = defaultdict(int, produce)
-        for target, send in zip(targets, inwards, strict=True):
-            _add(made, target, send.objects)
-        yield Instance(
-            number, (*cells, *targets), tuple(sorted(consume.items())), tuple(sorted(made.items())), condition,
-            tuple(sorted(sets.items())), share,
-        )  # fmt: skip
+        sent = [((t, o), n) for t, send in zip(targets, inwards, strict=True) for o, n in send.objects]
+        made = _sum([*produce, *sent] if sent else produce)
+        if any(count > MAX_COUNT for _, count in made):
+            raise CompileError(
+                f"{rule.where}: the rule {show_rule(rule)} puts more than 2^63 - 1 of an object in one place"
+            )
+        yield Instance(number, (*cells, *targets), taken, made, condition, charges, share)
 
 
-def _add(to: dict[Place, int], cell: int, objects: Bag) -> None:
-    for name, count in objects:
-        to[cell, name] += count
+def _sum(entries: Sequence[tuple[Place, int]]) -> tuple[tuple[Place, int], ...]:
+    """The entries by place, those of one place added up."""
+    total = dict(entries)
+    if len(total) < len(entries):
+        total = dict.fromkeys(total, 0)
+        for place, count in entries:
+            total[place] += count
+    return tuple(sorted(total.items()))
 
 
 def _reach(
@@ -272,10 +278,7 @@ def _simplify(instance: Instance, charges: Sequence[set[int]]) -> Instance:
     old = instance.condition
     needs = tuple((c, v) for c, v in old.charges if len(charges[c]) > 1)
     sets = tuple((c, v) for c, v in instance.charges if len(charges[c]) > 1)
-    condition = Condition(needs, old.holder, old.promoters, old.inhibitors, old.guard)
-    return Instance(
-        instance.rule, instance.cells, instance.consume, instance.produce, condition, sets, instance.share
-    )  # fmt: skip
+    return instance._replace(condition=old._replace(charges=needs), charges=sets)
 
 
 def render_condition(condition: Condition, places: Mapping[Place, int]) -> str:
