@@ -25,19 +25,17 @@ def check(system: System, configuration: Configuration, applications: Sequence[A
     bindings = Bindings(system, configuration)
     claimed = _collect(system, bindings, applications)
     _check_targets(system, bindings, applications)
-    legal = set(bindings.all())
-    for binding in claimed:
-        if binding not in legal:
-            raise StepError(f"{describe(system, binding[0])} is barred in {binding[1]} by a rule of higher priority")
+    legal = bindings.all()
+    for index, membranes in claimed.keys() - set(legal):
+        raise StepError(f"{describe(system, index)} is barred in {membranes} by a rule of higher priority")
     draft = Draft(system, configuration, bindings)
     if system.mode in (Mode.SEQUENTIAL, Mode.GILLESPIE):
-        _check_single(draft, bindings.all(), claimed, applications)
+        _check_single(draft, legal, claimed, applications)
     elif system.mode is Mode.ORDERED:
-        _check_ordered(draft, bindings.all(), claimed)
+        _check_ordered(draft, legal, claimed)
     else:
-        bounded = system.mode is not Mode.DCBA
-        _replay(draft, bindings.all(), claimed, bounded)
-        _check_maximal(draft, bindings.all(), bounded)
+        _replay(draft, legal, claimed)
+        _check_maximal(draft, legal)
 
 
 def _collect(system: System, bindings: Bindings, applications: Sequence[Application]) -> Counter[Binding]:
@@ -99,8 +97,9 @@ def _check_single(
             raise StepError(f"{describe(draft.system, binding[0])} is not among the rules that may be drawn")
 
 
-def _replay(draft: Draft, legal: Sequence[Binding], claimed: Counter[Binding], bounded: bool) -> None:
+def _replay(draft: Draft, legal: Sequence[Binding], claimed: Counter[Binding]) -> None:
     """Chooses the claimed applications in an order in which each may be chosen, or says why there is none."""
+    bounded = draft.system.mode is not Mode.DCBA
     waiting = dict(claimed)
     while waiting:
         allowed = set(draft.unbarred(b for b in legal if draft.room(b, bounded=bounded) > 0))
@@ -122,17 +121,31 @@ def _replay(draft: Draft, legal: Sequence[Binding], claimed: Counter[Binding], b
 
 
 def _too_often(draft: Draft, binding: Binding, room: float, times: int) -> str:
-    why = "its objects suffice" if draft.supply(binding) == room else f"the bound allows {room:g} more, found"
-    text = f"{describe(draft.system, binding[0])} is applied {times} times in {binding[1]}; "
-    return text + (f"{why} for {room:g}" if draft.supply(binding) == room else f"{why} {times}")
+    why = "its objects suffice for" if draft.supply(binding) == room else "the bound still allows"
+    return f"{describe(draft.system, binding[0])} is applied {times} times in {binding[1]}; {why} {room:g}"
 
 
-def _check_maximal(draft: Draft, legal: Sequence[Binding], bounded: bool) -> None:
+def _check_maximal(draft: Draft, legal: Sequence[Binding]) -> None:
+    bounded = draft.system.mode is not Mode.DCBA
     for binding in legal:
-        if draft.room(binding, bounded=bounded) > 0 and (draft.must(binding) or not bounded):
-            raise StepError(
-                f"the choice is not maximal: {describe(draft.system, binding[0])} can still be applied in {binding[1]}"
-            )
+        if draft.room(binding, bounded=bounded) <= 0 or (bounded and not draft.must(binding)):
+            continue
+        if not bounded and _left_for_another(draft, binding, legal):
+            continue
+        raise StepError(
+            f"the choice is not maximal: {describe(draft.system, binding[0])} can still be applied in {binding[1]}"
+        )
+
+
+def _left_for_another(draft: Draft, binding: Binding, legal: Sequence[Binding]) -> bool:
+    """Mode DCBA: whether a block was discarded for one of other charges, whose objects then went to its competitors."""
+    wanted = draft.claims(binding)
+    return any(
+        draft.clash(other) is None
+        and draft.supply(other) == 0
+        and any(key in wanted and wanted[key] != value for key, value in draft.claims(other).items())
+        for other in legal
+    )
 
 
 def _check_ordered(draft: Draft, legal: Sequence[Binding], claimed: Counter[Binding]) -> None:
@@ -143,5 +156,5 @@ def _check_ordered(draft: Draft, legal: Sequence[Binding], claimed: Counter[Bind
         for binding in wanted:
             if binding not in here:
                 raise StepError(f"{describe(draft.system, binding[0])} comes after the end of the step of {binding[1]}")
-        _replay(draft, here, wanted, True)
-        _check_maximal(draft, here, True)
+        _replay(draft, here, wanted)
+        _check_maximal(draft, here)

@@ -115,22 +115,30 @@ def _draw(draft: Draft, bindings: Sequence[Binding], random: Generator) -> Bindi
 def _batch(draft: Draft, live: Sequence[Binding]) -> int:
     """How many single draws can be made at once because none of them, whatever comes, takes the room of another.
 
-    With at least B * (largest multiplicity) of every object, every binding still has room after B - 1 draws. 0: draw
-    singly, as limits or claims are in play.
+    With at least B * (largest multiplicity) of every object, and B applications below every limit, every binding still
+    has room after B - 1 draws. 0: draw singly, as claims are still open or a bound counts otherwise.
     """
-    if any(draft.claims(b) or draft.system.groups[draft.group_of[b[0]]].bound is not Bound.MAXIMAL for b in live):
-        return 0
+    most: float = math.inf
     largest: dict[tuple[int, str], int] = {}
     for binding in live:
-        if draft.supply(binding) == math.inf:
-            _all(draft, binding)
+        g = draft.group_of[binding[0]]
+        bound = draft.system.groups[g].bound
+        if bound not in (Bound.MAXIMAL, Bound.AT_MOST) or any(
+            key not in draft.claimed for key in draft.claims(binding)
+        ):
+            return 0
+        if draft.room(binding) == math.inf:
+            _all(draft, binding)  # says so
+        most = min(most, draft.limit(binding))
         for key, count in draft.takes(binding).items():
             largest[key] = max(count, largest.get(key, 0))
-    rooms = {key: draft.left[key[0]].get(key[1], 0) for key in largest}
-    batch = min(int(there) // largest[key] for key, there in rooms.items() if there != math.inf)
-    if batch > LARGEST:
-        raise StepError(f"rules compete for {batch} objects; a draw holds at most 2^63 - 1")
-    return batch
+    for (cell, name), count in largest.items():
+        there = draft.left[cell].get(name, 0)
+        if there != math.inf:
+            most = min(most, int(there) // count)
+    if most > LARGEST:
+        raise StepError(f"rules compete for {most} objects; a draw holds at most 2^63 - 1")
+    return int(most)
 
 
 def components(draft: Draft, bindings: Iterable[Binding]) -> list[list[Binding]]:

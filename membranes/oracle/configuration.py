@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from echoc.compiler.ir.algebra import Mode, Rule, System
 from echoc.errors import EchoError
@@ -99,15 +100,19 @@ class Configuration:
     def canonical(self) -> tuple[object, ...]:
         """What two configurations of a tree have in common exactly if they differ in ids and order of cells only.
 
-        A nested tuple: the environment, then the forest of (label, charge, closed, objects, children), sorted at every
-        level. Links and the delayed products of closed cells are left out: compare these by ids.
+        The environment, then sorted (depth, label, charge, closed, objects, digest of the cell with all inside it).
+        Links and the delayed products of closed cells are left out: compare these by ids.
         """
-        inside: dict[int | None, list[object]] = {}
-        for cell in sorted(self.cells.values(), key=lambda c: -depth(self, c.id)):
-            children = tuple(sorted(inside.pop(cell.id, []), key=repr))
-            shape = (cell.label, cell.charge, cell.closed, tuple(sorted(cell.objects.items())), children)
-            inside.setdefault(cell.parent, []).append(shape)
-        return (tuple(sorted(self.environment.items())), tuple(sorted(inside.get(None, []), key=repr)))
+        depths = {cell: depth(self, cell) for cell in self.cells}
+        inside: dict[int | None, list[str]] = {}
+        entries = []
+        for cell in sorted(self.cells.values(), key=lambda c: -depths[c.id]):
+            content = (cell.label, cell.charge, cell.closed, tuple(sorted(cell.objects.items())))
+            shape = repr((content, sorted(inside.pop(cell.id, []))))
+            digest = sha256(shape.encode()).hexdigest()
+            inside.setdefault(cell.parent, []).append(digest)
+            entries.append((depths[cell.id], *content, digest))
+        return (tuple(sorted(self.environment.items())), *sorted(entries))
 
     def __str__(self) -> str:
         lines = [f"step {self.step}" + (f", time {self.time:g}" if self.time else "")]

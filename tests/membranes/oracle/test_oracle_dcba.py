@@ -85,3 +85,15 @@ def test_births_and_deaths_follow_their_expectation(seed: int) -> None:
     s = system({"a": 4000}, rule({"a": 1}, {"a": 2}, 0.1), rule({"a": 1}, {}, 0.1), rule({"a": 1}, {"a": 1}, 0.8))
     end = run(s, 10, seed).cells[2].objects["a"]
     assert abs(end - 4000) < 4 * np.sqrt(10 * 4000 * 0.2)
+
+
+def test_a_block_discarded_for_other_charges_stays_out_though_its_objects_are_left() -> None:
+    """A (ab, charge 1) or B (d, charge 0) is discarded; where it is B, C may take all a from A: then d stays."""
+    a, b = rule({"a": 1, "b": 1}, {"x": 1}, after=1), rule({"d": 1}, {"y": 1}, after=0)
+    c = Rule("1", bag("a"), bag("z"))
+    s = system({"a": 1, "b": 1, "d": 3}, a, b, c)
+    ends = set()
+    for seed in range(40):
+        check(s, start(s), choose(s, start(s), generator(seed, 0)))
+        ends.add(tuple(inside(s, seed).items()))
+    assert ends == {(("b", 1), ("y", 3), ("z", 1)), (("d", 3), ("x", 1)), (("b", 1), ("d", 3), ("z", 1))}

@@ -297,3 +297,14 @@ def test_confluent_competition_ends_alike_for_every_seed() -> None:
     s = system(Rule("1", bag(["a", "c"]), bag({"c": 1, "b": 3})), objects={"a": 20, "c": 3})
     assert {tuple(run(s, None, seed).cells[0].objects.items()) for seed in range(10)} == {(("b", 60), ("c", 3))}
     assert run(s, None, 0).step == 7
+
+
+def test_bounds_and_charges_with_large_counts_are_drawn_in_batches() -> None:
+    """A million draws one by one would take minutes; both laws are binomial."""
+    million = 10**6
+    rules = (Rule("1", bag("a"), bag("x"), new_charge=1), Rule("1", bag("a"), bag("y"), new_charge=1))
+    charged = run(system(*rules, objects={"a": million}), 1, 0).cells[0]
+    assert charged.charge == 1 and charged.objects["x"] + charged.objects["y"] == million
+    assert abs(charged.objects["x"] - million / 2) < 4 * 500
+    bounded = skin(system(*rules, objects={"a": 2 * million}, bound=Bound.AT_MOST, limit=million))
+    assert bounded["a"] == million and abs(bounded["x"] - million / 2) < 4 * 500
