@@ -112,6 +112,7 @@ struct Workspace {
   Vec<Application> applications;
   Vec<Link> relinks;
   int64_t applied;
+  int64_t possible;  // applications that were left out though they could have been made
 };
 
 enum Status : int32_t {
@@ -130,7 +131,7 @@ struct Shared {
   int32_t failed_cell;  // row of an overflow, -1 the environment
   uint32_t failed_object;
   int64_t next_id;
-  int64_t applied;
+  int64_t applied;  // and what could have been
   bool has_mail;
   int64_t divided;
   int64_t dissolved;

@@ -19,6 +19,7 @@ class CellChoice : public Emission<S> {
     row_ = row;
     charge_ = kUnset;
     structure_ = kNone;
+    delays_ = false;
     applied_ = false;
     work_.local.size = 0;
     random_ = this->random_for(static_cast<uint64_t>(before_.id[row]));
@@ -36,6 +37,7 @@ class CellChoice : public Emission<S> {
       if constexpr (S::kHasPriority && !S::kWeak) bar_by_priority();
       if constexpr (S::kHasSequence) run_sequences();
       apply_alone();
+      if constexpr (S::kHasFree) work_.possible += work_.local.size > 0;
       draw();
     }
     return work_.local.size > 0 || work_.contested.size > contested;
@@ -121,8 +123,13 @@ class CellChoice : public Emission<S> {
     return inner.results.size() == 1 ? S::kResults[inner.results.begin].charge : kAnyCharge;
   }
 
+  // As an entry of `structure`: the label that a rule gives its inner membrane, kNone where that keeps its own.
+  static int32_t renames(const RuleRow& r) {
+    return r.inner.size() == 1 ? Emission<S>::inner_renames(S::kInners[r.inner.begin]) : kNone;
+  }
+
   static bool restructures(const RuleRow& r) {
-    return r.divide.size() > 0 || (r.inner.size() > 0 && S::kInners[r.inner.begin].results.size() != 1);
+    return r.divide.size() > 0 || r.delay > 0 || (r.inner.size() > 0 && S::kInners[r.inner.begin].results.size() != 1);
   }
 
   static bool bounded(const RuleRow& r) { return S::kGroups[r.group].bound != BoundKind::kMaximal; }
@@ -143,7 +150,10 @@ class CellChoice : public Emission<S> {
     }
     const int8_t charge = charge_given(r);
     if (charge != kAnyCharge && charge_ != kUnset && charge_ != charge) return 0;
-    if (restructures(r)) return structure_ == kNone && charge_ == kUnset && most > 0 ? 1 : 0;
+    if (r.delay > 0) return delays_ || most < 1 ? 0 : 1;
+    if (restructures(r)) return structure_ == kNone && most > 0 ? 1 : 0;
+    const int32_t renames = this->renames(r);
+    if (renames != kNone && structure_ != kNone && structure_ != renames) return 0;
     return most == INT64_MAX && bag.size() == 0 && !bounded(r) ? 0 : most;
   }
 
@@ -155,10 +165,9 @@ class CellChoice : public Emission<S> {
     work_.used[r.group] += static_cast<int32_t>(times < INT32_MAX ? times : INT32_MAX);
     const int8_t charge = charge_given(r);
     if (charge != kAnyCharge) charge_ = charge;
-    if (restructures(r)) {
-      structure_ = local.rule;
-      charge_ = kAnyCharge;
-    }
+    if (restructures(r) && r.delay == 0) structure_ = local.rule;
+    if (this->renames(r) != kNone) structure_ = this->renames(r);
+    delays_ |= r.delay > 0;
     local.times += times;
     applied_ = true;
   }
@@ -311,6 +320,11 @@ class CellChoice : public Emission<S> {
       const RuleRow& r = rule_row(local.rule);
       if (!may_go(local, level)) continue;
       if (bounded(r) || restructures(r) || (charge_given(r) != kAnyCharge && charge_given(r) != charge_)) return 1;
+    }
+    for (uint64_t i = 0; i < work_.order.size; ++i) {
+      const Local& local = work_.local.data[work_.order.data[i]];
+      if (!may_go(local, level)) continue;
+      const RuleRow& r = rule_row(local.rule);
       const Span bag = consumed(r);
       for (int32_t b = bag.begin; b < bag.end; ++b) {
         int64_t& most = work_.fresh[item(b).object];
@@ -348,7 +362,8 @@ class CellChoice : public Emission<S> {
 
   Random random_{0, 0, 0, 0};
   int8_t charge_ = kUnset;
-  int32_t structure_ = kNone;
+  int32_t structure_ = kNone;  // the rule that divides or dissolves the membrane, or what renames it
+  bool delays_ = false;
   bool applied_ = false;
 };
 

@@ -24,6 +24,11 @@ class Emission : public Binding<S> {
     return inner.results.size() == 1 ? S::kResults[inner.results.begin].charge : kAnyCharge;
   }
 
+  static int32_t inner_renames(const InnerRow& inner) {
+    const bool stays = inner.results.size() == 1 && S::kResults[inner.results.begin].label != inner.label;
+    return stays ? -2 - S::kResults[inner.results.begin].label : kNone;
+  }
+
   // Places what `times` applications make. `self`: the row whose content is being written, reached through `give`
   // (kNone: there is none, everything goes by mail).
   template <class Give>
@@ -57,8 +62,9 @@ class Emission : public Binding<S> {
       fits &= change_inner(candidate.cells[k + 1], r.inner.begin + k, times, place);
     }
     if (r.divide.size() > 0) shared_.structure.data[holder] = S::kInnerCount + candidate.rule;
-    if (r.link != kNone || r.unlink != kNone) fits &= relink(r, holder, random);
-    return fits && send(candidate, times, r.send.begin, targets, 0, random, place, call_.record != 0);
+    const bool links = r.link != kNone || r.unlink != kNone;
+    fits = fits && send(candidate, times, r.send.begin, targets, 0, random, place, call_.record != 0 && !links);
+    return links ? fits && relink(r, candidate, times, targets, random) : fits;
   }
 
   template <class Place>
@@ -124,7 +130,9 @@ class Emission : public Binding<S> {
     return count == 1 ? 0 : static_cast<int64_t>(random.below(static_cast<uint64_t>(count)));
   }
 
-  bool relink(const RuleRow& r, int32_t holder, Random& random) {
+  // One link is made or cut; the record names the sends' targets, then the other end.
+  bool relink(const RuleRow& r, const Candidate& candidate, int64_t times, int32_t* targets, Random& random) {
+    const int32_t holder = candidate.cells[0];
     const bool makes = r.link != kNone;
     const int32_t label = makes ? r.link : r.unlink;
     int32_t other;
@@ -139,6 +147,13 @@ class Emission : public Binding<S> {
     } else {
       other = this->linked(holder, label, pick(random, this->count_linked(holder, label)));
     }
+    int32_t chosen = 0;
+    for (int32_t s = r.send.begin; s < r.send.end; ++s) {
+      const TargetKind target = S::kSends[s].target;
+      chosen += target == TargetKind::kIn || target == TargetKind::kLinked;
+    }
+    if (chosen < kMembers) targets[chosen++] = other;
+    if (call_.record) note(candidate, times, targets, chosen);
     if (work_.relinks.push({holder, makes ? other : -2 - other})) return true;
     fail(kOutOfWorkspace);
     return false;

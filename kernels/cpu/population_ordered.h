@@ -15,6 +15,7 @@ class Ordered : public SharedChoice<S> {
   bool decide_ordered(int32_t row) {
     row_ = row;
     structure_ = kNone;
+    replaced_ = false;
     charge_ = kUnset;
     applied_ = false;
     work_.local.size = 0;
@@ -25,7 +26,12 @@ class Ordered : public SharedChoice<S> {
         if (allowed(S::kGroupRules[i])) work_.local.push({S::kGroupRules[i], 0});
       }
     }
-    for (int32_t g = groups.begin; g < groups.end && structure_ == kNone; ++g) run_group(g);
+    if constexpr (S::kHasFree) {
+      for (uint64_t i = 0; i < work_.local.size; ++i) work_.possible += room_here(work_.local.data[i]) > 0;
+    }
+    for (int32_t g = groups.begin; g < groups.end && !replaced_; ++g) {
+      if (!run_group(g)) break;
+    }
     return work_.local.size > 0;
   }
 
@@ -44,22 +50,25 @@ class Ordered : public SharedChoice<S> {
     return this->matches(rule, row_) && this->conditions_hold(r) && this->has_targets(r, row_);
   }
 
-  static bool replaces(const RuleRow& r) {
+  static bool changes_structure(const RuleRow& r) {
     return r.divide.size() > 0 || r.dissolve || r.link != kNone || r.unlink != kNone;
   }
 
   int64_t room_here(const Local& local) const {
     const RuleRow& r = rule_row(local.rule);
-    if (replaces(r)) return structure_ == kNone && this->enough(r.consume) ? 1 : 0;
+    if (changes_structure(r)) return structure_ == kNone && this->enough(r.consume) ? 1 : 0;
     return this->local_room(local);
   }
 
   void take_here(Local& local, int64_t times) {
     this->take(local, times);
-    if (times > 0 && replaces(rule_row(local.rule))) structure_ = local.rule;
+    const RuleRow& r = rule_row(local.rule);
+    if (times > 0 && changes_structure(r)) structure_ = local.rule;
+    replaced_ |= times > 0 && (r.divide.size() > 0 || r.dissolve);
   }
 
-  void run_group(int32_t g) {
+  // Whether the membrane's step goes on.
+  bool run_group(int32_t g) {
     const GroupRow& group = S::kGroups[g];
     if (group.bound == BoundKind::kSequence) return run_in_order(group);
     int64_t limit = group.bound == BoundKind::kChoice ? 1 : group.bound == BoundKind::kAtMost ? group.limit : INT64_MAX;
@@ -97,17 +106,22 @@ class Ordered : public SharedChoice<S> {
       limit -= limit == INT64_MAX ? 0 : times;
     }
     this->clear_used();
+    return true;
   }
 
-  void run_in_order(const GroupRow& group) {
-    for (int32_t i = group.rules.begin; i < group.rules.end; ++i) {
+  // A sequence that stops before its last rule ends the membrane's step.
+  bool run_in_order(const GroupRow& group) {
+    bool whole = true;
+    for (int32_t i = group.rules.begin; i < group.rules.end && whole; ++i) {
       Local* local = this->find_local(S::kGroupRules[i]);
-      if (local == nullptr || room_here(*local) < 1) break;
-      take_here(*local, 1);
-      if (structure_ != kNone) break;
+      whole = local != nullptr && room_here(*local) > 0;
+      if (whole) take_here(*local, 1);
     }
     this->clear_used();
+    return whole;
   }
+
+  bool replaced_ = false;
 };
 
 }  // namespace echoc::population

@@ -124,7 +124,7 @@ class SharedChoice : public CellChoice<S> {
 
   void bind_inner(Candidate& candidate, const RuleRow& r, int32_t k, int32_t fixed) {
     if (k == r.inner.size()) {
-      for (int32_t m = 0; m <= k; ++m) {
+      for (int32_t m = 0; m <= k && m < kMembers - 1; ++m) {
         if (candidate.cells[m] >= 0) __atomic_store_n(&shared_.contested.data[candidate.cells[m]], 1, __ATOMIC_RELAXED);
       }
       if (!work_.candidates.push(candidate)) fail(kOutOfWorkspace);
@@ -262,8 +262,9 @@ class SharedChoice : public CellChoice<S> {
       const InnerRow& inner = S::kInners[r.inner.begin + k];
       const int32_t row = candidate.cells[k + 1];
       if (!agrees(row, this->inner_charge(inner))) return false;
-      const bool changes = inner.results.size() != 1;
-      if (changes && (shared_.structure.data[row] != kNone || shared_.charge_set.data[row] != kUnset)) return false;
+      const int32_t renames = this->inner_renames(inner), marked = shared_.structure.data[row];
+      if (inner.results.size() != 1 && marked != kNone) return false;
+      if (renames != kNone && marked != kNone && marked != renames) return false;
     }
     return r.divide.size() == 0 || shared_.structure.data[candidate.cells[0]] == kNone;
   }
@@ -291,7 +292,9 @@ class SharedChoice : public CellChoice<S> {
       const InnerRow& inner = S::kInners[r.inner.begin + k];
       consume(candidate.cells[k + 1], inner.consume);
       charge(candidate.cells[k + 1], this->inner_charge(inner));
-      if (inner.results.size() != 1) shared_.charge_set.data[candidate.cells[k + 1]] = kAnyCharge;
+      if (this->inner_renames(inner) != kNone) {
+        shared_.structure.data[candidate.cells[k + 1]] = this->inner_renames(inner);
+      }
     }
     for_subjects(candidate, r, [&](int32_t row) {
       if (limits(S::kGroups[r.group]) || asks_for_number(r)) {
@@ -357,6 +360,7 @@ class SharedChoice : public CellChoice<S> {
       }
       if (S::kWeak && outranked(candidate)) continue;
       if (asks_for_number(r)) {
+        work_.possible += 1;
         const int64_t least = S::kGroups[r.group].bound == BoundKind::kMinimal && unused(candidate) ? 1 : 0;
         const int64_t times = least + static_cast<int64_t>(random_.below(static_cast<uint64_t>(most - least) + 1));
         if (times > 0) apply(candidate, times);

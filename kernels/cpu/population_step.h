@@ -61,6 +61,7 @@ class Step {
     work_.applications.size = 0;
     work_.relinks.size = 0;
     work_.applied = 0;
+    work_.possible = 0;
   }
 
   Range share_rows(int64_t count) const { return echoc::share(count, call_.tid, call_.nthreads); }

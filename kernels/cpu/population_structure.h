@@ -14,9 +14,8 @@ class Structure : public Binding<S> {
 
   void run() {
     find();
-    if constexpr (S::kHasLinks) shared_.links.size = 0;
-    if (work_.order.size > 0) divide();
     if constexpr (S::kHasLinks) relink();
+    if (work_.order.size > 0 && !failed()) divide();
     if (!failed() && dissolving_ > 0) dissolve();
   }
 
@@ -38,8 +37,8 @@ class Structure : public Binding<S> {
     dissolving_ = 0;
     for (uint32_t row = 0; row < before_.count; ++row) {
       const int32_t what = shared_.structure.data[row];
-      if (what != kNone && parts_of(what) == 0) shared_.dissolves.data[row] = 1;
-      if (what != kNone && parts_of(what) > 0) work_.order.push(static_cast<int32_t>(row));
+      if (what >= 0 && parts_of(what) == 0) shared_.dissolves.data[row] = 1;
+      if (what >= 0 && parts_of(what) > 0) work_.order.push(static_cast<int32_t>(row));
       dissolving_ += shared_.dissolves.data[row];
     }
     if constexpr (S::kNested) {
@@ -215,9 +214,9 @@ class Structure : public Binding<S> {
 
   void copy_links(int32_t from, int32_t to) {
     if constexpr (S::kHasLinks) {
-      const Vec<Link>& links = shared_.links_before;
-      for (uint64_t i = 0; i < links.size; ++i) {
-        const Link link = links.data[i];
+      const uint64_t count = shared_.links.size;
+      for (uint64_t i = 0; i < count; ++i) {
+        const Link link = shared_.links.data[i];
         if (link.from != from && link.to != from) continue;
         if (!shared_.links.push({link.from == from ? to : link.from, link.to == from ? to : link.to})) {
           return fail(kOutOfWorkspace);
@@ -227,6 +226,7 @@ class Structure : public Binding<S> {
   }
 
   void relink() {
+    shared_.links.size = 0;
     const Vec<Link>& links = shared_.links_before;
     for (uint64_t i = 0; i < links.size; ++i) {
       if (cut(links.data[i])) continue;

@@ -339,7 +339,10 @@ class Population {
     }
     if (shared_.status.load() != kDone) return;
     shared_.applied = 0;
-    for (int t = 0; t < threads; ++t) shared_.applied += workspaces_[static_cast<size_t>(t)].applied;
+    for (int t = 0; t < threads; ++t) {
+      const Workspace& work = workspaces_[static_cast<size_t>(t)];
+      shared_.applied += work.applied + work.possible;
+    }
     const bool waiting = std::any_of(tables_[0].closed, tables_[0].closed + tables_[0].count, [](int32_t c) { return c > 0; });
     std::swap(tables_[0], tables_[1]);
     std::swap(environments_[0], environments_[1]);

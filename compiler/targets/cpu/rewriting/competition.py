@@ -100,8 +100,8 @@ class Analysis:
             for holder in self.holders(rule) if rule.new_charge is not None else ():
                 given[holder].add(rule.new_charge)
             for inner in rule.inner:
-                if len(inner.results) != 1:
-                    given[inner.label] |= {"structure", len(given[inner.label])}
+                if len(inner.results) != 1 or inner.results[0].label != inner.label:
+                    given[inner.label] |= {"structure", f"structure {len(given[inner.label])}"}
                 elif inner.results[0].charge is not None:
                     given[inner.label].add(inner.results[0].charge)
         return {label for label, charges in given.items() if len(charges) > 1}
@@ -116,7 +116,8 @@ class Analysis:
                 yield ("charge", holder)
         for inner in rule.inner:
             yield from (("object", inner.label, o) for o, _ in inner.consume)
-            touches = len(inner.results) != 1 or inner.results[0].charge is not None
+            (result,) = inner.results if len(inner.results) == 1 else (None,)
+            touches = result is None or result.charge is not None or result.label != inner.label
             if touches and inner.label in self.contradictory:
                 yield ("charge", inner.label)
         if bound is not Bound.MAXIMAL:
@@ -124,6 +125,8 @@ class Analysis:
             yield from (("turn", label, str(group)) for label in subjects)
         if rule.priority is not None:
             yield ("priority", rule.home)
+        if rule.delay:
+            yield ("delay", rule.home)
 
     @cached_property
     def components(self) -> tuple[int, ...]:
@@ -197,7 +200,7 @@ def moves(rule: Rule, bound: Bound) -> bool:
     simple = not rule.inner and rule.label is not None and bound is Bound.MAXIMAL and rule.priority is None
     plain = not (rule.send or rule.dissolve or rule.delay or rule.divide or rule.link or rule.unlink)
     free = rule.guard is None and not rule.promoters and not rule.inhibitors and rule.new_charge is None
-    one = len(rule.consume) == 1 and rule.consume[0][1] == 1
+    one = len(rule.consume) == 1 and rule.consume[0][1] == 1 and rule.produce != rule.consume
     return simple and plain and free and one and sum(n for _, n in rule.produce) <= 1
 
 
