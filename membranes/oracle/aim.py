@@ -11,16 +11,27 @@ from .binding import Binding, Bindings
 from .configuration import LARGEST, Application, StepError, describe, target_slots
 
 
-def aim(system: System, bindings: Bindings, binding: Binding, times: int, random: Generator) -> list[Application]:
-    """A chosen binding with its targets: several applications where `in` targets differ."""
+def aim(
+    system: System,
+    bindings: Bindings,
+    binding: Binding,
+    times: int,
+    random: Generator,
+    once: dict[tuple[int, int, int], int],
+) -> list[Application]:
+    """A chosen binding with its targets: several applications where `in` targets differ.
+
+    `once` keeps the targets that are drawn once a step, by (rule, holder, place among the targets).
+    """
     index, membranes = binding
     aimed: dict[tuple[int, ...], int] = {(): times}
-    for kind, label in target_slots(system.rules[index]):
+    for slot, (kind, label) in enumerate(target_slots(system.rules[index])):
         cells = bindings.targets(membranes[0], kind, label)
         split: dict[tuple[int, ...], int] = {}
         for chosen, count in aimed.items():
             if kind != "in":
-                split[*chosen, cells[int(random.integers(len(cells)))]] = count
+                drawn = cells[int(random.integers(len(cells)))]
+                split[*chosen, once.setdefault((index, membranes[0], slot), drawn)] = count
             elif len(cells) == 1:
                 split[*chosen, cells[0]] = count
             elif count > LARGEST:

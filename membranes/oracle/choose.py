@@ -54,12 +54,12 @@ def choose(system: System, configuration: Configuration, random: Generator) -> l
             draft.add(_draw(draft, live, random), 1)
     elif system.mode is Mode.ORDERED:
         for g in range(len(system.groups)):
-            _fill(
-                draft, [b for b in applicable if draft.group_of[b[0]] == g and not draft.closed_to(g, b[1][0])], random
-            )
+            here = [b for b in applicable if draft.group_of[b[0]] == g and not draft.closed_to(g, b[1][0])]
+            _fill(draft, here, random)
     else:
         _fill(draft, applicable, random)
-    return [a for b, n in draft.times.items() for a in aim(system, bindings, b, n, random)]
+    once: dict[tuple[int, int, int], int] = {}
+    return [a for b, n in draft.times.items() for a in aim(system, bindings, b, n, random, once)]
 
 
 def _fill(draft: Draft, bindings: Sequence[Binding], random: Generator) -> None:

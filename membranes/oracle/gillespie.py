@@ -61,5 +61,5 @@ def choose(system: System, configuration: Configuration, random: Generator) -> l
         return []
     after = float(random.exponential(1 / total))
     chosen = list(rates)[int(random.choice(len(rates), p=[rate / total for rate in rates.values()]))]
-    (application,) = aim(system, Bindings(system, configuration), chosen, 1, random)
+    (application,) = aim(system, Bindings(system, configuration), chosen, 1, random, {})
     return [Application(application.rule, application.membranes, 1, after)]

@@ -159,3 +159,10 @@ def test_canonical_forms_of_equal_trees_are_equal_whatever_the_order() -> None:
     b = tree([Cell("1"), Cell("3", 0), Cell("2", 0, bag("a")), Cell("4", 2)])
     c = tree([Cell("1"), Cell("3", 0), Cell("2", 0, bag("a")), Cell("4", 1)])
     assert start(a).canonical() == start(b).canonical() != start(c).canonical()
+
+
+def test_membranes_nested_deeply_dissolve_in_one_step() -> None:
+    cells = [Cell("1"), *(Cell("2", i, bag("a")) for i in range(1500))]
+    s = tree(cells, Rule("2", bag("a"), bag("b"), dissolve=True))
+    assert start(s).canonical() != run(s, 1, 0).canonical()
+    assert shapes(s) == [("1", 0, {"b": 1500})]
