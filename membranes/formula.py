@@ -10,6 +10,7 @@ from echoc.compiler.ir.expression import Expression, call, name, number
 from .tokens import Tokens
 
 MAX_NESTING = 200  # of the expression tree: a sum of n terms is n - 1 deep
+MAX_PARENTHESES = 60  # inside each other, signs and arguments of functions included
 LEVELS: tuple[dict[str, str], ...] = (
     {"==": "eq", "!=": "ne", "<=": "le", ">=": "ge", "<": "lt", ">": "gt"},
     {"+": "add", "-": "sub"},
@@ -102,12 +103,17 @@ class FormulaReader:
         self.is_name = is_name
 
     def formula(self) -> Expression:
-        """The formula that comes next. Raises SourceError; at most MAX_NESTING deep."""
+        """The formula that comes next. Raises SourceError, also beyond MAX_NESTING and MAX_PARENTHESES."""
         return self.level(0, 0)[0]
 
     def deeper(self, depth: int) -> int:
         if depth >= MAX_NESTING:
             raise self.tokens.error(f"this formula is nested more than {MAX_NESTING} deep", "a flatter formula")
+        return depth + 1
+
+    def inner(self, depth: int) -> int:
+        if depth >= MAX_PARENTHESES:
+            raise self.tokens.error(f"more than {MAX_PARENTHESES} parentheses inside each other", "a flatter formula")
         return depth + 1
 
     def level(self, index: int, depth: int) -> tuple[Expression, int]:
@@ -125,7 +131,7 @@ class FormulaReader:
     def sign(self, depth: int) -> tuple[Expression, int]:
         if self.tokens.next.text in ("-", "~", "+"):
             negative = self.tokens.take().text != "+"
-            operand, height = self.sign(self.deeper(depth))
+            operand, height = self.sign(self.inner(depth))
             return (call("neg", operand) if negative else operand), self.deeper(height)
         base, height = self.atom(depth)
         while self.tokens.accept("^"):
@@ -136,7 +142,7 @@ class FormulaReader:
     def exponent(self, depth: int) -> tuple[Expression, int]:
         if self.tokens.next.text in ("-", "~"):
             self.tokens.take()
-            operand, height = self.exponent(self.deeper(depth))
+            operand, height = self.exponent(self.inner(depth))
             return call("neg", operand), self.deeper(height)
         return self.atom(depth)
 
@@ -156,7 +162,7 @@ class FormulaReader:
                 raise tokens.error(f"{token.text} is not a variable", "a variable of the system", token)
             return name(token.text), 0
         if tokens.accept("("):
-            inner = self.level(0, self.deeper(depth))
+            inner = self.level(0, self.inner(depth))
             tokens.expect(")", "at the end of this parenthesis")
             return inner
         raise tokens.error(f"found {token}", "a number, a variable, a function or '('")
@@ -170,11 +176,11 @@ class FormulaReader:
             )
         arity, meaning = FUNCTIONS[function]
         opening = tokens.expect("(")
-        arguments = [self.level(0, self.deeper(depth))]
+        arguments = [self.level(0, self.inner(depth))]
         while len(arguments) < arity:
             if not tokens.accept(",") and tokens.next.text != "(":
                 raise tokens.error(f"found {tokens.next}", f"{arity} arguments of {function}")
-            arguments.append(self.level(0, self.deeper(depth)))
+            arguments.append(self.level(0, self.inner(depth)))
         tokens.expect(")", f"after {arity} argument{'s' if arity > 1 else ''} of {function}, opened in column "
                            f"{tokens.where(opening).column}")  # fmt: skip
         height = max(h for _, h in arguments)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from echoc.compiler.ir.algebra import Bag, Bound, Cell, Group, Guard, Mode, Rule, Send, System, Target, Where, bag
 
 from .source import SourceText
-from .tokens import MAX_COUNT, MAX_DEPTH, Token, Tokens
+from .tokens import MAX_COUNT, Token, Tokens
 from .validate import validate
 
 PATTERN = re.compile(
@@ -43,6 +43,7 @@ PATTERN = re.compile(
 COMPARISONS = {">=": "ge", "<=": "le", ">": "gt", "<": "lt", "=": "eq", "!": "ne"}
 BLOCKS = {"choice": Bound.CHOICE, "max": Bound.MAXIMAL, "arbitrary": Bound.ARBITRARY}
 MAX_LINKS = 4_000_000
+MAX_PARENTHESES = 100  # inside each other
 
 
 def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
@@ -202,8 +203,8 @@ class _Reader:
 
     def guard(self, depth: int) -> Guard:
         """`a & b | c & (d | e)`"""
-        if depth > MAX_DEPTH:
-            raise self.tokens.error(f"parentheses nested more than {MAX_DEPTH} deep", "a flatter guard")
+        if depth > MAX_PARENTHESES:
+            raise self.tokens.error(f"parentheses nested more than {MAX_PARENTHESES} deep", "a flatter guard")
         either = []
         while True:
             both = [self.operand(depth)]

@@ -30,6 +30,7 @@ from .source import SourceError, SourceText
 from .validate import validate
 
 MAX_COUNT = 2**63 - 1
+PART_OF_CORE = ("l3v2extendedmath", "layout", "render")  # what libsbml holds as packages though it is not or only shows
 
 
 def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
@@ -122,7 +123,7 @@ class _Reader:
                 )
         for i in range(self.document.getNumPlugins()):
             package = self.document.getPlugin(i).getPackageName()
-            if self.document.getPackageRequired(package):
+            if package not in PART_OF_CORE and self.document.getPackageRequired(package):
                 raise self.refuse(model, f"the package {package!r}, which changes the model's meaning", "core SBML")
         for rule in model.getListOfRules():
             if not rule.isAssignment():
