@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .engine import Engine, Readout, features
 from .errors import ReservoirError
-from .layer import Layer, random_layer, run_layers
+from .layer import Layer, check_layers, random_layer
 from .readout import RLS, Fit, RidgeFactor
 from .signals import as_series, check_pairs, count, number, washouts
+
+if TYPE_CHECKING:
+    from echoc.compiler.ir import Program
+    from echoc.runtime.artifact import Artifact
 
 Array = NDArray[np.float64]
 SQUARES = ("none", "half", "all")
@@ -22,16 +28,20 @@ class Reservoir:
     """Stacked layers with one linear readout. `ESN` and `DeepESN` make one with random weights.
 
     Args:
-        layers: the first is driven by the inputs, each other one by the states of the one below; all get the feedback.
+        layers: each is driven by channels of the inputs and by layers before it; all get the feedback.
+        inputs: channels of the input; default: as many as the layers hear.
         ridge: the readout's penalty on the square of its weights.
         squares: the readout sees the states (`none`), the states with every second one squared (`half`; Pathak et al.,
             Phys. Rev. Lett. 120, 024102, 2018), or the states and all their squares (`all`).
         input_to_readout: whether the readout sees the inputs too.
+        device: `cpu` or `cpu:LEVEL` (a kernel, compiled when first needed), or `ref` (numpy).
+        dtype: of the states on the device, f64 or f32; the readout is learnt and applied in f64.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], *, ridge: float = 1e-8, squares: str = "none", input_to_readout: bool = True
-    ) -> None:
+        self, layers: Sequence[Layer], *, inputs: int | None = None, ridge: float = 1e-8, squares: str = "none",
+        input_to_readout: bool = True, device: str = "cpu", dtype: str = "f64",
+    ) -> None:  # fmt: skip
         self.layers = list(layers)
         if not self.layers:
             raise ReservoirError("found no layers; wanted at least one")
@@ -39,10 +49,14 @@ class Reservoir:
         if squares not in SQUARES:
             raise ReservoirError(f"squares is {squares!r}; wanted one of {', '.join(SQUARES)}")
         self.squares, self.input_to_readout = squares, bool(input_to_readout)
-        self.inputs = self.layers[0].input.shape[1] - 1
+        heard = max(sum(layer.hears) if layer.hears[1] else 0 for layer in self.layers)
+        self.inputs = heard if inputs is None else inputs
+        check_layers(self.layers, self.inputs)
         self.feedback = self.layers[0].feedback.shape[1]
         self.units = sum(layer.units for layer in self.layers)
         self.readout: Array | None = None
+        self.engine = Engine(self.layers, self.inputs, device, dtype)
+        self._fed: Readout | None = None
         self.last_fit: Fit | None = None
         self.state: Array = np.zeros(self.units)
         self.output: Array = np.zeros(self.feedback)
@@ -66,7 +80,7 @@ class Reservoir:
         """
         series = self._inputs(u)
         out = [
-            self._run(s, self._late(t), self._start(initial))
+            self._run(s, self._late(t, len(s)), self._start(initial))
             for s, t in zip(series, self._teachers(teacher, series), strict=True)
         ]
         return out if isinstance(u, list) and len(series) == len(u) and np.ndim(u[0]) > 1 else out[0]
@@ -158,31 +172,36 @@ class Reservoir:
         return 1 + (self.inputs if self.input_to_readout else 0) + self.units * (2 if self.squares == "all" else 1)
 
     def _features(self, inputs: Array, states: Array) -> Array:
-        seen = [np.ones((len(states), 1))]
-        if self.input_to_readout:
-            seen.append(inputs)
-        if self.squares == "half":
-            states = states.copy()
-            states[:, 1::2] **= 2
-        seen.append(states)
-        if self.squares == "all":
-            seen.append(states**2)
-        return np.hstack(seen)
+        return features(inputs, states, self.squares, self.input_to_readout)
 
     def _run(self, inputs: Array, late: Array, state: Array) -> Array:
-        return run_layers(self.layers, inputs, late, state)
+        states: Array = self.engine.run(inputs[None], late[None], state[None])[0]
+        return states.reshape(states.shape[1:])
 
     def _loop(self, steps: int, drive: Array | None, state: Array, output: Array) -> tuple[Array, Array]:
         """The closed loop: outputs [steps, outputs] and the last state."""
         weights = self._readout()
-        out: Array = np.empty((steps, len(weights)))
-        for t in range(steps):
-            u = output if not self.feedback else drive[t] if drive is not None else np.zeros(0)
-            u = u[None, :]
-            states = self._run(u, output[None, :], state)
-            state = states[-1]
-            output = out[t] = (self._features(u, states) @ weights.T)[0]
-        return out, state
+        if self._fed is None or self._fed.weights is not weights:
+            self._fed = Readout(weights, self.squares, self.input_to_readout)
+        return self.engine.loop(steps, drive, state, output, self._fed)
+
+    def program(self, dtype: str = "f64") -> tuple[Program, dict[str, NDArray[Any]]]:
+        """The reservoir as a verified program of nested membranes, and its weights' values; see `reservoir_program`."""
+        from .program import reservoir_program
+
+        check = self.readout
+        return reservoir_program(self.layers, self.inputs, check, self.squares, self.input_to_readout, dtype)
+
+    def compile(self, output: str | os.PathLike[str], target: str = "cpu", dtype: str = "f64") -> Artifact:
+        """Compiles `program` into an artifact: a step takes `u` [T, inputs] and gives `y` [T, outputs], or
+        `x` [T, units] where no readout was learnt. Raises CompileError.
+        """
+        from echoc.compiler.targets.cpu.reservoir_artifact import compile_reservoir
+
+        from .nesting import flatten
+
+        program, weights = self.program(dtype)
+        return compile_reservoir(flatten(program), weights.__getitem__, output=output, target=target)
 
     def _warm(self, warmup: Any) -> None:
         if self.feedback and self.inputs:
@@ -244,7 +263,7 @@ class ESN(Reservoir):
         input_scaling: of the input weights, one number or one per channel; `bias` and `feedback_scaling` likewise.
         distribution: uniform in [-1, 1], normal, or bipolar.
         seed: the same seed gives the same weights.
-        ridge, squares, input_to_readout: see `Reservoir`.
+        ridge, squares, input_to_readout, device, dtype: see `Reservoir`.
     """
 
     def __init__(
@@ -265,6 +284,8 @@ class ESN(Reservoir):
         ridge: float = 1e-8,
         squares: str = "none",
         input_to_readout: bool = True,
+        device: str = "cpu",
+        dtype: str = "f64",
     ) -> None:
         count(inputs, "the number of inputs", 0)
         count(feedback, "the number of outputs fed back", 0)
@@ -274,7 +295,9 @@ class ESN(Reservoir):
             input_connectivity=input_connectivity, distribution=distribution,
             rng=np.random.default_rng(count(seed, "the seed", 0, 1 << 62)),
         )  # fmt: skip
-        super().__init__([layer], ridge=ridge, squares=squares, input_to_readout=input_to_readout)
+        super().__init__(
+            [layer], ridge=ridge, squares=squares, input_to_readout=input_to_readout, device=device, dtype=dtype
+        )
 
 
 class DeepESN(Reservoir):
@@ -307,6 +330,8 @@ class DeepESN(Reservoir):
         ridge: float = 1e-8,
         squares: str = "none",
         input_to_readout: bool = True,
+        device: str = "cpu",
+        dtype: str = "f64",
     ) -> None:
         if isinstance(units, int | np.integer | str) or not 1 <= len(units) <= 1000:
             raise ReservoirError(f"the units of the layers are {units!r}; wanted a list with one number per layer")
@@ -322,10 +347,13 @@ class DeepESN(Reservoir):
                     input_scaling=number(inter_scaling, "the inter scaling", -1e6, 1e6) / below**0.5 if layers
                     else input_scaling,
                     bias=bias, feedback_scaling=feedback_scaling, input_connectivity=1.0, distribution=distribution,
-                    rng=rng,
+                    rng=rng, channels=None if i == 0 else (0, 0), children=(i - 1,) if i else (),
                 )
             )  # fmt: skip
-        super().__init__(layers, ridge=ridge, squares=squares, input_to_readout=input_to_readout)
+        super().__init__(
+            layers, inputs=inputs, ridge=ridge, squares=squares, input_to_readout=input_to_readout, device=device,
+            dtype=dtype,
+        )  # fmt: skip
 
 
 def _each(value: float | Sequence[float], layer: int, layers: int, name: str) -> float:

@@ -88,8 +88,8 @@ def scaled(matrix: Array, radius: float) -> Array:
     if found == 0:
         raise ReservoirError(
             f"the recurrent weights are nilpotent (no cycle among their {np.count_nonzero(matrix)} connections, or "
-            f"none that counts): no factor gives them "
-            f"the spectral radius {radius:g}; raise the connectivity or the size"
+            f"none that counts): no factor gives them the spectral "
+            f"radius {radius:g}; raise the connectivity or the size"
         )
     return matrix * (radius / found)
 

@@ -1,0 +1,323 @@
+// Reservoirs: stacked leaky-integrator layers with sparse weights, run over whole series in one call.
+//
+//   x(t) = (1 - leak) x(t-1) + leak tanh(M [x(t-1); 1; drive(t); y(t-1)])
+//
+// M of a layer is one stream. Its rows are sorted by their number of weights and cut into blocks of as many rows as a
+// 64-byte register has lanes; each lane of a block sums one row. A gather costs 5 to 8 cycles per register, so with
+// AVX-512 a step of a block looks at two 64-byte windows of [x; 1; drive; y] (anywhere in it) and every lane selects
+// one of their elements by a permutation of two registers; the packing pairs windows so that few lanes have nothing to
+// do. Other levels hold columns and gather. There is no branch in the loop over steps, and no NaN or infinity in what a
+// lane with weight 0 selects, as states are bounded and signals are checked before.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+#include "math.h"
+#include "vec16.h"
+
+namespace echoc::reservoir {
+
+constexpr int64_t kChunk = 64;  // steps that a layer runs before the next one, where nothing is fed back
+
+// Offsets are bytes from the start of the plan. All of it is written by the packing.
+struct Layer {
+  int64_t units, columns, padded;  // padded: of [x; 1; drive; y] in elements, whole windows
+  double leak;
+  int64_t blocks, wide, value_bytes;  // wide: windows rather than columns; bytes of a value in the stream
+  int64_t order, steps;               // int32 per packed row: its unit, -1 for none; int32 per block
+  int64_t selects, lanes, values;     // per step: where two windows begin (uint16), lanes' choices; one value per lane
+  int64_t sources, num_sources;       // Source: what drives it, in the order of the columns
+  int64_t first;                      // its first unit among all
+};
+
+struct Source {
+  int64_t layer;  // 0: columns of the inputs; 1: units of layers below
+  int64_t begin, count;
+};
+
+struct Plan {
+  int64_t layers, inputs, feedback, units, outputs;
+  int64_t squares;            // 0: none, 1: every second unit, 2: all, behind the units
+  int64_t reads_inputs;       // whether the readout sees the inputs
+  int64_t features, readout;  // readout: double [outputs, features]
+  int64_t table;              // Layer [layers]
+};
+
+// One batch of series. Null pointers stand for what is not wanted.
+template <class T>
+struct Job {
+  const std::byte* plan;
+  int64_t batch, steps;
+  const T* inputs;  // [batch, steps, inputs]
+  const T* late;    // [batch, steps, feedback]: y(t-1) at row t; null: the readout's own
+  T* state;         // [batch, units], before and after
+  T* output;        // [batch, outputs], of the step before and of the last one
+  T* states;        // [batch, steps, units]
+  T* outputs;       // [batch, steps, outputs]
+  bool closed;      // each output is the next input
+};
+
+// tanh(x) = e / (e + 2) with e = exp(2|x|) - 1; within 2.2 units in the last place. NaN passes.
+inline double tanh(double x) {
+  double a = std::fabs(x);
+  a = a > 20.0 ? 20.0 : a;
+  constexpr double kMagic = 0x1.8p52;
+  const double t = m::fma(a, 2 * 0x1.71547652b82fep+0, kMagic);
+  const double n = t - kMagic;
+  const double r = m::fma(n, -0x1.abc9e3b39803fp-56, m::fma(n, -0x1.62e42fefa39efp-1, 2 * a));
+  double q = 1.0 / 6227020800.0;  // Taylor's: |r| <= ln(2)/2, so the next term is below 2^-57
+  q = m::fma(q, r, 1.0 / 479001600.0);
+  q = m::fma(q, r, 1.0 / 39916800.0);
+  q = m::fma(q, r, 1.0 / 3628800.0);
+  q = m::fma(q, r, 1.0 / 362880.0);
+  q = m::fma(q, r, 1.0 / 40320.0);
+  q = m::fma(q, r, 1.0 / 5040.0);
+  q = m::fma(q, r, 1.0 / 720.0);
+  q = m::fma(q, r, 1.0 / 120.0);
+  q = m::fma(q, r, 1.0 / 24.0);
+  q = m::fma(q, r, 1.0 / 6.0);
+  q = m::fma(q, r, 0.5);
+  const double p = m::fma(q * r, r, r);
+  const uint64_t bits = std::bit_cast<uint64_t>(t) - std::bit_cast<uint64_t>(kMagic) + 1023;
+  const double s = std::bit_cast<double>(bits << 52);
+  const double e = m::fma(p, s, s - 1.0);
+  return std::copysign(e / (e + 2.0), x);
+}
+inline float tanh(float x) { return m::tanh(x); }
+
+template <class T>
+constexpr int kLanes = 64 / sizeof(T);
+
+#if defined(ECHOC_AVX512)
+
+ECHOC_INLINE __m512d load_values(const float* p, double) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+ECHOC_INLINE __m512d load_values(const double* p, double) { return _mm512_loadu_pd(p); }
+ECHOC_INLINE __m512 load_values(const float* p, float) { return _mm512_loadu_ps(p); }
+
+// Choices of 16 steps share a register: 4 bits of each lane a step. Of 6 steps for floats: 5 bits.
+template <class V>
+ECHOC_INLINE void wide_block(const double* z, const uint16_t* selects, const std::byte* lanes, const V* values,
+                             int64_t steps, double* out) {
+  __m512d sum[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd()};
+  const auto step = [&](int64_t s, __m512i choice, __m512d& acc) ECHOC_INLINE_LAMBDA {
+    const __m512d a = _mm512_load_pd(z + selects[2 * s]), b = _mm512_load_pd(z + selects[2 * s + 1]);
+    acc = _mm512_fmadd_pd(load_values(values + 8 * s, 0.0), _mm512_permutex2var_pd(a, choice, b), acc);
+  };
+  int64_t s = 0;
+  for (; s + 16 <= steps; s += 16, lanes += 64) {
+    __m512i choice = _mm512_load_si512(lanes);
+    vec16::unroll<16>([&](auto i) ECHOC_INLINE_LAMBDA {
+      step(s + i, choice, sum[i % 4]);
+      choice = _mm512_srli_epi64(choice, 4);
+    });
+  }
+  if (s < steps) {
+    __m512i choice = _mm512_load_si512(lanes);
+    for (; s < steps; ++s, choice = _mm512_srli_epi64(choice, 4)) step(s, choice, sum[0]);
+  }
+  _mm512_store_pd(out, _mm512_add_pd(_mm512_add_pd(sum[0], sum[1]), _mm512_add_pd(sum[2], sum[3])));
+}
+
+template <class V>
+ECHOC_INLINE void wide_block(const float* z, const uint16_t* selects, const std::byte* lanes, const V* values,
+                             int64_t steps, float* out) {
+  __m512 sum[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+  const auto step = [&](int64_t s, __m512i choice, __m512& acc) ECHOC_INLINE_LAMBDA {
+    const __m512 a = _mm512_load_ps(z + selects[2 * s]), b = _mm512_load_ps(z + selects[2 * s + 1]);
+    acc = _mm512_fmadd_ps(load_values(values + 16 * s, 0.0f), _mm512_permutex2var_ps(a, choice, b), acc);
+  };
+  int64_t s = 0;
+  for (; s + 6 <= steps; s += 6, lanes += 64) {
+    __m512i choice = _mm512_load_si512(lanes);
+    vec16::unroll<6>([&](auto i) ECHOC_INLINE_LAMBDA {
+      step(s + i, choice, sum[i % 3]);
+      choice = _mm512_srli_epi32(choice, 5);
+    });
+  }
+  if (s < steps) {
+    __m512i choice = _mm512_load_si512(lanes);
+    for (; s < steps; ++s, choice = _mm512_srli_epi32(choice, 5)) step(s, choice, sum[0]);
+  }
+  _mm512_store_ps(out, _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), sum[2]));
+}
+#endif
+
+template <class T, class V>
+ECHOC_INLINE void column_block(const T* z, const int32_t* columns, const V* values, int64_t steps, T* out) {
+  T sum[kLanes<T>] = {};
+  for (int64_t s = 0; s < steps; ++s) {
+    for (int i = 0; i < kLanes<T>; ++i) {
+      sum[i] = m::fma(static_cast<T>(values[s * kLanes<T> + i]), z[columns[s * kLanes<T> + i]], sum[i]);
+    }
+  }
+  std::memcpy(out, sum, sizeof(sum));
+}
+
+// out[packed row] = M z.
+template <class T, class V>
+void multiply(const std::byte* plan, const Layer& layer, const T* z, T* out) {
+  constexpr int64_t lanes = kLanes<T>;
+  const auto* steps = reinterpret_cast<const int32_t*>(plan + layer.steps);
+  const auto* values = reinterpret_cast<const V*>(plan + layer.values);
+#if defined(ECHOC_AVX512)
+  if (layer.wide) {
+    constexpr int64_t held = sizeof(T) == 8 ? 16 : 6;
+    const auto* selects = reinterpret_cast<const uint16_t*>(plan + layer.selects);
+    const std::byte* choices = plan + layer.lanes;
+    for (int64_t b = 0; b < layer.blocks; ++b, out += lanes) {
+      wide_block(z, selects, choices, values, steps[b], out);
+      selects += 2 * steps[b];
+      choices += (steps[b] + held - 1) / held * 64;
+      values += steps[b] * lanes;
+    }
+    return;
+  }
+#endif
+  const auto* columns = reinterpret_cast<const int32_t*>(plan + layer.lanes);
+  for (int64_t b = 0; b < layer.blocks; ++b, out += lanes) {
+    column_block(z, columns, values, steps[b], out);
+    columns += steps[b] * lanes;
+    values += steps[b] * lanes;
+  }
+}
+
+// One series at a time, in one thread's memory.
+template <class T>
+class Runner {
+ public:
+  Runner(const Job<T>& job, std::byte* scratch)
+      : job_(job),
+        plan_(*reinterpret_cast<const Plan*>(job.plan)),
+        layers_(reinterpret_cast<const Layer*>(job.plan + plan_.table)),
+        scratch_(scratch) {}
+
+  void run(int64_t row) {
+    memory_ = scratch_;
+    features_ = take<double>(plan_.features);
+    rows_ = take<T>(kChunk * plan_.units);
+    int64_t widest = 0;
+    for (int64_t l = 0; l < plan_.layers; ++l) widest = std::max(widest, layers_[l].blocks * kLanes<T>);
+    sums_ = take<T>(widest);
+    T* const z = take<T>(0);
+    T* const state = job_.state + row * plan_.units;
+    load(z, state);
+    T* const output = job_.output ? job_.output + row * plan_.outputs : nullptr;
+    const T* const inputs = job_.inputs + row * job_.steps * plan_.inputs;
+    const bool own = job_.closed || (plan_.feedback && !job_.late);
+    const int64_t chunk = own ? 1 : kChunk;
+    for (int64_t begin = 0; begin < job_.steps; begin += chunk) {
+      const int64_t count = std::min(chunk, job_.steps - begin);
+      const T* const drive = job_.closed ? output : inputs + begin * plan_.inputs;
+      const T* const late = job_.late ? job_.late + (row * job_.steps + begin) * plan_.feedback : output;
+      T* at = z;
+      for (int64_t l = 0; l < plan_.layers; ++l) {
+        advance(layers_[l], at, count, drive, late);
+        at += layers_[l].padded;
+      }
+      const int64_t place = row * job_.steps + begin;
+      if (job_.states) {
+        std::memcpy(job_.states + place * plan_.units, rows_, static_cast<size_t>(count * plan_.units) * sizeof(T));
+      }
+      for (int64_t t = 0; plan_.outputs && output && t < count; ++t) {
+        if (!own && !job_.outputs && begin + t + 1 < job_.steps) continue;
+        read_out(drive + t * plan_.inputs, rows_ + t * plan_.units, output);
+        if (job_.outputs) std::copy_n(output, plan_.outputs, job_.outputs + (place + t) * plan_.outputs);
+      }
+      if (begin + count == job_.steps) {
+        std::copy_n(rows_ + (count - 1) * plan_.units, plan_.units, state);
+      }
+    }
+  }
+
+ private:
+  template <class U>
+  U* take(int64_t count) {
+    auto* const out = reinterpret_cast<U*>(memory_);
+    memory_ += (static_cast<size_t>(count) * sizeof(U) + 63) / 64 * 64;
+    return out;
+  }
+
+  void load(T* z, const T* state) const {
+    for (int64_t l = 0; l < plan_.layers; z += layers_[l].padded, ++l) {
+      const auto* const order = reinterpret_cast<const int32_t*>(job_.plan + layers_[l].order);
+      std::fill_n(z, layers_[l].padded, T(0));
+      for (int64_t i = 0; i < layers_[l].units; ++i) z[i] = state[layers_[l].first + order[i]];
+    }
+  }
+
+  // The layer's rows of all steps; z holds [x; 1; drive; y] with x in packed order.
+  void advance(const Layer& layer, T* z, int64_t count, const T* inputs, const T* late) {
+    const auto* const order = reinterpret_cast<const int32_t*>(job_.plan + layer.order);
+    const auto* const sources = reinterpret_cast<const Source*>(job_.plan + layer.sources);
+    const T leak = static_cast<T>(layer.leak), kept = static_cast<T>(1.0 - layer.leak);
+    for (int64_t t = 0; t < count; ++t) {
+      T* const row = rows_ + t * plan_.units;
+      T* at = z + layer.units;
+      *at++ = T(1);
+      for (int64_t i = 0; i < layer.num_sources; ++i) {
+        const T* const from = sources[i].layer ? row : inputs + t * plan_.inputs;
+        at = std::copy_n(from + sources[i].begin, sources[i].count, at);
+      }
+      std::copy_n(late + t * plan_.feedback, plan_.feedback, at);
+      if (layer.value_bytes == 4) {
+        multiply<T, float>(job_.plan, layer, z, sums_);
+      } else {
+        multiply<T, T>(job_.plan, layer, z, sums_);
+      }
+      const T* const sums = sums_;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < layer.units; ++i) z[i] = kept * z[i] + leak * tanh(sums[i]);
+      T* const out = row + layer.first;
+      for (int64_t i = 0; i < layer.units; ++i) out[order[i]] = z[i];
+    }
+  }
+
+  void read_out(const T* inputs, const T* row, T* output) {
+    double* f = features_;
+    *f++ = 1.0;
+    if (plan_.reads_inputs) f = std::copy_n(inputs, plan_.inputs, f);
+    for (int64_t i = 0; i < plan_.units; ++i) f[i] = static_cast<double>(row[i]);
+    if (plan_.squares == 1) {
+      for (int64_t i = 1; i < plan_.units; i += 2) f[i] *= f[i];
+    } else if (plan_.squares == 2) {
+      for (int64_t i = 0; i < plan_.units; ++i) f[plan_.units + i] = f[i] * f[i];
+    }
+    const auto* weights = reinterpret_cast<const double*>(job_.plan + plan_.readout);
+    for (int64_t o = 0; o < plan_.outputs; ++o, weights += plan_.features) {
+      double sum[16] = {};
+      int64_t i = 0;
+      for (; i + 16 <= plan_.features; i += 16) {
+        for (int k = 0; k < 16; ++k) sum[k] = m::fma(weights[i + k], features_[i + k], sum[k]);
+      }
+      double total = 0;
+      for (; i < plan_.features; ++i) total = m::fma(weights[i], features_[i], total);
+      for (const double part : sum) total += part;
+      output[o] = static_cast<T>(total);
+    }
+  }
+
+  const Job<T>& job_;
+  const Plan& plan_;
+  const Layer* layers_;
+  std::byte* scratch_;
+  std::byte* memory_ = nullptr;
+  double* features_ = nullptr;
+  T* rows_ = nullptr;
+  T* sums_ = nullptr;
+};
+
+// This thread's share of the batch.
+template <class T>
+void run(const Job<T>& job, const Call& call) {
+  const Range mine = share(job.batch, call.tid, call.nthreads);
+  Runner<T> runner(job, call.scratch);
+  for (int64_t row = mine.begin; row < mine.end; ++row) runner.run(row);
+}
+
+}  // namespace echoc::reservoir
