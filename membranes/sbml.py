@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Any
 
 from echoc.compiler.ir.algebra import Bag, Cell, Group, Mode, Rule, System, Where, bag
-from echoc.compiler.ir.expression import Expression, evaluate, names, number
+from echoc.compiler.ir.expression import Expression, evaluate, names, number, render
 from echoc.errors import CompileError
 
 from .markup import check_xml
@@ -38,6 +38,7 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
 
     Raises CompileError where python-libsbml is missing, SourceError (a CompileError) with file, line and column for a
     text that is not SBML or asks for more than the module says, InvalidSystem for a system that makes no sense.
+    What an assignment rule gives a quantity is in `features` as "value of <id>": a formula of counts, as C.
     """
     try:
         libsbml = import_module("libsbml")
@@ -109,9 +110,10 @@ class _Reader:
         cells, home = self.membranes(reactions)
         rules = tuple(self.rule(r, home, cells[0].label) for r in reactions)
         groups = (Group(tuple(range(len(rules)))),) if rules else ()
-        return System(
-            "chemical", tuple(cells), rules, groups, Mode.GILLESPIE, name=self.model.getId() or self.model.getName()
-        )
+        features = {f"value of {symbol}": render(self.put_in(symbol, rule, False), str)
+                    for symbol, rule in self.assigned.items()}  # fmt: skip
+        name = self.model.getId() or self.model.getName()
+        return System("chemical", tuple(cells), rules, groups, Mode.GILLESPIE, name=name, features=features)
 
     def check_features(self) -> None:
         """Refuses what cannot be done exactly."""

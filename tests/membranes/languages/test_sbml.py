@@ -191,6 +191,7 @@ def test_functions_local_parameters_rules_and_boundaries() -> None:
     )  # fmt: skip
     assert built.cells[0].objects == (("A", 3),)
     assert [(r.consume, r.produce) for r in built.rules] == [((), (("A", 1),)), ((("A", 1),), ())]
+    assert built.features == {"value of y": "(2.0 * A)"}
     assert rates(built, {"A": 3}) == [3 + 49, 10 * 50]
     assert rates(built, {"A": 2}) == [2 + 49, 50]
 
