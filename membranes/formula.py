@@ -10,6 +10,7 @@ from echoc.compiler.ir.expression import Expression, call, name, number
 from .tokens import Tokens
 
 MAX_NESTING = 200  # of the expression tree: a sum of n terms is n - 1 deep
+MAX_NODES = 100_000  # of the expression tree: some functions are made of several copies of their argument
 MAX_PARENTHESES = 60  # inside each other, signs and arguments of functions included
 LEVELS: tuple[dict[str, str], ...] = (
     {"==": "eq", "!=": "ne", "<=": "le", ">=": "ge", "<": "lt", ">": "gt"},
@@ -101,6 +102,7 @@ class FormulaReader:
     def __init__(self, tokens: Tokens, is_name: Callable[[str], bool]) -> None:
         self.tokens = tokens
         self.is_name = is_name
+        self.sizes: dict[int, tuple[int, Expression]] = {}
 
     def formula(self) -> Expression:
         """The formula that comes next. Raises SourceError, also beyond MAX_NESTING and MAX_PARENTHESES."""
@@ -186,4 +188,16 @@ class FormulaReader:
         height = max(h for _, h in arguments)
         for _ in range(6):  # the deepest meaning adds 6 levels
             height = self.deeper(height)
-        return meaning(*(a for a, _ in arguments)), height
+        made = meaning(*(a for a, _ in arguments))
+        if self.size(made) > MAX_NODES:
+            raise tokens.error(
+                f"this formula has more than {MAX_NODES} parts when {function} is written out",
+                "fewer functions inside each other",
+            )
+        return made, height
+
+    def size(self, expression: Expression) -> int:
+        """The number of nodes of the tree, counted once for each part that is shared."""
+        if id(expression) not in self.sizes:
+            self.sizes[id(expression)] = (1 + sum(self.size(a) for a in expression.arguments), expression)
+        return self.sizes[id(expression)][0]
