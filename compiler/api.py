@@ -52,7 +52,7 @@ def compile(
     from echoc.runtime.artifact import Artifact
 
     report = progress or (lambda stage, done, total: None)
-    level = _level(target)
+    level = cpu_level(target)
     _check_options(weights_dtype, group)
     seed = _seed(weights)
     source = Path(model)
@@ -80,6 +80,7 @@ def compile_program(
     group: int = 32,
     output: str | os.PathLike[str],
     progress: Progress | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Compile any program of one membrane with one rule.
 
@@ -88,13 +89,14 @@ def compile_program(
         weights: the values of its weights by name, in any float dtype (uint16 arrays are bf16 bits) or as integers.
         target, weights_dtype, group, progress: as for `compile`.
         output: the artifact's path.
+        source: what the manifest says of where the program comes from.
     Returns: the opened artifact; `echoc.load` steps it.
     Raises: CompileError (IRError for a program that the verifier rejects).
     """
     from echoc.runtime.artifact import Artifact
 
     report = progress or (lambda stage, done, total: None)
-    level = _level(target)
+    level = cpu_level(target)
     _check_options(weights_dtype, group)
     find_compiler()
     target_features(level)
@@ -103,7 +105,7 @@ def compile_program(
     values = Weights(program.skin, lookup(weights), {})
     library = build_library(lowered.sources, level, report)
     path = Path(output)
-    write_artifact(path, lowered, values, library, level, Provenance(), report)
+    write_artifact(path, lowered, values, library, level, Provenance(source or {}), report)
     return Artifact(path, verify=False)
 
 
@@ -183,7 +185,7 @@ def _context_length(model: Any, asked: int | None) -> int:
     return int(asked)
 
 
-def _level(target: str) -> str:
+def cpu_level(target: str) -> str:
     device, _, level = target.partition(":")
     if device != "cpu":
         raise CompileError(f"unknown target {target!r}; wanted cpu or cpu:LEVEL (native, x86-64-v3, x86-64-v4, ...)")

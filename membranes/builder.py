@@ -9,7 +9,7 @@ Doubling, with a membrane that dissolves after it has sent everything out:
 >>> P.rule("2", a >> out(a * 2))
 >>> P.rule("2", b >> dissolve)
 >>> system = P.system()
->>> from echoc.membranes import oracle
+>>> from echoc.compiler.ir import oracle
 >>> end = oracle.run(system, None, seed=0)
 >>> end.step, dict(end.cells[0].objects), len(end.cells)
 (1, {'a': 6}, 1)

@@ -9,7 +9,7 @@ of one is `one_program=True`, drawn uniformly by the seed). Values are float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from echoc.compiler.ir.algebra import Where
 from echoc.compiler.ir.expression import Expression
@@ -23,7 +23,7 @@ class Production:
     function: Expression
     shares: tuple[tuple[float, str], ...]
     enzyme: str | None = None
-    where: Where = Where()
+    where: Where = field(default_factory=Where)
 
 
 @dataclass(frozen=True, slots=True)

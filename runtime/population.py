@@ -106,7 +106,9 @@ class Population:
         except ValueError as error:
             raise ArtifactError(f"the start configuration is not valid: {error}; compile the system again") from None
         except (RuntimeError, IndexError) as error:  # length_error comes as one of them
-            raise PopulationLimit(f"the start does not fit {self.max_bytes} bytes: {error}; allow more memory") from None
+            raise PopulationLimit(
+                f"the start does not fit {self.max_bytes} bytes: {error}; allow more memory"
+            ) from None
 
     def advance(self, steps: int | None = None, *, record: bool = False) -> Outcome:
         """At most `steps` steps (None: until it halts). With `record`, `applied()` tells what the last step did.
@@ -133,6 +135,11 @@ class Population:
             key = rule, tuple(members)
             sums[key] = sums.get(key, 0) + times
         return [Applied(rule, members, times) for (rule, members), times in sorted(sums.items())]
+
+    @property
+    def time(self) -> float | None:
+        """Steps are the only clock."""
+        return None
 
     @property
     def num_membranes(self) -> int:

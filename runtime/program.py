@@ -223,9 +223,12 @@ class Instance:
         self.release()
 
 
-def load(artifact: Artifact | str | os.PathLike[str], **options: Any) -> Program:
-    """Loads any artifact; the options are those of `Program`."""
-    return Program(artifact, **options)
+def load(artifact: Artifact | str | os.PathLike[str], **options: Any) -> Any:
+    """Loads any artifact: a `SystemProgram` for a P system of objects, else a `Program`; the options are theirs."""
+    from echoc.runtime.systems import SystemProgram, is_system
+
+    opened = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
+    return SystemProgram(opened, **options) if is_system(opened) else Program(opened, **options)
 
 
 def _converted(port: PortSpec, given: npt.ArrayLike, dtype: np.dtype[Any]) -> Array:

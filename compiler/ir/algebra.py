@@ -4,7 +4,7 @@ A membrane model (transition, active membranes, tissue, population dynamics, spi
 rule shapes and a mode; nothing below knows a model by its name. Numerical P systems rewrite real numbers and stand in
 `membranes/numerical.py`.
 
-The meaning of one step, which the interpreter of `membranes/oracle/` spells out and every compiled program follows:
+The meaning of one step, which the interpreter of `compiler/ir/oracle/` spells out and every compiled program follows:
 
 1. *Choose*: a multiset of rule applications over the configuration as it is at the start of the step, as the mode says.
    An application is a rule with the membranes it binds. It needs its charges, guard, promoters and inhibitors on the

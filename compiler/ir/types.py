@@ -219,17 +219,23 @@ class TensorType:
         return frozenset(s for d in self.shape if isinstance(d, Poly) for s in d.symbols)
 
 
+STATE_KINDS = ("pages", "value", "cells", "rule", "choice")
+
+
 @dataclass(frozen=True, slots=True)
 class StateType:
-    """A membrane's state. `pages`: one entry of `shape` per position, in pages; `value`: one tensor per instance."""
+    """A membrane's state. `pages`: one entry of `shape` per position, in pages; `value`: one tensor per instance.
+
+    `cells`: a population of membranes with multisets, `rule`: a rewriting rule, `choice`: applications of rules.
+    """
 
     kind: str
     shape: tuple[int, ...]
     dtype: DType
 
     def __post_init__(self) -> None:
-        if self.kind not in ("pages", "value"):
-            raise IRError(f"found a state of kind {self.kind!r}; wanted pages or value")
+        if self.kind not in STATE_KINDS:
+            raise IRError(f"found a state of kind {self.kind!r}; wanted {', '.join(STATE_KINDS)}")
 
     def __str__(self) -> str:
         return f"{self.kind}<{self.dtype}[{', '.join(str(d) for d in self.shape)}]>"

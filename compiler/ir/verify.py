@@ -32,7 +32,7 @@ def _check_nodes(rule: Rule, membrane: Membrane, symbols: frozenset[str]) -> Non
             _reject(rule, node, f"membrane {membrane.name} declares no in port {node['name']!r} of type {node.type}")
         if node.op == "state" and states.get(node["name"]) != node.type:
             _reject(rule, node, f"membrane {membrane.name} declares no state {node['name']!r} of type {node.type}")
-        if node.op in ("append", "write"):
+        if node.op in ("append", "write", "apply"):
             before = node.inputs[0]
             if before in consumed:
                 _reject(rule, node, "this version of the state has already been changed; states are linear")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from echoc.compiler.ir.algebra import Mode, System
-from echoc.membranes.oracle import Application, Configuration, trace
+from echoc.compiler.ir.oracle import Application, Configuration, trace
 
 from .notation import rule_texts
 from .trace import Fired, Frame, Header, Membrane

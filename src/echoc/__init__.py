@@ -49,8 +49,12 @@ _HOMES = {
 
 
 def compile(model: Any, **options: Any) -> "Artifact":
-    """Compiles a model for a target; see `echoc.compiler.api.compile`. Needs the extra `compile`."""
-    artifact: Artifact = importlib.import_module("echoc.compiler.api").compile(model, **options)
+    """Compiles a model folder (`echoc.compiler.api.compile`; needs the extra `compile`) or a membrane system: a file
+    (.pli, .kpl, .pep, .xml), or what the builders of `echoc.membranes` make (`echoc.membranes.compiling.compile`).
+    """
+    compiling = importlib.import_module("echoc.membranes.compiling")
+    home = compiling if compiling.takes(model) else importlib.import_module("echoc.compiler.api")
+    artifact: Artifact = home.compile(model, **options)
     return artifact
 
 

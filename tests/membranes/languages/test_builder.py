@@ -6,9 +6,10 @@ import doctest
 
 import pytest
 
+from echoc.compiler.ir import oracle
 from echoc.compiler.ir.algebra import Bound, Guard, Inner, Mode, Result, Rule, Send, Target
 from echoc.errors import CompileError
-from echoc.membranes import builder, oracle
+from echoc.membranes import builder
 from echoc.membranes.builder import (
     PSystem,
     count,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from echoc.compiler.ir import oracle
 from echoc.compiler.ir.algebra import Bound, Guard, Mode, Send, System, Target
 from echoc.errors import CompileError
-from echoc.membranes import oracle
 from echoc.membranes.kplingua import read
 from echoc.membranes.source import SourceError
 

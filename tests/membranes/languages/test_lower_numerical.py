@@ -14,9 +14,9 @@ from echoc.compiler.ir.algebra import Where
 from echoc.compiler.ir.expression import Expression, call, name, number
 from echoc.compiler.ir.interpret import run_rule
 from echoc.errors import CompileError
+from echoc.membranes import numerical_steps as numerical
 from echoc.membranes.lower.numerical import lower
 from echoc.membranes.numerical import NumericalSystem, Production, Variable
-from echoc.membranes.oracle import numerical
 from echoc.membranes.pep import read
 
 STEPS = 12

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from echoc.compiler.ir import oracle
 from echoc.compiler.ir.algebra import Mode, Rule, System
 from echoc.compiler.ir.expression import Expression, evaluate
 from echoc.errors import CompileError
-from echoc.membranes import oracle
 from echoc.membranes.sbml import read
 from echoc.membranes.source import SourceError
 

@@ -18,7 +18,7 @@ from echoc.compiler.ir.algebra import (
     Target,
     bag,
 )
-from echoc.membranes.oracle import Application, StepError, apply, check, choose, generator, halted, start
+from echoc.compiler.ir.oracle import Application, StepError, apply, check, choose, generator, halted, start
 from echoc.membranes.validate import validate
 
 A = Application

@@ -6,7 +6,7 @@ import pytest
 from random_systems import random_system
 
 from echoc.compiler.ir.algebra import Rule
-from echoc.membranes.oracle import Configuration, apply, choose, generator, start
+from echoc.compiler.ir.oracle import Configuration, apply, choose, generator, start
 
 
 def total(configuration: Configuration) -> Counter[str]:

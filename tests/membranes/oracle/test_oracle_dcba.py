@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from echoc.compiler.ir.algebra import Cell, Group, Inner, Mode, Result, Rule, System, bag
-from echoc.membranes.oracle import check, choose, generator, run, start
+from echoc.compiler.ir.oracle import check, choose, generator, run, start
 
 
 def system(objects: dict[str, int], *rules: Rule, around: dict[str, int] | None = None) -> System:

@@ -7,8 +7,8 @@ import pytest
 
 from echoc.compiler.ir.algebra import Cell, Group, Mode, Rule, Send, System, Target, bag
 from echoc.compiler.ir.expression import call, name, number
-from echoc.membranes.oracle import StepError, choose, generator, halted, run, start, trace
-from echoc.membranes.oracle.gillespie import propensities
+from echoc.compiler.ir.oracle import StepError, choose, generator, halted, run, start, trace
+from echoc.compiler.ir.oracle.gillespie import propensities
 
 
 def system(objects: dict[str, int], *rules: Rule) -> System:

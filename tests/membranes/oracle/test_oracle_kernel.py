@@ -1,7 +1,7 @@
 """Kernel P systems: blocks in order, guards at the start of the step, targets, structural rules, links."""
 
 from echoc.compiler.ir.algebra import Bag, Bound, Cell, Group, Guard, Mode, Rule, Send, System, Target, bag
-from echoc.membranes.oracle import Application, Configuration, check, choose, generator, halted, run, start
+from echoc.compiler.ir.oracle import Application, Configuration, check, choose, generator, halted, run, start
 
 
 def system(cells: list[Cell], *blocks: tuple[Bound, list[Rule]], links: list[tuple[int, int]] | None = None) -> System:

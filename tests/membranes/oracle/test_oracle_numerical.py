@@ -4,8 +4,9 @@ import pytest
 from random_systems import random_numerical
 
 from echoc.compiler.ir.expression import Expression, call, name, number
+from echoc.compiler.ir.oracle import StepError
+from echoc.membranes import numerical_steps as numerical
 from echoc.membranes.numerical import NumericalSystem, Production, Variable
-from echoc.membranes.oracle import StepError, numerical
 
 
 def mul(a: float, x: str) -> Expression:

@@ -1,7 +1,7 @@
 """Spiking neural P systems: regular guards, delays, closed neurons, forgetting."""
 
 from echoc.compiler.ir.algebra import Bound, Cell, Group, Guard, Rule, Send, System, Target, bag
-from echoc.membranes.oracle import halted, run, start, trace
+from echoc.compiler.ir.oracle import halted, run, start, trace
 
 SPIKE = (Send(Target.SYNAPSES, bag("a")),)
 OUT = (Send(Target.OUT, bag("a")),)

@@ -20,7 +20,7 @@ from echoc.compiler.ir.algebra import (
     Target,
     bag,
 )
-from echoc.membranes.oracle import (
+from echoc.compiler.ir.oracle import (
     ENVIRONMENT,
     Application,
     StepError,

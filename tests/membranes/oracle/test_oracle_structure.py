@@ -1,7 +1,7 @@
 """Charges, division, separation, dissolution."""
 
 from echoc.compiler.ir.algebra import Bound, Cell, Group, Inner, Result, Rule, Send, System, Target, bag
-from echoc.membranes.oracle import choose, generator, halted, run, start
+from echoc.compiler.ir.oracle import choose, generator, halted, run, start
 
 ONE = Bound.AT_MOST
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from random_systems import random_system
 
+from echoc.compiler.ir import oracle
 from echoc.compiler.ir.algebra import System
+from echoc.compiler.ir.oracle import Application, Configuration, Membrane
 from echoc.compiler.targets.cpu.rewriting.population import build, generate
-from echoc.membranes import oracle
-from echoc.membranes.oracle import Application, Configuration, Membrane
 from echoc.runtime.population import Population
 
 FAMILIES = ("transition", "active", "tissue", "spiking", "kernel")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from echoc.compiler.targets.cpu.reservoir import LayerPlan, NetworkPlan, batch_kernel, is_wide, pack
+from echoc.compiler.targets.cpu.reservoir_run import ReservoirKernel
 from echoc.errors import CompileError, DeviceError, RequestError
 from echoc.membranes.reservoirs import ESN, DeepESN
 from echoc.membranes.reservoirs.layer import run_layers
-from echoc.runtime.reservoir import ReservoirKernel
 
 RNG = np.random.default_rng(3)
 

@@ -20,9 +20,9 @@ from echoc.compiler.ir.algebra import (
     Where,
     bag,
 )
+from echoc.compiler.ir.oracle import run as interpret
 from echoc.compiler.targets.cpu.rewriting.runs import build, generate
 from echoc.errors import ArtifactError, CompileError, DeviceError, RequestError
-from echoc.membranes.oracle import run as interpret
 from echoc.runtime.runs import Runs
 
 
@@ -80,7 +80,25 @@ def travelling() -> System:
     return System("test", cells, rules, (Group(tuple(range(5))),), Mode.DCBA)
 
 
-MAKERS = (competing, quarrelling, guarded, travelling)
+def scarce() -> System:
+    """Too little for the distribution, which rounds down: the order of the maximality phase decides, at random."""
+    rules = [Rule("1", bag({"a": 3}), bag(o), new_charge=c) for o, c in (("x", None), ("y", 0))]
+    return one(Mode.DCBA, rules, {"a": 4})
+
+
+def unlike() -> System:
+    """Blocks under different conditions that hold together compete as others do."""
+    rules = [
+        Rule("1", bag("a"), bag("x"), charge=0, new_charge=0),
+        Rule("1", bag("a"), bag("y"), promoters=bag("p")),
+        Rule("1", bag("a"), bag("z"), charge=1),
+        Rule("1", bag("q"), bag("p"), charge=1, new_charge=1),
+        Rule("1", bag("r"), bag("r"), charge=0, new_charge=1, guard=Guard("ge", "x", 1)),
+    ]
+    return one(Mode.DCBA, rules, {"a": 31, "p": 1, "q": 1, "r": 1})
+
+
+MAKERS = (competing, quarrelling, guarded, travelling, scarce, unlike)
 
 
 @pytest.fixture(scope="module")

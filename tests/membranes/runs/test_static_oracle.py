@@ -8,11 +8,11 @@ import pytest
 from static_systems import compile_all, random_system
 
 from echoc.compiler.ir.algebra import Mode, System
-from echoc.membranes.oracle import Application, Configuration, apply, check, halted, start
+from echoc.compiler.ir.oracle import Application, Configuration, apply, check, halted, start
 from echoc.runtime.runs import Batch, Runs
 
 SEEDS = range(48)
-STEPS = 6
+STEPS = 10
 RUNS = 2
 
 
@@ -54,6 +54,9 @@ def follow(system: System, runs: Runs) -> int:
             configurations[row] = apply(system, configuration, applications)
             same(runs, batch, row, configurations[row])
             compared += 1
+    whole = runs.start(RUNS, seed=11)
+    whole.advance(STEPS)
+    assert (whole.counts == batch.counts).all() and (whole.charges == batch.charges).all()
     return compared
 
 

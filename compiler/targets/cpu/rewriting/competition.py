@@ -19,7 +19,7 @@ def consumed(rule: Rule) -> Bag:
 
 
 def decides_alone(rule: Rule) -> bool:
-    """Whether one membrane's content decides about a rule: none, or a single inner membrane that nothing is added to."""
+    """Whether the content of one membrane decides about a rule: its holder, or a single inner membrane."""
     if not rule.inner:
         return True
     if len(rule.inner) > 1 or rule.consume or rule.new_charge is not None or rule.dissolve or rule.send:

@@ -112,7 +112,7 @@ class Tables:
         for group in groups:
             homes = {self.rules[r].home for r in group.rules}
             if len(homes) > 1 and (in_order or group.bound is Bound.SEQUENCE):
-                raise CompileError(f"a group that runs in order has rules of {', '.join(sorted(homes))}; wanted one label")
+                raise CompileError(f"a group in an order has rules of {', '.join(sorted(homes))}; wanted one label")
         if in_order or any(g.bound is Bound.SEQUENCE for g in groups):
             groups.sort(key=lambda g: self.labels.get(self.rules[g.rules[0]].home, NONE) if g.rules else NONE)
         return groups
@@ -298,7 +298,7 @@ class Tables:
         splits = any(len(i.results) != 1 for r in rules for i in r.inner)
         dissolves = any(r.dissolve or any(not i.results for i in r.inner) for r in rules)
         links = bool(system.links) or any(r.link or r.unlink for r in rules)
-        parents = {p for label, p in self.analysis.parents.items() for p in p}
+        parents = {p for around in self.analysis.parents.values() for p in around}
         divided = {i.label for r in rules for i in r.inner if len(i.results) > 1}
         sent_in = any(s.target is Target.IN for r in rules for s in r.send)
         counts = [n for r in rules for bag in (r.consume, *(i.consume for i in r.inner)) for _, n in bag]
@@ -309,7 +309,8 @@ class Tables:
             "kHasShared": shared, "kHasStructure": splits or dissolves or links or any(r.divide for r in rules),
             "kNested": bool(divided & parents), "kHasLinks": links, "kHasDelay": any(r.delay for r in rules),
             "kNeedsChildren": shared or sent_in or system.mode is Mode.SEQUENTIAL,
-            "kGraph": self.graph, "kOrdered": system.mode is Mode.ORDERED, "kSequential": system.mode is Mode.SEQUENTIAL,
+            "kGraph": self.graph, "kOrdered": system.mode is Mode.ORDERED,
+            "kSequential": system.mode is Mode.SEQUENTIAL,
             "kHasPriority": any(r.priority is not None for r in rules), "kWeak": system.priority is Priority.WEAK,
             "kHasSequence": any(g.bound is Bound.SEQUENCE for g in self.groups),
             "kHasFree": any(g.bound in (Bound.ARBITRARY, Bound.MINIMAL) for g in self.groups),

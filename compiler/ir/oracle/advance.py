@@ -49,7 +49,7 @@ class _Step:
         self.environment = Counter(configuration.environment)
         self.environment_arrived: Counter[str] = Counter()
         self.divisions: dict[int, list[_Part]] = {}
-        self.dissolutions: set[int] = set()
+        self.dissolutions = {c.id for c in configuration.cells.values() if c.leaving}
         self.link: list[tuple[int, int]] = []
         self.unlink: list[tuple[int, int]] = []
         self.next_id = configuration.next_id
@@ -133,18 +133,23 @@ class _Step:
         for cell, inner in zip(application.membranes[1:], rule.inner, strict=False):
             if not inner.results:
                 self.dissolutions.add(cell)
-            elif len(inner.results) > 1:
-                self.divisions[cell] = [_Part(r.label, r.charge, r.produce, r.keeps) for r in inner.results]
-            else:
+            elif len(inner.results) == 1:
                 (result,) = inner.results
                 charge = self.cells[cell].now.charge if result.charge is None else result.charge
                 label = result.label if result.label != inner.label else self.cells[cell].now.label
                 self.change(cell, label=label, charge=charge)
         if rule.dissolve and holder != ENVIRONMENT and not is_skin(self.system, self.old.cells[holder]):
             self.dissolutions.add(holder)
-        if rule.divide:
-            self.divisions[holder] = [_Part(label, None, objects, None) for label, objects in rule.divide]
         self._note_links(rule, application)
+
+    def note_divisions(self, application: Application) -> None:
+        """What is to be divided."""
+        rule = self.system.rules[application.rule]
+        for cell, inner in zip(application.membranes[1:], rule.inner, strict=False):
+            if len(inner.results) > 1:
+                self.divisions[cell] = [_Part(r.label, r.charge, r.produce, r.keeps) for r in inner.results]
+        if rule.divide:
+            self.divisions[application.membranes[0]] = [_Part(label, None, bag, None) for label, bag in rule.divide]
 
     def _note_links(self, rule: Rule, application: Application) -> None:
         rest = list(application.membranes)
@@ -174,9 +179,11 @@ class _Step:
             result += 1
         return result
 
-    def restructure(self) -> None:
+    def fork(self) -> None:
         for cell in sorted(self.divisions, key=lambda c: (-self.depth(c), c)):
             self.divide(cell, self.divisions[cell])
+
+    def release(self) -> None:
         for cell in sorted(self.dissolutions, key=lambda c: (-self.depth(c), c)):
             self.dissolve(cell)
 
@@ -226,14 +233,14 @@ class _Step:
                 child.now = replace(child.now, parent=parent)
         self.links = {link for link in self.links if cell not in link}
 
-    def finish(self, applications: Sequence[Application], exact: bool) -> Configuration:
-        cells = {
-            i: replace(self.cells[i].now, objects=_plain(self.cells[i].objects, f"membrane #{i}", exact))
-            for i in sorted(self.cells)
-        }
+    def finish(self, exact: bool, steps: int = 0, time: float = 0.0) -> Configuration:
+        cells = {}
+        for i in sorted(self.cells):
+            objects = _plain(self.cells[i].objects, f"membrane #{i}", exact)
+            cells[i] = replace(self.cells[i].now, objects=objects, leaving=i in self.dissolutions)
         environment = _plain(self.environment, "the environment", exact)
-        time = self.old.time + sum(a.after for a in applications)
-        return Configuration(cells, frozenset(self.links), environment, self.old.step + 1, time, self.next_id)
+        old = self.old
+        return Configuration(cells, frozenset(self.links), environment, old.step + steps, old.time + time, self.next_id)
 
 
 def _plain(objects: Mapping[str, int], where: str, exact: bool) -> dict[str, int]:
@@ -241,6 +248,44 @@ def _plain(objects: Mapping[str, int], where: str, exact: bool) -> dict[str, int
         if count > LARGEST and not exact:
             raise StepError(f"{where} would hold {count} of {name}; counts end at 2^63 - 1 unless exact=True is given")
     return {name: count for name, count in sorted(objects.items()) if count}
+
+
+def communicate(
+    system: System, configuration: Configuration, applications: Sequence[Application], *, exact: bool = False
+) -> Configuration:
+    """The first part of `apply`: objects are consumed, then products arrive, then charges and links change. Membranes
+    that are to dissolve are marked as leaving, those that are to divide are still whole.
+
+    Raises StepError as `apply` does.
+    """
+    step = _Step(system, configuration)
+    for application in applications:
+        step.consume(application)
+    for application in step.open_and_close(applications):
+        step.produce(application)
+    for application in applications:
+        step.note(application)
+    step.settle()
+    return step.finish(exact, 1, sum(a.after for a in applications))
+
+
+def fork(
+    system: System, configuration: Configuration, applications: Sequence[Application], *, exact: bool = False
+) -> Configuration:
+    """The second part of `apply`: membranes divide, innermost first; what is leaving does so in every copy."""
+    step = _Step(system, configuration)
+    for application in applications:
+        step.note_divisions(application)
+    step.fork()
+    return step.finish(exact)
+
+
+def release(system: System, configuration: Configuration, *, exact: bool = False) -> Configuration:
+    """The last part of `apply`: membranes that are leaving dissolve, innermost first."""
+    step = _Step(system, configuration)
+    step.release()
+    step.dissolutions.clear()
+    return step.finish(exact)
 
 
 def apply(
@@ -252,13 +297,13 @@ def apply(
     It does not ask whether the choice is a legal one (`check` does), but for its objects.
     Raises StepError when more is consumed than is there, and for a count past 2^63 - 1 unless `exact`.
     """
-    step = _Step(system, configuration)
-    for application in applications:
-        step.consume(application)
-    for application in step.open_and_close(applications):
-        step.produce(application)
-    for application in applications:
-        step.note(application)
-    step.settle()
-    step.restructure()
-    return step.finish(applications, exact)
+    after = communicate(system, configuration, applications, exact=exact)
+    if any(_divides(system.rules[a.rule]) for a in applications):
+        after = fork(system, after, applications, exact=exact)
+    if any(cell.leaving for cell in after.cells.values()):
+        after = release(system, after, exact=exact)
+    return after
+
+
+def _divides(rule: Rule) -> bool:
+    return bool(rule.divide) or any(len(inner.results) > 1 for inner in rule.inner)

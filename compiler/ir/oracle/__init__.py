@@ -8,7 +8,7 @@
 A non-deterministic program is compared step by step: `check` its choice, `apply` it here, compare the configurations.
 """
 
-from .advance import apply
+from .advance import apply, communicate, fork, release
 from .check import check
 from .choose import choose, generator
 from .configuration import ENVIRONMENT, Application, Configuration, Membrane, StepError, start
@@ -23,8 +23,11 @@ __all__ = [
     "apply",
     "check",
     "choose",
+    "communicate",
+    "fork",
     "generator",
     "halted",
+    "release",
     "run",
     "start",
     "step",

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from echoc.compiler.ir.expression import evaluate, names
+from echoc.compiler.ir.oracle import StepError, generator
 from echoc.membranes.numerical import NumericalSystem, Production
-
-from .choose import generator
-from .configuration import StepError
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Membrane:
     objects: counts, at least 1 (an object that is not there has count 0).
     closed: steps for which the cell still neither fires nor receives; in the last of them `pending` leaves.
     pending: applications with a delay whose products are still to come.
+    leaving: within a step, whether it is to dissolve at the end.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Membrane:
     objects: Mapping[str, int]
     closed: int = 0
     pending: tuple[Application, ...] = ()
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,86 @@
+"""P systems to artifacts: a program of rewriting rules in, one `.echo` file out."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import echoc
+from echoc.compiler.api import cpu_level
+from echoc.compiler.artifact import ArtifactWriter
+from echoc.compiler.bundle import LIBRARY, SCHEMA, Progress
+from echoc.compiler.ir import Program
+from echoc.compiler.ir.algebra import Mode
+from echoc.compiler.ir.systems import system_of
+from echoc.compiler.ir.text import show
+from echoc.compiler.ir.verify import verify
+from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
+from echoc.compiler.targets.cpu.rewriting import population, runs
+
+if TYPE_CHECKING:
+    from echoc.runtime.artifact import Artifact
+
+ENGINES = {Mode.DCBA: "runs", Mode.GILLESPIE: "runs"}  # membranes that stay; all others are populations
+
+
+def compile_system(
+    program: Program,
+    *,
+    target: str = "cpu",
+    output: str | os.PathLike[str],
+    source: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile the program of a P system (`echoc.compiler.ir.systems.program_of`).
+
+    Args:
+        target: `cpu`, or `cpu:LEVEL` as for models.
+        output: the artifact's path.
+        source: what the manifest says of where it comes from.
+        progress: called as progress(stage, done, total).
+    Returns: the opened artifact; `echoc.load` runs it.
+    Raises: CompileError.
+    """
+    from echoc.runtime.artifact import Artifact
+
+    report = progress or (lambda stage, done, total: None)
+    level = cpu_level(target)
+    find_compiler()
+    features = target_features(level)
+    verify(program)
+    system = system_of(program)
+    report("generate", 0, 1)
+    engine = ENGINES.get(system.mode, "population")
+    generated = runs.generate(system) if engine == "runs" else population.generate(system)
+    report("generate", 1, 1)
+    library = build_library(generated.sources, level, report, tiles=False)
+    skin = program.skin
+    manifest = {
+        "schema": SCHEMA,
+        "echoc": echoc.__version__,
+        "source": {"name": system.name, "model": system.model, **(source or {})},
+        "tools": {"compiler": find_compiler().version},
+        "target": {"device": "cpu", "level": level, "machine": platform.machine(), "features": list(features)},
+        "membrane": {
+            "name": skin.name, "states": [s.name for s in skin.states], "rules": [r.name for r in skin.rules],
+            "ports": [p.name for p in skin.ports], "children": [c.name for c in skin.children],
+        },
+        "symbols": [], "ports": [], "weights": [], "random_weights": None, "variants": [], "model": {}, "page_size": 0,
+        "states": [],
+        "kernels": {"library": LIBRARY, "sources": {n: f"kernels/{n}.cpp" for n in sorted(generated.sources)}},
+        "system": {
+            "engine": engine, "mode": str(system.mode), "priority": str(system.priority),
+            "features": dict(system.features), "layout": dict(generated.layout),
+        },
+    }  # fmt: skip
+    path = Path(output)
+    with ArtifactWriter(path) as writer:
+        writer.member(LIBRARY, [library])
+        writer.member("program.eir", [show(program).encode()])
+        for name, text in sorted(generated.sources.items()):
+            writer.member(f"kernels/{name}.cpp", [text.encode()])
+        writer.finish(manifest)
+    return Artifact(path, verify=False)

@@ -1,0 +1,209 @@
+"""A compiled P system from its artifact: runs that are stepped, looked at, and told apart by seed and number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from echoc.errors import ArtifactError, RequestError
+from echoc.runtime.artifact import Artifact
+from echoc.runtime.devices.cpu import check_target
+from echoc.runtime.population import Applied, Outcome, Population, PopulationLimit
+from echoc.runtime.runs import Batch, Runs
+
+__all__ = ["Applied", "Outcome", "PopulationLimit", "SystemProgram", "SystemRun"]
+_ENDLESS = 1 << 16  # steps asked for at once by a run that goes on until it halts
+
+
+class SystemRun(Protocol):
+    """One run. `steps` and `halted` say where it stands, `time` what the clock of a chemical system shows."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def halted(self) -> bool: ...
+
+    @property
+    def time(self) -> float | None: ...
+
+    def advance(self, steps: int | None = None, *, record: bool = False) -> Outcome:
+        """At most `steps` steps (None: until it halts). With `record`, `applied` tells what the last step did."""
+
+    def applied(self) -> list[Applied]:
+        """What the last recorded step applied."""
+
+    def environment(self) -> dict[str, int]:
+        """What is outside the skin."""
+
+    def membranes(self) -> list[dict[str, Any]]:
+        """Every membrane: id, label, charge, parent, objects."""
+
+    def links(self) -> list[tuple[int, int]]:
+        """Pairs of ids of linked membranes."""
+
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Per label: membranes, and the objects in all of them together."""
+
+    def memory(self) -> dict[str, int]:
+        """What the run holds, in bytes and counts."""
+
+
+@dataclass
+class SystemProgram:
+    """An artifact of a P system on this machine.
+
+    Args:
+        artifact: opened, or its path.
+        num_threads, max_bytes: as for `Population`.
+    Raises: ArtifactError for an artifact that is none of a P system, DeviceError where it does not load.
+    """
+
+    artifact: Artifact
+    num_threads: int | None = None
+    max_bytes: int | None = None
+
+    def __init__(
+        self,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        num_threads: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
+        self.num_threads, self.max_bytes = num_threads, max_bytes
+        if not is_system(self.artifact):
+            raise ArtifactError(f"{self.artifact.path} holds no P system; echoc.load loads any program")
+        check_target(self.artifact)
+        raw: Mapping[str, Any] = self.artifact.manifest.raw["system"]
+        source = self.artifact.manifest.raw.get("source", {})
+        try:
+            self.engine, self.mode = str(raw["engine"]), str(raw["mode"])
+            self.layout: Mapping[str, Any] = raw["layout"]
+            self.rules = [str(rule) for rule in self.layout["rules"]]
+            self.name, self.model = str(source.get("name", "")), str(source.get("model", ""))
+            self.links_matter = bool(self.layout.get("links")) or bool(self.layout.get("graph"))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{self.artifact.path}: its system is not valid: {error!r}; compile it again") from None
+        self._runs = Runs(self._library(), self.layout) if self.engine == "runs" else None
+        self._population: Population | None = None
+
+    def _library(self) -> memoryview:
+        name = self.artifact.manifest.kernel_library
+        if name is None:
+            raise ArtifactError(f"{self.artifact.path} names no kernel library; compile it again")
+        return self.artifact.view(name).data
+
+    @property
+    def labels(self) -> list[str]:
+        """Every label that a membrane can have."""
+        if self._runs is not None:
+            return list(dict.fromkeys(str(c["label"]) for c in self._runs.cells[:-1]))
+        return [str(label) for label in self.layout["labels"]]
+
+    @property
+    def objects(self) -> list[str]:
+        """Every object that can occur."""
+        if self._runs is not None:
+            return list(dict.fromkeys(o for c in self._runs.cells for o in c["objects"]))
+        return [str(o) for o in self.layout["objects"]]
+
+    def create(self, *, seed: int = 0, run: int = 0) -> SystemRun:
+        """A run at the start configuration. Run `run` of a seed is the same whatever else runs."""
+        if self._runs is not None:
+            return DenseRun(self._runs, self._runs.start(1, seed=seed, first=run, threads=1), 0)
+        population = Population(self._library(), self.layout, num_threads=self.num_threads, max_bytes=self.max_bytes)
+        population.start(seed, run)
+        return population
+
+    def create_many(self, runs: int, *, seed: int = 0) -> Batch:
+        """Runs 0 to runs - 1 side by side, for systems whose membranes stay (`engine` is "runs")."""
+        if self._runs is None:
+            raise RequestError(f"{self.artifact.path} holds membranes that come and go: create its runs one by one")
+        return self._runs.start(runs, seed=seed, threads=self.num_threads)
+
+    def row(self, batch: Batch, index: int) -> SystemRun:
+        """One run of a batch, to look at."""
+        assert self._runs is not None
+        return DenseRun(self._runs, batch, index)
+
+
+class DenseRun:
+    """One row of a batch in the form of a run."""
+
+    def __init__(self, runs: Runs, batch: Batch, row: int) -> None:
+        self._runs, self._batch, self._row = runs, batch, row
+
+    @property
+    def steps(self) -> int:
+        return int(self._batch.steps[self._row])
+
+    @property
+    def halted(self) -> bool:
+        return bool(self._batch.halted[self._row])
+
+    @property
+    def time(self) -> float | None:
+        return float(self._batch.time[self._row]) if self._runs.mode == "gillespie" else None
+
+    def advance(self, steps: int | None = None, *, record: bool = False) -> Outcome:
+        if steps is not None and steps < 0:
+            raise RequestError(f"the number of steps is {steps}, wanted 0 or more")
+        while steps is None and not self.halted:
+            self._batch.advance(_ENDLESS, applications=record)
+        if steps:
+            self._batch.advance(steps, applications=record)
+        return Outcome(self.steps, self.halted)
+
+    def applied(self) -> list[Applied]:
+        applications = self._batch.applications
+        if applications is None:
+            return []
+        out = []
+        outside = len(self._runs.cells) - 1
+        for instance, times in zip(self._runs.instances, applications[self._row].tolist(), strict=True):
+            if times:
+                members = tuple(-1 if c == outside else c for c in instance[1:])
+                out.append(Applied(instance[0], members, int(times)))
+        return out
+
+    def environment(self) -> dict[str, int]:
+        return self._objects(self._runs.cells[-1])
+
+    def membranes(self) -> list[dict[str, Any]]:
+        out = []
+        for index, cell in enumerate(self._runs.cells[:-1]):
+            membrane: dict[str, Any] = {
+                "id": index, "label": str(cell["label"]), "charge": int(self._batch.charges[self._row, index]),
+                "parent": cell["parent"], "objects": self._objects(cell),
+            }  # fmt: skip
+            if cell["name"]:
+                membrane["name"] = str(cell["name"])
+            out.append(membrane)
+        return out
+
+    def links(self) -> list[tuple[int, int]]:
+        return []
+
+    def totals(self) -> dict[str, dict[str, Any]]:
+        out: dict[str, dict[str, Any]] = {}
+        for membrane in self.membranes():
+            total = out.setdefault(membrane["label"], {"membranes": 0, "objects": {}})
+            total["membranes"] += 1
+            for name, count in membrane["objects"].items():
+                total["objects"][name] = total["objects"].get(name, 0) + count
+        return out
+
+    def memory(self) -> dict[str, int]:
+        return {"bytes": int(self._batch.counts.nbytes), "membranes": len(self._runs.cells) - 1}
+
+    def _objects(self, cell: Mapping[str, Any]) -> dict[str, int]:
+        counts = self._batch.counts[self._row]
+        return {str(o): int(counts[p]) for o, p in cell["objects"].items() if counts[p]}
+
+
+def is_system(artifact: Artifact) -> bool:
+    """Whether an artifact holds a P system of discrete objects."""
+    return isinstance(artifact.manifest.raw.get("system"), dict) and "engine" in artifact.manifest.raw["system"]
