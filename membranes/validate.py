@@ -143,7 +143,14 @@ def _groups(system: System) -> Iterator[Problem]:
 
 def _plain(rule: Rule, labels: _Labels) -> bool:
     """Whether nothing can be wrong with a rule, seen quickly: most rules of large systems are of this kind."""
-    if rule.send or rule.divide or rule.guard or rule.rate is not None or rule.dissolve or rule.label in labels.only_skin:
+    if (
+        rule.send
+        or rule.divide
+        or rule.guard
+        or rule.rate is not None
+        or rule.dissolve
+        or rule.label in labels.only_skin
+    ):
         return False
     if rule.label is not None and rule.label not in labels.safe:
         return False
@@ -274,7 +281,7 @@ def block_key(rule: Rule) -> object:
     """What the rules of a block of population dynamics have in common. Of a rule between environments that is the one
     which gives the object, not the one which gets it.
     """
-    if len(rule.inner) == 1:
+    if rule.label is None and len(rule.inner) == 1:
         inner = rule.inner[0]
         after = inner.results[0].charge if len(inner.results) == 1 else len(inner.results)
         return (rule.label, rule.consume, inner.label, inner.charge, inner.consume, after)

@@ -13,13 +13,14 @@ from .evaluate import Evaluator, Run
 from .patterns import Matcher, PatternGroup, RuleShape, Shape, TooManyWays
 from .plan import Member, Plan, Unmapped, plan_exchange, plan_rule
 from .plan import build as build_rule
-from .show import show_shape
+from .show import shortened, show_shape
 from .spiking import BadExpression, unary_language
 from .syntax import Feature, Label, Membrane, Object
 from .syntax import Rule as RuleNode
 from .values import Undefined, Value, to_whole
 
 Labels = tuple[str, ...]
+SHOWN = 40  # patterns in a message
 ROUNDING = 1e-9  # a probability may miss 0 or 1 by this much
 
 
@@ -199,7 +200,7 @@ class RuleBuilder(Evaluator):
         try:
             plan = self.mapped(template, labels)
         except Unmapped as problem:
-            raise Fault(f"the rule {show_shape(shape)} cannot be run: {problem}", mark) from None
+            raise Fault(f"the rule {shortened(show_shape(shape))} cannot be run: {problem}", mark) from None
         number = self._plans.setdefault(plan, len(self._plans))
         if group is not None and "separation" in group.name:
             self.patterns.append(group.name)
@@ -229,9 +230,12 @@ class RuleBuilder(Evaluator):
             known = ", ".join(g.name for g in groups)
             raise Fault(f"the model {self.model} has no pattern {wanted}; its patterns: {known}", mark)
         if group is None:
-            allowed = "".join(f"\n    {g.name}: {r.text}" for g in groups for r in g.rules)
+            texts = [f"\n    {g.name}: {shortened(r.text)}" for g in groups for r in g.rules]
+            more = f"\n    and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+            allowed = "".join(texts[:SHOWN]) + more
             raise Fault(
-                f"the rule {show_shape(shape)} is outside of the model {self.model}, which allows{allowed}", mark
+                f"the rule {shortened(show_shape(shape))} is outside of the model {self.model}, which allows{allowed}",
+                mark,
             )
         return group
 

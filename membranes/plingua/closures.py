@@ -193,11 +193,9 @@ class Closures:
         if rest[0][0] in ("&&", "||"):
             return Compiled(_logic(rest[0][0] == "&&", [first.run, *(e.run for _, _, e in rest)], self.mark(node.at)))
         if first.constant is not None and all(e.constant is not None for _, _, e in rest):
-            value = first.constant
-            for op, mark, e in rest:
-                assert e.constant is not None
-                value = _binary(op, value, e.constant, mark)
-            return Compiled(lambda _: value, value)
+            folded = _folded(first.constant, rest)
+            if folded is not None:
+                return Compiled(lambda _: folded, folded)
         if len(rest) == 1:
             op, mark, e = rest[0]
             return Compiled(_pair(op, first.run, e.run, mark))
@@ -224,10 +222,13 @@ class Closures:
                 raise Fault(str(problem), mark) from None
             return value
 
-        if operand.constant is not None:
+        if operand.constant is None:
+            return Compiled(unary)
+        try:
             folded = unary({})
-            return Compiled(lambda _: folded, folded)
-        return Compiled(unary)
+        except Fault:
+            return Compiled(unary)
+        return Compiled(lambda _: folded, folded)
 
     def cast(self, node: Cast) -> Compiled:
         operand, mark = self.expression(node.operand).run, self.mark(node.at)
@@ -380,6 +381,17 @@ def _binary(operator: str, a: Value, b: Value, mark: Mark) -> Value:
         raise Fault(str(problem), mark) from None
     except OverflowError:
         raise Fault("the result is too large for a double", mark) from None
+
+
+def _folded(value: Value, rest: list[tuple[str, Mark, Compiled]]) -> Value | None:
+    """The value of a chain of constants; None where it has none: that is a fault only if it is ever asked for."""
+    try:
+        for op, mark, e in rest:
+            assert e.constant is not None
+            value = _binary(op, value, e.constant, mark)
+    except Fault:
+        return None
+    return value
 
 
 def _pair(operator: str, first: Thunk, second: Thunk, mark: Mark) -> Thunk:

@@ -101,12 +101,16 @@ class Evaluator(Sink):
         self.statement(node)({})
 
     def statement(self, node: Statement) -> Run:
-        made = self._compiled(node)
         inside = node
         while isinstance(inside, Ranged):
             inside = inside.body
         if not isinstance(inside, Rule | Ms | Arcs):
-            return made
+            return self._compiled(node)
+        try:
+            made = self._compiled(node)
+        except Fault as fault:
+            self.note(fault)
+            return lambda _: None
 
         def run(local: Locals) -> tuple[Value] | None:
             try:

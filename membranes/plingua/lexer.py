@@ -168,6 +168,8 @@ def tokenize(source: Source) -> Tokens:
             if tokens.kinds[-1:] in ([], [";"], ["}"], ["constants"]) and not parentheses:
                 at = _constants(source, at, tokens)
         elif kind in ("sign", "at"):
+            if word == "/" and text.startswith("/*", start):
+                raise _strange(source, start)
             word = {"=<": "<=", "=>": ">=", "!=": "<>"}.get(word, word)
             tokens.add(word, word, start)
             if word == "(":

@@ -86,7 +86,7 @@ class Matcher:
 
     def _rule(self, rule: RuleShape, pattern: RuleShape) -> Iterator[Binding]:
         start: Binding = {}
-        if not _bag(rule.outside, pattern.outside, start):
+        if _counts(rule) != _counts(pattern) or not _bag(rule.outside, pattern.outside, start):
             return
         for left in self._membrane(rule.left, pattern.left, start):
             after = dict(left)
@@ -123,6 +123,11 @@ class Matcher:
         return all(
             binding.setdefault(("label", p), r) == r for p, r in zip(pattern, rule, strict=len(rule) == len(pattern))
         )
+
+
+def _counts(shape: RuleShape) -> tuple[int, list[int]]:
+    """How many membranes there are: a quick reason not to match."""
+    return len(shape.left.inner), sorted(len(m.inner) for m in shape.right)
 
 
 def _charge(rule: Shape, pattern: Shape, binding: Binding) -> bool:

@@ -14,12 +14,13 @@ from echoc.compiler.ir.algebra import Bound, Guard, Inner, Mode, Result, Rule, S
 from echoc.errors import CompileError
 
 from .lexer import KEYWORDS
-from .patterns import RuleShape, Shape
+from .patterns import Matcher, PatternGroup, PatternRule, RuleShape, Shape
 from .show import show_bag, show_shape
 
 _OBJECT = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*|\.[A-Za-z_.][A-Za-z0-9_.]*)(\{-?[0-9]{1,18}(,-?[0-9]{1,18})*\})?")
 _LABEL = re.compile(r"0|[1-9][0-9]{0,17}|[A-Za-z_][A-Za-z0-9_.]*")
 _NOTE = re.compile(r"rules\[([0-9]{1,9})\]\.(.+)")
+PROBABILITY = " :: probability(double_t)"
 _OBJECTS_LINE = 12  # objects of one @ms statement
 
 
@@ -67,24 +68,21 @@ class _Printer:
             return self.spiking()
         shapes = [self.shape(rule) for rule in self.system.rules]
         groups, bounds = self.group_numbers()
-        patterns: dict[int, dict[str, None]] = {}
-        owners: dict[str, set[int]] = {}
-        for shape, group in zip(shapes, groups, strict=True):
-            text = _pattern(shape, self.system.mode is Mode.DCBA)
-            patterns.setdefault(group, {})[text] = None
-            owners.setdefault(text, set()).add(group)
+        population = self.system.mode is Mode.DCBA
+        patterns: dict[int, dict[RuleShape, str]] = {}
+        kinds = [_pattern(shape) for shape in shapes]
+        for kind, group in zip(kinds, groups, strict=True):
+            patterns.setdefault(group, {})[kind] = show_shape(kind) + (PROBABILITY if population else "")
+        first = self.first_groups(kinds, patterns, bounds)
         self.model(patterns, bounds)
         self.features()
         self.lines.append("def main()\n{")
         self.structure()
         alphabets = self.alphabets()
         self.contents(alphabets)
-        written: list[RuleShape] = []
-        for shape, group, rule in zip(shapes, groups, self.system.rules, strict=True):
-            several = len(owners[_pattern(shape, self.system.mode is Mode.DCBA)]) > 1
-            notes = {"pattern": self.name(group)} if several else {}
-            self.rule(shape, rule, notes | self.notes.get(len(written), {}))
-            written.append(shape)
+        for i, rule in enumerate(self.system.rules):
+            notes = {"pattern": self.name(groups[i])} if self.system.model and first[kinds[i]] != groups[i] else {}
+            self.rule(shapes[i], rule, notes | self.notes.get(i, {}))
         self.lines.append("}")
         return "\n".join(self.lines) + "\n"
 
@@ -113,6 +111,21 @@ class _Printer:
                 numbers[rule] = at
         return numbers, bounds
 
+    def first_groups(
+        self, kinds: list[RuleShape], patterns: dict[int, dict[RuleShape, str]], bounds: dict[int, int | None]
+    ) -> dict[RuleShape, int]:
+        """For every kind of rule the group whose patterns it matches first; it may be another than its own."""
+        made = [
+            PatternGroup(self.name(g), bounds[g], g, tuple(PatternRule(k, "") for k in patterns.get(g, {})))
+            for g in sorted(bounds)
+        ]
+        matcher = Matcher(made, False)
+        found = {}
+        for kind in dict.fromkeys(kinds):
+            owner = matcher.find(_instance(kind)) if len(made) > 1 else made[0]
+            found[kind] = owner.group if owner is not None else -2
+        return found
+
     def name(self, group: int) -> str:
         separates = any(r.keeps is not None for i in self.members(group) for n in i.inner for r in n.results)
         return ("maximal" if group < 0 else f"at_most_{group}") + ("_separation" if separates else "")
@@ -122,7 +135,7 @@ class _Printer:
             if group == (-1 if g.bound is Bound.MAXIMAL else number):
                 yield from (self.system.rules[i] for i in g.rules)
 
-    def model(self, patterns: dict[int, dict[str, None]], bounds: dict[int, int | None]) -> None:
+    def model(self, patterns: dict[int, dict[RuleShape, str]], bounds: dict[int, int | None]) -> None:
         model = self.system.model
         if not model:
             if any(b is not None for b in bounds.values()):
@@ -131,13 +144,12 @@ class _Printer:
         parts = []
         for group in sorted(bounds):
             name, bound = self.name(group), bounds[group]
-            texts = patterns.get(group, {})
             self.lines.append(f"!{name}\n{{")
-            self.lines.extend(f"  {text};" for text in texts)
+            self.lines.extend(f"  {text};" for text in patterns.get(group, {}).values())
             self.lines.append("}\n")
             parts.append(name if bound is None else f"@{bound}{{{name}}}")
         if not parts:
-            self.lines.append("!none { [a]'h --> [a]'h; }")
+            self.lines.append(f"!none {{ [a]'h --> [a]'h{PROBABILITY if self.environments() else ''}; }}")
             parts.append("none")
         self.lines.append(f"@model({model}) = {', '.join(parts)};\n@model<{model}>\n")
 
@@ -360,7 +372,7 @@ def _between(inner: tuple[Inner, ...]) -> RuleShape | None:
     return RuleShape((), left, True, (), (Shape(b.charge or 0, _labels(b.label), b.consume),))
 
 
-def _pattern(shape: RuleShape, probability: bool) -> str:
+def _pattern(shape: RuleShape) -> RuleShape:
     """The pattern of rules like this one: any charges, any labels, any multisets where there are some."""
     names: dict[str, str] = {}
     count = 0
@@ -375,8 +387,21 @@ def _pattern(shape: RuleShape, probability: bool) -> str:
         return Shape(None, labels, bag(m.bag), m.dissolve, tuple(membrane(i) for i in m.inner))
 
     left = membrane(shape.left)
-    made = RuleShape(bag(shape.outside), left, shape.double, bag(shape.after), tuple(membrane(m) for m in shape.right))
-    return show_shape(made) + (" :: probability(double_t)" if probability else "")
+    right = tuple(membrane(m) for m in shape.right)
+    return RuleShape(bag(shape.outside), left, shape.double, bag(shape.after), right)
+
+
+def _instance(kind: RuleShape) -> RuleShape:
+    """A rule of the kind: charges are 0, and no multiset is a single object."""
+
+    def bag(found: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        return tuple((name, 2) for name, _ in found)
+
+    def membrane(m: Shape) -> Shape:
+        return Shape(0, m.label, bag(m.bag), m.dissolve, tuple(membrane(i) for i in m.inner))
+
+    right = tuple(membrane(m) for m in kind.right)
+    return RuleShape(bag(kind.outside), membrane(kind.left), kind.double, bag(kind.after), right)
 
 
 def _spiking_rule(rule: Rule) -> str:

@@ -7,6 +7,7 @@ from .syntax import Membrane, Object
 from .syntax import Rule as RuleNode
 
 Bag = tuple[tuple[str, int], ...]
+MAX_SHOWN = 300
 SIGNS = {1: "+", -1: "-", 0: "", None: "?"}
 
 
@@ -26,6 +27,11 @@ def show_shape(shape: RuleShape) -> str:
     left = f"{show_bag(shape.outside)} {show_membrane(shape.left)}".strip()
     right = " ".join(s for s in (show_bag(shape.after), *map(show_membrane, shape.right)) if s)
     return f"{left} {'<-->' if shape.double else '-->'} {right}".rstrip()
+
+
+def shortened(text: str) -> str:
+    """The text of a rule for a message."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 
 def pattern_shape(node: RuleNode) -> RuleShape:
