@@ -11,13 +11,10 @@ many threads, and in how many calls it is advanced.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +23,12 @@ import numpy.typing as npt
 from echoc import _native
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.devices.cpu import default_num_threads
+from echoc.runtime.libraries import open_library
 
 Counts = npt.NDArray[np.int64]
 Times = npt.NDArray[np.float64]
 MAX_RUN = 1 << 48
 _SLICE = 0.25  # seconds between two looks at signals
-_LOADS = itertools.count()
 
 
 class Runs:
@@ -264,24 +261,8 @@ def _memory() -> int:
 def _load(
     library: bytes | memoryview, entry: str, places: int, cells: int, instances: int, scratch: int
 ) -> _native.RunKernel:
-    """Loads the kernel from a private file without a name where the system allows, so nothing is left behind."""
-    sizes = (entry, places, cells, instances, scratch)
     try:
-        if hasattr(os, "memfd_create"):
-            handle = os.memfd_create("echoc-runs")
-            try:
-                with os.fdopen(handle, "wb", closefd=False) as file:
-                    file.write(library)
-                # dlopen takes a path it knows for the library it has loaded: every load gets a path of its own
-                with tempfile.TemporaryDirectory() as folder:
-                    link = Path(folder) / f"kernel{next(_LOADS)}.so"
-                    link.symlink_to(f"/proc/self/fd/{handle}")
-                    return _native.RunKernel(str(link), *sizes)
-            finally:
-                os.close(handle)
-        with tempfile.NamedTemporaryFile(suffix=".so") as named:
-            named.write(library)
-            named.flush()
-            return _native.RunKernel(named.name, *sizes)
+        with open_library(library) as path:
+            return _native.RunKernel(path, entry, places, cells, instances, scratch)
     except (RuntimeError, ValueError, OSError) as error:
         raise DeviceError(f"the system does not load the compiled runs: {error}; compile on this machine") from None

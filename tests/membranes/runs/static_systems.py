@@ -73,9 +73,9 @@ def _rule(rng: random.Random, mode: Mode) -> Rule:
         rule = Rule("p", (), inner=(Inner("e", 0, consume, (Result("e", 0),)), to))
     if rng.random() < 0.15:
         rule = replace(rule, guard=_guard(rng))
-    if rng.random() < 0.1:
+    if rng.random() < 0.25:
         rule = replace(rule, promoters=bag([rng.choice(OBJECTS)]))
-    if rng.random() < 0.1:
+    if rng.random() < 0.25:
         rule = replace(rule, inhibitors=bag({rng.choice(OBJECTS): rng.randint(1, 4)}))
     if mode is Mode.DCBA:
         return replace(rule, probability=rng.choice((None, 0.25, 0.5, 0.5, 1.0, 0.0)))

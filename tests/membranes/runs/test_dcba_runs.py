@@ -113,7 +113,7 @@ def test_moments_agree_with_the_interpreter(compiled: dict[str, Runs], maker: ob
     batch = runs.start(many, seed=3)
     batch.advance(steps)
     ends = [interpret(system, steps, seed) for seed in range(few)]
-    assert runs.size > 3
+    assert runs.size > 2
     for cell, entry in enumerate(runs.cells[:-1]):
         for obj, place in entry["objects"].items():
             expected = np.array([end.cells[cell].objects.get(obj, 0) for end in ends], float)

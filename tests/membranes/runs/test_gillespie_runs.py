@@ -197,3 +197,19 @@ def test_bad_requests_are_refused(compiled: dict[str, Runs]) -> None:
     ):
         with pytest.raises(RequestError, match=what):
             call_it()
+
+
+@pytest.mark.parametrize("idle", [0, 20])
+def test_promoters_and_inhibitors_are_looked_at_after_every_event(idle: int) -> None:
+    rules = [
+        react({"a": 1}, {"c": 1}, 1.0),
+        Rule("1", bag("b"), bag("d"), promoters=bag("c"), rate=1.0),
+        Rule("1", bag("e"), bag("f"), inhibitors=bag("a"), rate=1.0),
+        *(react({f"o{i}": 1}, {}, 0.0) for i in range(idle)),
+    ]
+    start = {"a": 1, "b": 1, "e": 1, **{f"o{i}": 1 for i in range(idle)}}
+    (runs,) = compile_all([one(Mode.GILLESPIE, rules, start)])
+    batch = runs.start(20, seed=3)
+    records = batch.advance(10, every=1, record=[p for o in "acdf" if (p := runs.place("1", o)) is not None])
+    assert (records[:, 0] == [0, 1, 0, 0]).all()
+    assert (records[:, -1] == [0, 1, 1, 1]).all() and (batch.steps == 3).all()

@@ -12,7 +12,7 @@ from echoc.compiler.ir.oracle import Application, Configuration, apply, check, h
 from echoc.runtime.runs import Batch, Runs
 
 SEEDS = range(48)
-STEPS = 10
+STEPS = 14
 RUNS = 2
 
 
