@@ -167,8 +167,8 @@ def _plain(rule: Rule, labels: _Labels) -> bool:
     p = rule.probability
     return (
         (rule.label is not None or bool(rule.inner))
-        and all([1 <= count <= MOST for bag in bags for _, count in bag])
-        and all([c in _CHARGES for c in charges])
+        and not [1 for bag in bags for _, count in bag if not 1 <= count <= MOST]
+        and not [1 for c in charges if c not in _CHARGES]
         and (p is None or 0 <= p <= 1)
         and (rule.priority is None or rule.priority >= 0)
         and rule.delay == 0

@@ -189,7 +189,7 @@ class Assembler(RuleBuilder):
     def finish(self, name: str) -> System:
         if not self.nodes:
             raise Fault(
-                "no initial membrane structure: wanted @mu = ... in main or a module that it calls", self.mark(0)
+                "no initial membrane structure: wanted @mu = ... in main or a module that it ctotals", self.mark(0)
             )
         self.preorder()
         rules, groups = self.rules, self.groups
@@ -227,7 +227,7 @@ class Assembler(RuleBuilder):
         the block they are in needs them all to reach 1; otherwise the first one counts.
         """
         firsts: dict[object, float] = {}
-        alls: dict[object, float] = {}
+        totals: dict[object, float] = {}
         keys = [block_key(rule) for rule in rules]
         wanted = {keys[i] for i in self.repeated}
         for i, (rule, key) in enumerate(zip(rules, keys, strict=True)):
@@ -235,11 +235,11 @@ class Assembler(RuleBuilder):
                 continue
             p: float = 1.0 if rule.probability is None else rule.probability
             firsts[key] = firsts.get(key, 0.0) + p
-            alls[key] = alls.get(key, 0.0) + p + sum(self.repeated.get(i, ()))
+            totals[key] = totals.get(key, 0.0) + p + sum(self.repeated.get(i, ()))
         made = list(rules)
         for i, more in self.repeated.items():
             key, first = keys[i], rules[i].probability
-            if first is not None and abs(alls[key] - 1) < abs(firsts[key] - 1):
+            if first is not None and abs(totals[key] - 1) < abs(firsts[key] - 1):
                 made[i] = replace(rules[i], probability=min(1.0, first + sum(more)))
         return made
 

@@ -35,7 +35,7 @@ KEYWORDS = frozenset(
 TYPES = frozenset({"int_t", "long_t", "double_t", "string_t", "prob_t", "rexp_t"})
 
 # Longest first: the first alternative that matches wins.
-_SIGNS = [
+SIGNS = [
     "<-->",
     "<<=",
     ">>=",
@@ -100,7 +100,7 @@ _TOKEN = re.compile(
     r"|(?P<real>(?:[0-9]+\.[0-9]+|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+)"
     r"|(?P<int>[0-9]+)"
     r'|(?P<str>"(?:[^"\\]|\\.)*")'
-    r"|(?P<sign>" + "|".join(re.escape(s) for s in _SIGNS) + ")",
+    r"|(?P<sign>" + "|".join(re.escape(s) for s in SIGNS) + ")",
     re.DOTALL,
 )
 _CONSTANT = re.compile(

@@ -19,7 +19,8 @@ from echoc.membranes.plingua import PLinguaError, read
 ANY = """
 !any { ?[u --> v]'h; ?[u --> v, @d]'h; u1 ?[v1]'h --> u2 ?[v2]'h; ?[v1]'h --> w; ?[v1]'h --> ?[v2]'h ?[v3]'g;
        [u ?[v]'h1 --> w ?[w1]'h1]'h; [u []'h1 []'h2 --> v [w1]'h1 [w2]'h2]'h;
-       [u [v]'h1 --> w [w1]'h2]'h; [u [v]'h1 --> w]'h; [u []'h1 --> v [w, @d]'h1]'h; u1 [v1]'h --> u2 [v2, @d]'h; [u [v]'h1]'h --> w [w1 [w2]'h1]'h; }
+       [u [v]'h1 --> w [w1]'h2]'h; [u [v]'h1 --> w]'h; [u []'h1 --> v [w, @d]'h1]'h; u1 [v1]'h --> u2 [v2, @d]'h;
+       [u [v]'h1]'h --> w [w1 [w2]'h1]'h; }
 @model(any) = any;
 @model<any>
 """
