@@ -148,9 +148,13 @@ class DenseRun:
     def time(self) -> float | None:
         return float(self._batch.time[self._row]) if self._runs.mode == "gillespie" else None
 
-    def advance(self, steps: int | None = None, *, record: bool = False) -> Outcome:
+    def advance(self, steps: int | None = None, *, record: bool = False, until: float | None = None) -> Outcome:
+        """As for every run; `until` takes no event later than that time (chemical systems)."""
         if steps is not None and steps < 0:
             raise RequestError(f"the number of steps is {steps}, wanted 0 or more")
+        if until is not None:
+            self._batch.advance(steps, until=until, applications=record)
+            return Outcome(self.steps, self.halted)
         while steps is None and not self.halted:
             self._batch.advance(_ENDLESS, applications=record)
         if steps:

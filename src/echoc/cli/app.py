@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 import echoc
-from echoc.cli import bench, compile, doctor, inspect, run
+from echoc.cli import bench, compile, doctor, inspect, run, trees
 
 app = typer.Typer(
     name="echoc",
-    help="Compile language models into one artifact of fused kernels, look inside it, and run it.",
+    help="Compile language models and membrane systems into one artifact of fused kernels, look inside it, and run it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,3 +38,4 @@ app.command("run")(run.command)
 app.command("inspect")(inspect.command)
 app.command("bench", context_settings=bench.PASS_ON)(bench.command)
 app.command("doctor")(doctor.command)
+app.add_typer(trees.app, name="trees")

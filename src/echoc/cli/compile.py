@@ -49,7 +49,13 @@ TargetOption = Annotated[
 
 @verb
 def command(
-    model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors, or a config.json.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with config.json and safetensors, or a config.json; or a membrane system: "
+            ".pli, .kpl, .pep, .xml (SBML)."
+        ),
+    ],
     target: TargetOption = "cpu",
     weights_dtype: WeightsDtypeOption = WeightsDtype.bf16,
     group: GroupOption = 32,
@@ -68,10 +74,34 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default: the model's name + .echo, here.")
     ] = None,
+    include: Annotated[
+        list[Path] | None,
+        typer.Option("--include", "-I", help="P-Lingua: folder where @include<file> looks; may be repeated."),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=NUMBER", help="P-Lingua: a constant that wins over the file's."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="P-Lingua: seed of random() while the file is read.")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Compile a Hugging Face model folder into one .echo artifact."""
+    """Compile a Hugging Face model folder, or a membrane system, into one .echo artifact."""
+    from echoc.cli import systems
+
+    if systems.is_source(model) and not model.is_dir():
+        if weights is not None or context_length is not None or weights_dtype != WeightsDtype.bf16 or group != 32:
+            raise typer.BadParameter("a membrane system has no weights and no context: leave the options of models out")
+        written = output if output is not None else Path(f"{model.stem}.echo")
+        elapsed = systems.compile_source(
+            model, written, target, include or [], parameters or [], seed, show_progress=not as_json
+        )
+        systems.report_compiled(written, elapsed, as_json)
+        return
+    if include or parameters or seed is not None:
+        raise typer.BadParameter("--include, --set and --seed are for membrane systems, not for models")
     from echoc.compiler.api import compile as compile_model
 
     named = model.resolve().parent if model.name == "config.json" else model.resolve()

@@ -31,7 +31,11 @@ class Reply:
 @verb
 def command(
     model: Annotated[
-        Path | None, typer.Argument(help="An .echo file or a model folder; default: the embedded pocket model.")
+        Path | None,
+        typer.Argument(
+            help="An .echo file, a model folder, or a membrane system (.pli, .kpl, .pep, .xml); default: the embedded "
+            "pocket model."
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Text to go on from; - or a pipe reads standard input.")
@@ -51,7 +55,7 @@ def command(
         float | None, typer.Option("--repetition-penalty", help="Above 1 discourages tokens already there.")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampling, or of a membrane system.")] = None,
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Converse until end of input.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System message for the chat template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", "--no-chat-template", help="Leave the chat template aside.")] = False,
@@ -61,15 +65,55 @@ def command(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Bitwise the same whatever else runs beside it.")
     ] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=0, help="Membranes: steps at most; default: until it halts.")
+    ] = None,
+    until: Annotated[float | None, typer.Option("--until", help="Membranes: the time of a chemical system.")] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Membranes: independent runs of the seed.")] = 1,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE.jsonl", help="Membranes: every configuration as JSON lines.")
+    ] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Membranes: print every configuration and rule applied.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Membranes: a picture of the run.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Membranes: a page that steps through the run.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Membranes: memory at most, such as 2G.")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Generate text with an artifact, a model folder (compiled once and kept), or the embedded pocket model."""
+    """Generate text with a model (an artifact, a folder, the embedded pocket model), or run a membrane system."""
+    from echoc.cli import systems
+
+    if model is not None and model.is_file():
+        with systems.as_artifact(model, show_progress=not as_json) as path:
+            from echoc.runtime.artifact import Artifact
+
+            artifact = Artifact(path)
+            if systems.holds_system(artifact):
+                if prompt is not None or interactive or system is not None:
+                    raise typer.BadParameter("a membrane system takes no prompt")
+                systems.run_system(
+                    artifact,
+                    systems.Wishes(
+                        steps, until, seed or 0, runs, trace, plot, html, text, systems.parse_bytes(memory), threads,
+                        as_json,
+                    ),
+                )  # fmt: skip
+                return
+    if text or runs > 1 or any(x is not None for x in (steps, until, trace, plot, html, memory)):
+        raise typer.BadParameter("--steps, --until, --runs, --trace, --text, --plot, --html, --memory: for membranes")
     if interactive and as_json:
         raise typer.BadParameter("--json gives one answer; it does not go with --interactive")
     if interactive and prompt is not None:
         raise typer.BadParameter("--interactive asks for the prompts itself; leave --prompt out")
-    text = None if interactive else _prompt_text(prompt)
+    words = None if interactive else _prompt_text(prompt)
     wishes = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -85,12 +129,12 @@ def command(
 
     llm = echoc.LLM(path, num_threads=threads, deterministic=deterministic)
     speaker = Speaker(llm, {name: value for name, value in wishes.items() if value is not None}, system, raw)
-    if text is None:
+    if words is None:
         converse(speaker)
         return
-    reply = speaker.answer(text, show=not as_json)
+    reply = speaker.answer(words, show=not as_json)
     if as_json:
-        print_json({"model": str(path), "prompt": text, **asdict(reply)})
+        print_json({"model": str(path), "prompt": words, **asdict(reply)})
     else:
         say_speed(reply)
 
