@@ -32,27 +32,39 @@ class Formulas:
             value: key[4:] for key, value in vars(libsbml).items() if key.startswith("AST_") and isinstance(value, int)
         }
         self.sizes: dict[int, tuple[int, int, Expression]] = {}
+        self.level = 0  # of the tree that is being read, with those of what is put in
+        self.work = 0  # trees read for one formula
 
-    def read(self, tree: Any, names: Names, depth: int = 0) -> Expression:
+    def read(self, tree: Any, names: Names) -> Expression:
         """The expression of a syntax tree; `names` gives those of its names.
 
         Raises MathError for what has no meaning in a jump process: time, delays, rates, unknown functions.
         """
         if tree is None:
             raise MathError("there is no formula")
-        if depth > MAX_HEIGHT:
-            raise MathError(f"the formula is nested more than {MAX_HEIGHT} deep")
+        self.work += 1
+        if self.level >= MAX_HEIGHT:
+            raise MathError(f"the formula, what it uses put in, is nested more than {MAX_HEIGHT} deep")
+        if self.work > MAX_NODES:
+            raise MathError(f"the formula, what it uses put in, has more than {MAX_NODES} parts")
+        self.level += 1
+        try:
+            return self._read(tree, names)
+        finally:
+            self.level -= 1
+
+    def _read(self, tree: Any, names: Names) -> Expression:
         if (leaf := self._leaf(tree, names)) is not None:
             return leaf
         kind = self.kinds.get(tree.getType(), "")
-        children = [tree.getChild(i) for i in range(tree.getNumChildren())]
+        children = _operands(tree, kind)
         if kind == "FUNCTION":
-            return self._inline(tree.getName(), [self.read(c, names, depth + 1) for c in children], depth)
+            return self._inline(tree.getName(), [self.read(c, names) for c in children])
         meaning = _MEANINGS.get(kind)
         if meaning is None:
             shown = tree.getName() or tree.getOperatorName() or kind.removeprefix("FUNCTION_").lower()
             raise MathError(f"{shown} has no meaning here")
-        arguments = [self.read(c, names, depth + 1) for c in children]
+        arguments = [self.read(c, names) for c in children]
         try:
             return meaning(self.node, *arguments)
         except TypeError as error:
@@ -73,7 +85,7 @@ class Formulas:
             raise MathError("the formula depends on time; rates may depend on the state only")
         return None
 
-    def _inline(self, name: str, arguments: list[Expression], depth: int) -> Expression:
+    def _inline(self, name: str, arguments: list[Expression]) -> Expression:
         if name not in self.functions:
             raise MathError(f"the function {name} is not defined")
         definition = self.functions[name]
@@ -87,7 +99,7 @@ class Formulas:
                 raise MathError(f"the function {name} uses {symbol}, which is not one of its arguments")
             return bound[symbol]
 
-        return self.read(definition.getChild(count), names, depth + 1)
+        return self.read(definition.getChild(count), names)
 
     def node(self, op: str, *arguments: Expression) -> Expression:
         """A call, folded where its arguments are numbers; raises MathError where the tree gets too large."""
@@ -97,26 +109,35 @@ class Formulas:
         known = [self.sizes.get(id(a), (0, 1, a)) for a in arguments]
         height, size = 1 + max(k[0] for k in known), 1 + sum(k[1] for k in known)
         if height > MAX_HEIGHT:
-            raise MathError(f"the formula, its functions put in, is nested more than {MAX_HEIGHT} deep")
+            raise MathError(f"the formula, what it uses put in, is nested more than {MAX_HEIGHT} deep")
         if size > MAX_NODES:
-            raise MathError(f"the formula, its functions put in, has more than {MAX_NODES} parts")
+            raise MathError(f"the formula, what it uses put in, has more than {MAX_NODES} parts")
         self.sizes[id(made)] = (height, size, made)
         return made
+
+
+def _operands(tree: Any, kind: str) -> list[Any]:
+    """The arguments of an application; of a sum or product, which libsbml holds as a chain of pairs, all of them."""
+    last: list[Any] = []
+    node = tree
+    while kind in ("PLUS", "TIMES") and node.getNumChildren() == 2 and node.getChild(0).getType() == tree.getType():
+        last.append(node.getChild(1))
+        node = node.getChild(0)
+    return [node.getChild(i) for i in range(node.getNumChildren())] + last[::-1]
 
 
 Make = Callable[..., Expression]
 
 
 def _chain(op: str, empty: float) -> Callable[..., Expression]:
-    """An operation of any number of arguments, from the left."""
+    """An operation of any number of arguments, which are taken in pairs so that the tree stays flat."""
 
     def meaning(make: Make, *arguments: Expression) -> Expression:
-        if not arguments:
-            return number(empty)
-        result = arguments[0]
-        for argument in arguments[1:]:
-            result = make(op, result, argument)
-        return result
+        items = list(arguments) or [number(empty)]
+        while len(items) > 1:
+            odd = items[len(items) // 2 * 2 :]
+            items = [make(op, a, b) for a, b in zip(items[::2], items[1::2], strict=False)] + odd
+        return items[0]
 
     return meaning
 

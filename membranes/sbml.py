@@ -30,6 +30,7 @@ from .source import SourceError, SourceText
 from .validate import validate
 
 MAX_COUNT = 2**63 - 1
+MAX_RULES = 50  # assignment rules, each using the next
 PART_OF_CORE = ("l3v2extendedmath", "layout", "render")  # what libsbml holds as packages though it is not or only shows
 
 
@@ -90,6 +91,7 @@ class _Reader:
     assigned: dict[str, Any] = field(default_factory=dict)
     initial: dict[str, Any] = field(default_factory=dict)
     species: dict[str, _Species] = field(default_factory=dict)
+    known: dict[tuple[str, bool], Expression] = field(default_factory=dict)  # what rules give, at the start or not
     opened: list[str] = field(default_factory=list)  # assignment rules being put in
 
     def __post_init__(self) -> None:
@@ -214,6 +216,8 @@ class _Reader:
                 return number(local[symbol])
             return self.symbol(element, symbol, starting)
 
+        if not self.opened:
+            self.formulas.work = 0
         try:
             return self.formulas.read(tree, lookup)
         except MathError as error:
@@ -243,14 +247,18 @@ class _Reader:
 
     def put_in(self, symbol: str, rule: Any, starting: bool) -> Expression:
         """What a rule or initial assignment gives a symbol."""
-        if symbol in self.opened or len(self.opened) > 100:
+        if (symbol, starting) in self.known:
+            return self.known[symbol, starting]
+        if symbol in self.opened or len(self.opened) > MAX_RULES:
             chain = " -> ".join([*self.opened[-5:], symbol])
             raise self.refuse(rule, f"the value of {symbol} depends on itself or on too many rules: {chain}")
         self.opened.append(symbol)
         try:
-            return self.formula(rule, rule.getMath(), {}, starting=starting)
+            made = self.formula(rule, rule.getMath(), {}, starting=starting)
         finally:
             self.opened.pop()
+        self.known[symbol, starting] = made
+        return made
 
     # reactions
 

@@ -120,7 +120,7 @@ BLOCK = "p = {{ m = {{ var = {{x}}; {} }}; }}"
         (BLOCK.format("pr = {" + "(" * 5000 + "x -> 1|x};"), 1, 91, "more than 60 parentheses"),
         (BLOCK.format("pr = {" + "x+" * 5000 + "x -> 1|x};"), 1, 433, "nested more than 200"),
         (BLOCK.format("pr = {" + "-" * 5000 + "x -> 1|x};"), 1, 91, "more than 60 parentheses"),
-        (BLOCK.format("pr = {" + "asin(" * 20 + "x" + ")" * 20 + " -> 1|x};"), 1, 140, "more than 100000 parts"),
+        (BLOCK.format("pr = {" + "asin(" * 20 + "x" + ")" * 20 + " -> 1|x};"), 1, 141, "more than 100000 parts"),
         ("p = { structure = " + "[a " * 2 + "];", 1, 23, "stands here twice"),
     ],
 )

@@ -201,7 +201,9 @@ def test_functions_local_parameters_rules_and_boundaries() -> None:
     [
         (apply("min", ci("A"), cn(2), cn(9)), 2), (apply("max", ci("A"), cn(2)), 3), (apply("root", ci("A")), 3**0.5),
         (apply("log", ci("A")), math.log10(3)), (apply("ln", ci("A")), math.log(3)), (apply("minus", ci("A")), -3),
-        (apply("plus"), 0), (apply("and", apply("lt", cn(1), ci("A"), cn(9)), "<true/>"), 1), ("<pi/>", math.pi),
+        (apply("plus"), 0),
+        (apply("plus", *[ci("A")] * 777), 2331),
+        (apply("and", apply("lt", cn(1), ci("A"), cn(9)), "<true/>"), 1), ("<pi/>", math.pi),
         (apply("xor", "<true/>", "<true/>", "<true/>"), 1), (apply("neq", ci("A"), cn(3)), 0),
         (apply("floor", apply("divide", ci("A"), cn(2))), 1), (apply("factorial", cn(4)), 24),
         (apply("root", f"<degree>{cn(3)}</degree>", ci("A")), 3 ** (1 / 3)),
@@ -267,6 +269,28 @@ def tower(height: int) -> str:
     return f"<apply>{ci('g0')}" * height + ci("A") + "</apply>" * height
 
 
+def chain(length: int, depth: int = 30) -> str:
+    """Assignment rules, each with the next inside some negatives."""
+    rules = "".join(
+        f'<assignmentRule variable="p{i}">'
+        + MATH.format("<apply><abs/>" * depth + ci(f"p{i + 1}") + "</apply>" * depth)
+        + "</assignmentRule>"
+        for i in range(length)
+    )
+    return f"<listOfRules>{rules}</listOfRules>"
+
+
+def forking(length: int) -> str:
+    """Functions, each with the next one twice, so that writing them out doubles with each."""
+    made = ""
+    for i in range(length):
+        twice = "".join(f"<apply>{ci(f'g{i + 1}')}{apply('plus', ci('x'), cn(n))}</apply>" for n in (1, 2))
+        body = apply("plus", twice) if i < length - 1 else ci("x")
+        lambda_ = f"<lambda><bvar>{ci('x')}</bvar>{body}</lambda>"
+        made += f'<functionDefinition id="g{i}">{MATH.format(lambda_)}</functionDefinition>'
+    return made
+
+
 TRIGGER = f'<trigger initialValue="true" persistent="true">{MATH.format("<true/>")}</trigger>'
 EVENT = f'<listOfEvents><event id="boom" useValuesFromTriggerTime="true">{TRIGGER}</event></listOfEvents>'
 TIME = '<csymbol encoding="text" definitionURL="http://www.sbml.org/sbml/symbols/time">t</csymbol>'
@@ -300,6 +324,11 @@ LOOP = ("<listOfRules><assignmentRule variable=\"p\">" + MATH.format(ci("q")) + 
         (model(species("A", 1), reaction("r", {"A": 1}, {}, TIME)), 5, "time"),
         (model(species("A", 1), reaction("r", {"A": 1}, {}, ci("p")), {"p": 1, "q": 1}, extra=LOOP), 6, "on itself"),
         (model(species("A", 1), reaction("r", {"A": 1}, {}, tower(60)), functions=DOUBLING), 6, "more than 100000"),
+        (model(species("A", 1), reaction("r", {"A": 1}, {}, "<apply><abs/>" * 60 + ci("p0") + "</apply>" * 60),
+               {f"p{i}": 1 for i in range(40)}, extra=chain(39)), 6, "nested more than 150 deep"),
+        (model(species("A", 1), reaction("r", {"A": 1}, {}, ci("p0")), {f"p{i}": 1 for i in range(90)},
+               extra=chain(89, 1)), 6, "on too many rules"),
+        (model(species("A", 1), reaction("r", {"A": 1}, {}, tower(1)), functions=forking(40)), 6, "more than 100000"),
         (model(species("A", 1, 'boundaryCondition="false" constant="true"'), ONE), 5, "A, which is constant"),
     ],
 )  # fmt: skip
