@@ -12,8 +12,8 @@ import echoc
 from echoc.compiler.api import cpu_level
 from echoc.compiler.artifact import ArtifactWriter
 from echoc.compiler.bundle import LIBRARY, SCHEMA, Progress
-from echoc.compiler.ir import Program
-from echoc.compiler.ir.algebra import Mode
+from echoc.compiler.ir import Membrane, Program
+from echoc.compiler.ir.algebra import Mode, System
 from echoc.compiler.ir.systems import system_of
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
@@ -57,23 +57,19 @@ def compile_system(
     generated = runs.generate(system) if engine == "runs" else population.generate(system)
     report("generate", 1, 1)
     library = build_library(generated.sources, level, report, tiles=False)
-    skin = program.skin
     manifest = {
         "schema": SCHEMA,
         "echoc": echoc.__version__,
         "source": {"name": system.name, "model": system.model, **(source or {})},
         "tools": {"compiler": find_compiler().version},
         "target": {"device": "cpu", "level": level, "machine": platform.machine(), "features": list(features)},
-        "membrane": {
-            "name": skin.name, "states": [s.name for s in skin.states], "rules": [r.name for r in skin.rules],
-            "ports": [p.name for p in skin.ports], "children": [c.name for c in skin.children],
-        },
+        "membrane": _described(program.skin),
         "symbols": [], "ports": [], "weights": [], "random_weights": None, "variants": [], "model": {}, "page_size": 0,
         "states": [],
         "kernels": {"library": LIBRARY, "sources": {n: f"kernels/{n}.cpp" for n in sorted(generated.sources)}},
         "system": {
             "engine": engine, "mode": str(system.mode), "priority": str(system.priority),
-            "features": dict(system.features), "layout": dict(generated.layout),
+            "groups": _bounds(system), "features": dict(system.features), "layout": dict(generated.layout),
         },
     }  # fmt: skip
     path = Path(output)
@@ -84,3 +80,16 @@ def compile_system(
             writer.member(f"kernels/{name}.cpp", [text.encode()])
         writer.finish(manifest)
     return Artifact(path, verify=False)
+
+
+def _described(membrane: Membrane) -> dict[str, Any]:
+    """A membrane and what is inside it, as the manifest says it."""
+    return {
+        "name": membrane.name, "states": [s.name for s in membrane.states], "rules": [r.name for r in membrane.rules],
+        "ports": [p.name for p in membrane.ports], "children": [_described(c) for c in membrane.children],
+    }  # fmt: skip
+
+
+def _bounds(system: System) -> list[dict[str, Any]]:
+    """The groups of rules: how many rules, applied how."""
+    return [{"rules": len(g.rules), "bound": str(g.bound), "limit": g.limit} for g in system.groups]

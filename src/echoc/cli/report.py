@@ -18,13 +18,12 @@ def describe(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
     sections = [
         _heading(path, manifest),
         _model(manifest),
+        _system(manifest),
         "Membranes\n" + "\n".join(_membrane(manifest["membrane"], 1)) if manifest.get("membrane") else "",
-        _ports(manifest),
-        _states(manifest),
-        _weights(manifest),
-        _variants(manifest),
+        *([] if manifest.get("system") else [_ports(manifest), _states(manifest), _weights(manifest)]),
+        *([] if manifest.get("system") else [_variants(manifest)]),
         _kernels(manifest, members),
-        _schedules(manifest),
+        *([] if manifest.get("system") else [_schedules(manifest)]),
         _members(members),
     ]
     return "\n\n".join(section for section in sections if section)
@@ -72,6 +71,28 @@ def _heading(path: Path, manifest: Manifest) -> str:
 
 def _model(manifest: Manifest) -> str:
     return "Model\n  " + _pairs(manifest["model"]) if manifest.get("model") else ""
+
+
+def _system(manifest: Manifest) -> str:
+    """A P system: its mode, its groups of rules, its start."""
+    system = manifest.get("system")
+    if not isinstance(system, dict):
+        return ""
+    layout = system["layout"]
+    groups = [
+        f"{group['rules']} {group['bound']}" + (f" {group['limit']}" if group["bound"] == "at_most" else "")
+        for group in system.get("groups", [])
+    ]
+    cells = len(layout["cells"]) - (system["engine"] == "runs")  # there the last one is the environment
+    rows = [
+        ("mode", f"{system['mode']}, {system['priority']} priorities"),
+        ("engine", {"runs": "membranes that stay, counts in one vector", "population": "membranes in pages"}.get(
+            system["engine"], system["engine"])),
+        ("rules", f"{len(layout['rules'])}: " + ", ".join(groups)),
+        ("start", f"{cells} membranes"),
+        ("objects", str(len(layout["objects"])) if "objects" in layout else f"{layout['size']} counts"),
+    ]  # fmt: skip
+    return "System\n" + "\n".join(f"  {name:<9}{value}" for name, value in rows)
 
 
 def _membrane(membrane: dict[str, Any], depth: int) -> Iterable[str]:
