@@ -148,8 +148,8 @@ class Batch:
             times: (mode gillespie) record at these times, ascending; replaces `every`. `until` defaults to the last.
             applications: keep how often each instance was applied in the last step.
 
-        Returns: int64 [runs, records, places], the records; a run that halts stays as it is. Without `every` and
-            `times`, no records.
+        Returns: int64 [runs, records, places], the records. A run that halts stays as it is; -1 where a run did not
+            come as far as the record. Without `every` and `times`, no records.
         Raises: RequestError for bad arguments; DeviceError for a count beyond 2^63 - 1 or a rate that is no rate: the
             run stands at the start of its failing step, the others somewhere on their way.
         """
@@ -234,7 +234,7 @@ class _Plan:
         shape = (len(self.batch), count, len(self.recorded))
         if math.prod(shape) * 8 > _memory():
             raise RequestError(f"no memory for records of shape {list(shape)}; record less")
-        return np.zeros(shape, np.int64)
+        return np.full(shape, -1, np.int64)
 
     def slices(self) -> Iterable[int]:
         """Steps for one call of the kernel after another, so that an interrupt is seen between them."""

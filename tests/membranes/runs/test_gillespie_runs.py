@@ -134,6 +134,18 @@ def test_every_nth_event_is_recorded(compiled: dict[str, Runs]) -> None:
         assert records.shape == (2, 3, runs.size)
 
 
+def test_records_that_a_run_does_not_reach_are_marked(compiled: dict[str, Runs]) -> None:
+    for case in ("immigration", "immigration large"):
+        by_events = compiled[case].start(5, seed=1)
+        records = by_events.advance(1000, every=1, until=3.0)
+        for row, steps in enumerate(by_events.steps):
+            assert 0 < steps < 1000
+            assert (records[row, :steps] >= 0).all() and (records[row, steps:] == -1).all()
+        by_time = compiled[case].start(5, seed=1)
+        records = by_time.advance(2, times=[0.0, 1e6])
+        assert (records[:, 0] == 0).all() and (records[:, 1] == -1).all() and (by_time.steps == 2).all()
+
+
 def test_extinction_halts_and_fills_the_records() -> None:
     (runs,) = compile_all([one(Mode.GILLESPIE, [react({"X": 1}, {}, 1.0)], {"X": 5})])
     batch = runs.start(50, seed=1)
