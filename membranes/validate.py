@@ -53,7 +53,8 @@ def validate(system: System) -> System:
 
     Checked: a cell, parents before children, labels exist, groups partition the rules, the skin is neither dissolved
     nor divided, targets exist, priorities are 0 or more, probabilities in [0, 1], counts from 1 to 2^63 - 1, links in
-    range, guards of known operators. Raises CompileError with every problem.
+    range, guards of known operators, and that a rule which is applied as often as possible consumes something. Raises
+    CompileError with every problem.
     """
     found = problems(system)
     if found:
@@ -70,7 +71,22 @@ def problems(system: System) -> list[Problem]:
     for rule in system.rules:
         if not _plain(rule, labels):
             found.extend(Problem(message, rule.where) for message in _rule(rule, system, labels))
+    if system.mode in (Mode.PARALLEL, Mode.ORDERED, Mode.DCBA):
+        found.extend(_endless(system))
     return found
+
+
+def _endless(system: System) -> Iterator[Problem]:
+    """Rules that a maximal step would apply without end, since they take nothing."""
+    for group in system.groups:
+        if group.bound not in (Bound.MAXIMAL, Bound.MINIMAL, Bound.ARBITRARY):
+            continue
+        for number in group.rules:
+            rule = system.rules[number] if 0 <= number < len(system.rules) else None
+            if rule is None or rule.consume or rule.divide or rule.link or rule.unlink:
+                continue
+            if not any(i.consume or len(i.results) != 1 for i in rule.inner):
+                yield Problem("the rule consumes nothing, so a step would apply it without end", rule.where)
 
 
 class _Labels:

@@ -159,9 +159,12 @@ class RuleBuilder(Evaluator):
         local: Locals,
     ) -> None:
         notes = extra(local) if extra is not None else {}
-        identity = (planned.number, tuple(bags), level, tuple(notes.items()))
+        identity = (planned.number, tuple(bags), tuple(notes.items()))
         first = self._seen.setdefault(identity, len(self.rules))
         if first < len(self.rules):
+            if level != self.rules[first].priority:
+                other = self.rules[first]
+                raise Fault(f"the same rule has the priority {other.priority} at {other.where}; here: {level}", mark)
             if p is not None and self.mode is Mode.DCBA:
                 self.repeated.setdefault(first, []).append(p)
             return

@@ -73,6 +73,8 @@ def test_the_number_of_mistakes_is_bounded() -> None:
         (f"{ACTIVE}{OPEN} @ms(1) = a*1e300; }}", "does not fit in 64 bits"),
         (f"{ACTIVE}{OPEN} @ms(1) = a{{0.5}}; }}", "an index is a whole number; found a double"),
         (f"{ACTIVE}{OPEN} (0-1) [a --> b]'1; }}", "the priority -1"),
+        (f"{ACTIVE}{OPEN} (1) [a --> b]'1; (2) [a --> b]'1; }}", r"has the priority 1 at t\.pli:3:2; here: 2"),
+        (f"@model<transition>{OPEN} [# --> b]'1; }}", "consumes nothing"),
         (f"{ACTIVE}{OPEN} [a --> b]'1 :: 1.5; }}", "the probability 1.5; wanted 0 to 1"),
         (f"{ACTIVE}{OPEN} else {{ }} }}", "'else' without 'if'"),
         (f"{ACTIVE}{OPEN} ?[a --> b]'1; }}", "for patterns only"),

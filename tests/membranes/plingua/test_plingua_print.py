@@ -84,7 +84,7 @@ def rules(draw: st.DrawFn) -> Rule:
 
 @st.composite
 def systems(draw: st.DrawFn) -> System:
-    made = tuple(dict.fromkeys(draw(st.lists(rules(), min_size=1, max_size=6))))
+    made = tuple({replace(r, priority=None): r for r in draw(st.lists(rules(), min_size=1, max_size=6))}.values())
     cells = (
         Cell("skin", None, draw(bags), 1),
         Cell("1", 0, draw(bags), draw(charges)),
