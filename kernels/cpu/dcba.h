@@ -141,6 +141,37 @@ inline void make_consistent(const Tables& t, random::Stream& stream, const int64
   }
 }
 
+// One loop of phase 1 over the first `count` active blocks: a row of the table is an object, with 1/k where a block
+// takes k of it, and a block gets the least of count * (1/k)^2 / (sum of the row) over its objects.
+inline void share_out(const Tables& t, int32_t count, const Work& w) {
+  const auto each_amount = [&](auto&& visit) {
+    for (int32_t i = 0; i < count; ++i) {
+      const BlockRules& block = t.block[w.active[i]];
+      for (int32_t j = block.consume.begin; j < block.consume.end; ++j) visit(t.amount[j]);
+    }
+  };
+  each_amount([&](const Amount& a) { w.share[a.place] = 0; });
+  each_amount([&](const Amount& a) { w.share[a.place] += 1.0 / static_cast<double>(a.count); });
+  // Every block's number comes from the counts at the start of the loop: from sums (positive) to shares (negative).
+  each_amount([&](const Amount& a) {
+    double& share = w.share[a.place];
+    if (share > 0) share = -static_cast<double>(w.left[a.place]) / share;
+  });
+  for (int32_t i = 0; i < count; ++i) {
+    const BlockRules& block = t.block[w.active[i]];
+    double least = 0x1p63;
+    for (int32_t j = block.consume.begin; j < block.consume.end; ++j) {
+      const double k = static_cast<double>(t.amount[j].count);
+      least = std::min(least, -w.share[t.amount[j].place] / (k * k));
+    }
+    const double whole = std::floor(least * (1 + 0x1p-50));  // thirds and the like, rounded down, would lose one
+    int64_t n = whole < 0x1p62 ? static_cast<int64_t>(whole) : INT64_MAX;
+    n = std::min(n, most(t, block, w.left));
+    w.chosen[w.active[i]] += n;
+    consume(t, block, n, w.left);
+  }
+}
+
 // Phases 1 and 2 for blocks that compete. Appends the chosen ones to the list.
 inline int32_t distribute(const Tables& t, Range family, random::Stream& stream, const Work& w, int32_t listed) {
   int32_t count = 0;
@@ -151,40 +182,9 @@ inline int32_t distribute(const Tables& t, Range family, random::Stream& stream,
       w.chosen[b] = 0;
     }
   }
-  const int32_t all = count;
   int32_t still = count;
-  for (int loop = 0; loop < kAccuracy && still > 1; ++loop) {
-    for (int32_t i = 0; i < still; ++i) {
-      const BlockRules& block = t.block[w.active[i]];
-      for (int32_t j = block.consume.begin; j < block.consume.end; ++j) w.share[t.amount[j].place] = 0;
-    }
-    for (int32_t i = 0; i < still; ++i) {
-      const BlockRules& block = t.block[w.active[i]];
-      for (int32_t j = block.consume.begin; j < block.consume.end; ++j) {
-        w.share[t.amount[j].place] += 1.0 / static_cast<double>(t.amount[j].count);
-      }
-    }
-    // Every block's number comes from the counts at the start of the loop: turn the sums into shares first.
-    for (int32_t i = 0; i < still; ++i) {
-      const BlockRules& block = t.block[w.active[i]];
-      for (int32_t j = block.consume.begin; j < block.consume.end; ++j) {
-        const int32_t place = t.amount[j].place;
-        if (w.share[place] > 0) w.share[place] = -static_cast<double>(w.left[place]) / w.share[place];
-      }
-    }
-    for (int32_t i = 0; i < still; ++i) {
-      const BlockRules& block = t.block[w.active[i]];
-      double least = 0x1p63;
-      for (int32_t j = block.consume.begin; j < block.consume.end; ++j) {
-        const double k = static_cast<double>(t.amount[j].count);
-        least = std::min(least, -w.share[t.amount[j].place] / (k * k));
-      }
-      const double whole = std::floor(least * (1 + 0x1p-50));  // thirds and the like, rounded down, would lose one
-      int64_t n = whole < 0x1p62 ? static_cast<int64_t>(whole) : INT64_MAX;
-      n = std::min(n, most(t, block, w.left));
-      w.chosen[w.active[i]] += n;
-      consume(t, block, n, w.left);
-    }
+  for (int loop = 0; loop < kAccuracy && still > 1; ++loop) {  // one alone gets in phase 2 what phase 1 would give it
+    share_out(t, still, w);
     int32_t kept = 0;
     for (int32_t i = 0; i < still; ++i) {
       if (fits(t, t.block[w.active[i]], w.left)) std::swap(w.active[kept++], w.active[i]);
@@ -198,7 +198,7 @@ inline int32_t distribute(const Tables& t, Range family, random::Stream& stream,
     w.chosen[b] += n;
     consume(t, t.block[b], n, w.left);
   }
-  for (int32_t i = 0; i < all; ++i) {
+  for (int32_t i = 0; i < count; ++i) {
     if (w.chosen[w.active[i]] > 0) w.list[listed++] = w.active[i];
   }
   return listed;
@@ -256,10 +256,8 @@ inline bool execute(const Tables& t, const BlockRules& block, int64_t n, random:
   return true;
 }
 
-// One step. False when it did nothing: halted or in error.
 template <class Conditions>
-bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, const Work& w, runs::Run& run) {
-  stream.at(static_cast<uint64_t>(run.step));
+void find_conditions(const Tables& t, Conditions&& conditions, const runs::Run& run, const Work& w) {
   for (int32_t c = 0; c < t.conditions; ++c) {
     bool holds = true;
     for (int32_t i = t.condition[c].begin; i < t.condition[c].end; ++i) {
@@ -268,6 +266,13 @@ bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, cons
     w.holds[c] = holds;
   }
   conditions(run.counts, run.charges, w.holds);
+}
+
+// One step. False when it did nothing: halted or in error.
+template <class Conditions>
+bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, const Work& w, runs::Run& run) {
+  stream.at(static_cast<uint64_t>(run.step));
+  find_conditions(t, conditions, run, w);
   std::memcpy(w.left, run.counts, static_cast<size_t>(t.places) * sizeof(int64_t));
   if (run.applications) std::memset(run.applications, 0, static_cast<size_t>(t.instances) * sizeof(int64_t));
   if (t.conflicts) make_consistent(t, stream, run.counts, w);

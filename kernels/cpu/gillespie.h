@@ -231,6 +231,21 @@ bool prepare(const Tables& t, Special&& special, SumTree& tree, runs::Run& run) 
   return true;
 }
 
+// Computes anew what an event of the reaction may have changed.
+template <class Special>
+bool update(const Tables& t, Special&& special, const Reaction& reaction, SumTree& tree, runs::Run& run) {
+  const int32_t* dependents = t.dependent + reaction.dependents.begin;
+  const int32_t count = reaction.dependents.end - reaction.dependents.begin;
+  for (int32_t i = 0; i < count; ++i) {
+    const double a = propensity(t, special, dependents[i], run.counts, run.charges);
+    if (!good(a)) [[unlikely]]
+      return refuse(run, dependents[i]);
+    tree.leaves()[dependents[i]] = a;
+  }
+  tree.sum_over(dependents, count);
+  return true;
+}
+
 template <class Special>
 void advance(const Tables& t, Special&& special, runs::Run& run) {
   run.halted = 0;
@@ -268,21 +283,7 @@ void advance(const Tables& t, Special&& special, runs::Run& run) {
     run.time = time;
     run.step += 1;
     if (run.every > 0 && run.step % run.every == 0) runs::record(run);
-    const int32_t* dependents = t.dependent + reaction.dependents.begin;
-    const int32_t count = reaction.dependents.end - reaction.dependents.begin;
-    bool all_good = true;
-    for (int32_t j = 0; j < count; ++j) {
-      const double a = propensity(t, special, dependents[j], run.counts, run.charges);
-      all_good = all_good && good(a);
-      tree.leaves()[dependents[j]] = a;
-    }
-    if (!all_good) {
-      const auto* bad =
-          std::find_if_not(dependents, dependents + count, [&](int32_t r) { return good(tree.leaves()[r]); });
-      refuse(run, *bad);
-      break;
-    }
-    tree.sum_over(dependents, count);
+    if (!update(t, special, reaction, tree, run)) break;
   }
   if (run.halted && run.every > 0) {
     while (run.records_done < run.num_records) runs::record(run);
