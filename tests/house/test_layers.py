@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "templates": frozenset(),
     "runtime": frozenset(),
     "compiler": frozenset({"kernels", "templates", "runtime.artifact"}),
-    "membranes": frozenset({"compiler", "kernels", "templates"}),
+    "membranes": frozenset({"compiler", "kernels", "templates", "runtime.artifact"}),
     "bench": frozenset({"compiler", "runtime", "membranes"}),
 }
 SHARED = frozenset({"errors", "_native"})

@@ -1,0 +1,107 @@
+"""`echoc compile` and `echoc run` on membrane systems, typed as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Compiled = Callable[[str], Path]
+
+
+def echoc(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "echoc", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
+
+
+def test_compile_then_run(source: Compiled, tmp_path: Path) -> None:
+    made = echoc("compile", source("subsets.pli"), "--json", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["artifact"] == "subsets.echo"
+    shown = echoc("inspect", tmp_path / "subsets.echo")
+    assert "parallel, strong priorities" in shown.stdout
+    run = echoc("run", tmp_path / "subsets.echo", "--json", "--seed", "4")
+    document = json.loads(run.stdout)
+    assert (document["halted"], document["environment"], document["num_membranes"]) == (True, {"o": 16}, 17)
+    assert document["halting_step"] == document["steps"] > 4
+    assert document["membranes"][0]["label"] == "1"
+
+
+def test_a_trace_the_text_and_the_pictures(compiled: Compiled, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("t.jsonl", "t.svg", "t.html")]
+    options = ("--trace", files[0], "--plot", files[1], "--html", files[2], "--text")
+    run = echoc("run", compiled("subsets.pli"), *options)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    assert lines[0]["schema"] == "echoc.trace/1"
+    assert lines[1]["step"] == 0
+    assert lines[-1] == {"halted": True, "step": lines[-2]["step"], "reason": "no rule applies"}
+    assert sum(a["times"] for line in lines[1:-1] for a in line.get("applied", [])) > 15
+    assert "]'2" in run.stdout
+    assert files[1].read_text().lstrip().startswith("<?xml")
+    assert "<html" in files[2].read_text()
+
+
+def test_runs_are_summed_up(compiled: Compiled) -> None:
+    run = echoc("run", compiled("weather.pli"), "--steps", "4", "--runs", "50", "--json")
+    document = json.loads(run.stdout)
+    assert len(document["runs"]) == 50
+    (place,) = [objects for objects in document["summary"]["objects"].values() if "dry" in objects]
+    assert 300 < place["dry"]["mean"] < 340  # in the long run 4 of 5 are dry
+    shown = echoc("run", compiled("choosing.pli"), "--runs", "3")
+    assert "3 runs, 3 halted; steps 1 to 1" in shown.stdout
+
+
+def test_a_source_runs_without_an_artifact(source: Compiled) -> None:
+    run = echoc("run", source("control.pep"), "--steps", "2", "--json")
+    assert json.loads(run.stdout)["values"] == {"x": 2.0, "y": 3.5}
+
+
+def test_an_overflow_keeps_the_state_and_fails(compiled: Compiled) -> None:
+    run = echoc("run", compiled("doubling.pli"), "--json")
+    assert run.returncode == 1
+    document = json.loads(run.stdout)
+    assert document["steps"] == 62
+    assert "passes 2^63 - 1" in document["error"]
+    assert run.stderr.startswith("echoc: step 63")
+    assert "Traceback" not in run.stderr
+
+
+def test_too_little_memory_is_said_and_traced(compiled: Compiled, tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    run = echoc("run", compiled("splitting.pli"), "--memory", "2M", "--trace", trace)
+    assert run.returncode == 1
+    assert "fit 2 MiB" in run.stderr
+    assert json.loads(trace.read_text().splitlines()[-1])["reason"] == "memory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted", "code"),
+    [
+        (("run", "splitting.pli", "--memory", "lots"), "no amount of memory", 2),
+        (("run", "weather.pli", "--runs", "2", "--text"), "leave --runs out", 2),
+        (("run", "control.pep"), "say how many steps", 2),
+        (("run", "doubling.pli", "--until", "3"), "chemical systems", 1),
+        (("run", "doubling.pli", "--prompt", "hello"), "takes no prompt", 2),
+    ],
+)
+def test_wrong_usage(compiled: Compiled, arguments: tuple[str, ...], wanted: str, code: int) -> None:
+    verb, name, *rest = arguments
+    run = echoc(verb, compiled(name), *rest)
+    assert run.returncode == code
+    assert wanted in " ".join(run.stderr.replace("│", " ").split())
+
+
+def test_a_mistake_is_shown_in_its_place(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.pli"
+    wrong.write_text("@model<transition>\ndef main() { @mu = []'1; [a --> b]'7; }\n")
+    run = echoc("compile", wrong, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "wrong.pli:2:" in run.stderr
+    assert "^" in run.stderr
+    assert list(tmp_path.glob("*.echo")) == []
+    assert echoc("compile", tmp_path / "none.pli").returncode == 1
