@@ -38,6 +38,7 @@ class Assembler(RuleBuilder):
         self.structured: Mu | None = None
         self.contents: dict[Labels, dict[str, int]] = {}
         self.content_marks: dict[Labels, Mark] = {}
+        self.alphabets: tuple[dict[str, None], dict[str, None]] = ({}, {})
         self.replaced: dict[Labels, dict[str, None]] = {}
         self.arc_labels: list[tuple[Labels, Labels, Mark]] = []
         self.arcs_from: Arcs | None = None
@@ -146,6 +147,9 @@ class Assembler(RuleBuilder):
     def ms(self, node: Ms) -> Run:
         labels, bag = self.labels(node.labels)[0], self.bag(node.objects)[0]
         mark, extend = self.mark(node.at), node.extend
+        if node.alphabet:
+            letters = self.alphabets[node.alphabet - 1]
+            return lambda local: letters.update(dict.fromkeys(name for name, _ in bag(local)))
 
         def ms(local: Locals) -> None:
             key, objects = labels(local), bag(local)
@@ -324,8 +328,11 @@ class Assembler(RuleBuilder):
         return frozenset(o for o, _ in cells[0].objects), (replace(cells[0], objects=()), *cells[1:])
 
     def separated(self, rules: list[Rule]) -> list[Rule]:
-        """Gives every separation rule the two alphabets: what was in @ms(1) and @ms(2) before `=` replaced it."""
-        first, second = self.replaced.get(("1",), {}), self.replaced.get(("2",), {})
+        """Gives every separation rule the two alphabets: what was in @ms(1) and @ms(2) before `=` replaced it, or, in
+        version 4, @ms1 and @ms2.
+        """
+        first = self.alphabets[0] or self.replaced.get(("1",), {})
+        second = self.alphabets[1] or self.replaced.get(("2",), {})
         both = sorted(set(first) & set(second))
         if not first or not second or both:
             problem = f"{both[0]} is in both" if both else "one of them is missing"

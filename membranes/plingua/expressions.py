@@ -5,10 +5,12 @@ from __future__ import annotations
 from .diagnostics import Fault, Limits, Mark
 from .lexer import TYPES, Tokens
 from .syntax import Assign, Call, Cast, Chain, Expression, Name, Number, SystemConstant, Text, Unary
+from .values import REAL_DIVISION
 
 ASSIGNMENTS = frozenset(["=", "+=", "-=", "*=", "/=", "%=", "<<=", ">>=", "&=", "|=", "^="])
 _LEVELS = ("||", "&&", "|", "^", "&", "== <>", "< <= > >=", "<< >>", "+ -", "* / %")
 PRECEDENCE = {op: level for level, ops in enumerate(_LEVELS) for op in ops.split()}
+PREFIX_FUNCTIONS = {"ceil": "ceil", "floor": "floor", "round": "round", "log": "log2", "max0": "max0"}
 SHIFT = PRECEDENCE["<<"]  # the lowest operators that a bound of a range may have
 _PREFIX = frozenset(["+", "-", "!", "~", "++", "--"])
 _WANTED = {"id": "a name", "int": "a whole number", "str": "a string", "end": "the end of the file"}
@@ -18,7 +20,9 @@ class ExpressionParser:
     """Reads expressions from tokens; `at` is the index of the next token."""
 
     def __init__(self, tokens: Tokens, limits: Limits, version4: bool = False) -> None:
-        """version4: `^` is the power, which binds closest; in version 5 it is the exclusive or of bits."""
+        """version4: `^` is the power, which binds closest, and `/` divides to real numbers; in version 5 they are the
+        exclusive or of bits and, for whole numbers, the division to a whole number.
+        """
         self.tokens, self.limits, self.version4 = tokens, limits, version4
         self.kinds, self.values, self.offsets = tokens.kinds, tokens.values, tokens.offsets
         self.at = 0
@@ -90,6 +94,8 @@ class ExpressionParser:
             rest = []
             while PRECEDENCE.get(self.kind) == precedence:
                 operator, offset = self.kind, self.offset
+                if operator == "/" and self.version4:
+                    operator = REAL_DIVISION
                 self.at += 1
                 rest.append((operator, offset, self.binary(precedence + 1)))
             left = Chain(left.at, left, tuple(rest))
@@ -142,10 +148,24 @@ class ExpressionParser:
             if self.kinds[self.at + 1] == "(":
                 return self.call(True)
             return SystemConstant(offset, self.identifier("the name of a constant or function"))
-        if kind == "@" and self.kinds[self.at + 1 : self.at + 3] == ["id", "("]:
-            self.at += 1
-            return self.call(True)
+        if kind == "@" and self.kinds[self.at + 1] == "id":
+            return self.prefix_function()
         raise self.unexpected("an expression")
+
+    def prefix_function(self) -> Expression:
+        """`@ceil(x)` and `@ceil x` of version 4, whose logarithm has the base 2."""
+        offset = self.offset
+        self.at += 1
+        name = str(self.values[self.at])
+        if name not in PREFIX_FUNCTIONS:
+            if self.kinds[self.at + 1] == "(":
+                return self.call(True)
+            raise self.unexpected(f"one of the functions {', '.join(PREFIX_FUNCTIONS)}")
+        self.at += 1
+        self.enter("parentheses and indices", self.limits.parentheses)
+        operand = self.primary()
+        self.depth -= 1
+        return Call(offset, PREFIX_FUNCTIONS[name], (operand,), True)
 
     def parenthesis(self) -> Expression:
         offset = self.offset

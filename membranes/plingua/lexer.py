@@ -94,7 +94,7 @@ SIGNS = [
 
 _TOKEN = re.compile(
     r"(?P<skip>(?:[ \t\r\n\f\v]+|//[^\n]*|/\*.*?\*/)+)"
-    r"|(?P<at>@(?:include|model|marcs|mu|ms|d)(?![A-Za-z0-9_.]))"
+    r"|(?P<at>@(?:include|model|marcs|mu|ms[12]?|d)(?![A-Za-z0-9_.]))"
     r"|(?P<id>[A-Za-z_][A-Za-z0-9_.]*|\.[A-Za-z_.][A-Za-z0-9_.]*)"
     r"|(?P<hex>0[xX][0-9A-Fa-f]+)"
     r"|(?P<real>(?:[0-9]+\.[0-9]+|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+)"

@@ -335,11 +335,11 @@ class Parser(MembraneParser):
             self.at += kind == "call"
             call = self.primary()
             return Evaluate(offset, call)
-        if kind in ("@mu", "@ms", "@marcs"):
+        if kind in ("@mu", "@ms", "@ms1", "@ms2", "@marcs"):
             self.at += 1
             if kind == "@mu":
                 return self.mu(offset)
-            return self.ms(offset) if kind == "@ms" else self.arcs(offset)
+            return self.arcs(offset) if kind == "@marcs" else self.ms(offset, int(kind[3:] or 0))
         if kind == "@":
             self.at += 1
             return Features(offset, self.features())
@@ -387,13 +387,15 @@ class Parser(MembraneParser):
             if not self.accept(",") and self.kind not in ("[", "+", "-"):
                 return Mu(offset, tuple(roots), extend)
 
-    def ms(self, offset: int) -> Ms:
-        self.expect("(")
-        labels = self.labels()
-        self.expect(")")
+    def ms(self, offset: int, alphabet: int) -> Ms:
+        labels: tuple[Label, ...] = ()
+        if not alphabet:
+            self.expect("(")
+            labels = self.labels()
+            self.expect(")")
         extend = self.increment()
         objects = self.objects(dissolution=False) if self.kind in ("id", "#", "@d") else ()
-        return Ms(offset, labels, extend, objects)
+        return Ms(offset, labels, extend, objects, alphabet)
 
     def arcs(self, offset: int) -> Arcs:
         extend = self.increment()

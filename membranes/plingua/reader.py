@@ -44,6 +44,8 @@ BUILT_IN: dict[str, str] = {
     "tissue_separation": "tissue_separation_model.pli",
     "probabilistic": "pdp_model.pli",
     "symport_antiport": "symport_antiport_model.pli",
+    "ev_symport_antiport": "ev_symport_antiport_model.pli",
+    "evolution_communication": "evolution_communication_model.pli",
     "stochastic": "stochastic_model.pli",
     "spiking_psystems": "spiking_model.pli",
 }
@@ -53,10 +55,14 @@ ALIASES: dict[str, str] = {
     "active_membranes": "membrane_division",
     "tissue_psystems": "tissue_division",
     "tissue_like_psystems": "tissue_division",
+    "TSCS": "tissue_separation",
     "pdp": "probabilistic",
     "spiking": "spiking_psystems",
 }
-ELSEWHERE: dict[str, str] = {"simple_kernel_psystems": "the system in kP-Lingua"}
+ELSEWHERE: dict[str, str] = {
+    "simple_kernel_psystems": "the system in kP-Lingua",
+    "membrane_creation": "a model without creation: rules can divide, dissolve and relabel membranes that are there",
+}
 FRAMES = 12  # of Python for one call of a module, at most, besides those of nested expressions
 
 
@@ -256,7 +262,7 @@ def read(
     sys.setrecursionlimit(max(depth, depth + limits.calls * FRAMES + 4_000))
     try:
         definitions = loader.load(path, text)
-        if _is_version4(definitions) and any("^" in p.source.text for p in loader.programs):
+        if _is_version4(definitions):
             loader = Loader(loader.include_paths, limits, version4=True)
             definitions = loader.load(path, text)
         _known(parameters or {}, loader.programs)

@@ -239,10 +239,13 @@ class Mu:
 
 @dataclass(slots=True)
 class Ms:
+    """`alphabet` 1 or 2: `@ms1`, `@ms2` of version 4, the alphabets of separation; no labels then."""
+
     at: int
     labels: tuple[Label, ...]
     extend: bool
     objects: tuple[Object, ...]
+    alphabet: int = 0
 
 
 @dataclass(slots=True)

@@ -88,6 +88,14 @@ def _power(a: int | float, b: int | float) -> int | float:
         raise Undefined(f"{a} to the power of {b} is not defined") from None
 
 
+def _divide_real(a: int | float, b: int | float) -> int | float:
+    if b == 0:
+        raise Undefined("division by zero")
+    quotient = a / b
+    return int(quotient) if quotient.is_integer() and abs(quotient) < 2.0**53 else quotient
+
+
+REAL_DIVISION = "real /"
 _BOTH_WHOLE: dict[str, Callable[[int, int], int]] = {
     "%": _remainder,
     "<<": lambda a, b: _shift(a, b, True),
@@ -102,6 +110,7 @@ _NUMBERS: dict[str, Callable[[int | float, int | float], int | float]] = {
     "*": lambda a, b: a * b,
     "/": _divide,
     "**": _power,
+    REAL_DIVISION: _divide_real,
     "<": lambda a, b: int(a < b),
     "<=": lambda a, b: int(a <= b),
     ">": lambda a, b: int(a > b),
@@ -234,6 +243,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[[list[Value]], Value]]] = {
     "pow": (2, lambda a: math.pow(to_double(a[0]), to_double(a[1]))),
     "atan2": (2, lambda a: math.atan2(to_double(a[0]), to_double(a[1]))),
     "abs": (1, _absolute),
+    "max0": (1, lambda a: a[0] if isinstance(a[0], int | float) and a[0] > 0 else 0),
     "len": (1, lambda a: len(to_string(a[0]))),
     "pos": (2, _position),
     "print": (-1, _print),

@@ -23,11 +23,10 @@ def value(expression: str, around: str = "") -> int:
     ("expression", "expected"),
     [
         ("1 + 2 * 3 - 4", 3),
-        ("7 / 2", 3),
-        ("(0-7) / 2 + 10", 7),
         ("(0-7) % 3 + 10", 9),
         ("(int_t)(7 / 2.0 * 10)", 35),
-        ("(double_t)7 / 2 * 10", 35),
+        ("7 / 2 * 10", 35),
+        ("@ceil 6.5 + @log 8 + @max0 (0-3)", 10),
         ("3 - -2", 5),
         ("1 << 4 >> 1 | 1", 9),
         ("6 & 3 ^ 1", 2),
@@ -58,10 +57,11 @@ def test_expressions(expression: str, expected: int) -> None:
     assert value(expression) == expected
 
 
-def test_in_version_5_the_roof_is_the_exclusive_or() -> None:
+def test_in_version_5_the_roof_is_the_exclusive_or_and_whole_numbers_divide_to_whole_ones() -> None:
     model = "!p { [u --> v]'h; } @model(own) = p; @model<own>"
-    text = f"{model} def main() {{ @mu = []'1; @ms(1) = a*(2^32 - 1); }}"
-    assert read("t.pli", text=text).cells[0].objects == (("a", 29),)
+    body = "@ms(1) = a*(2^32 - 1), b*(7 / 2), c*((0-7) / 2 + 10), d*((double_t)7 / 2 * 10);"
+    text = f"{model} def main() {{ @mu = []'1; {body} }}"
+    assert read("t.pli", text=text).cells[0].objects == (("a", 29), ("b", 3), ("c", 7), ("d", 35))
 
 
 def test_assignment_operators_and_increments() -> None:

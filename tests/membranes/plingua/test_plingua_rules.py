@@ -208,6 +208,13 @@ def test_separation_deals_by_the_alphabets_that_were_replaced() -> None:
     assert second.produce == C
 
 
+def test_separation_by_the_alphabets_of_version_4() -> None:
+    alphabets = "@ms1 = S; @ms1 += a; @ms2 = b;"
+    text = f"@model<TSCS> def main() {{ @mu = [[]'1]'0; {alphabets} @ms(1) = S, a, b; [S]'1 --> []'1 []'1; }}"
+    first, second = system(text).rules[0].inner[0].results
+    assert (first.keeps, second.keeps) == (frozenset({"S", "a"}), frozenset({"b"}))
+
+
 def test_stochastic_rules_have_rates() -> None:
     found = system("@model<stochastic> def main() { @mu = []'1; [a, b --> c]'1 :: 2.5; [c --> #]'1 :: 40; }")
     assert found.mode is Mode.GILLESPIE
