@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from echoc.compiler.ir.algebra import Bag, Guard, Mode, Rule, Send, Target, Where
 
-from .closures import BagThunk, Locals, Thunk
+from .closures import BagThunk, Locals, Run, Thunk
 from .diagnostics import Fault, Limits, Mark
-from .evaluate import Evaluator, Run
+from .evaluate import Evaluator
 from .patterns import Matcher, PatternGroup, RuleShape, Shape, TooManyWays
 from .plan import Member, Plan, Unmapped, plan_exchange, plan_rule
 from .plan import build as build_rule
@@ -64,7 +64,7 @@ class Template:
         self.bags.append(run)
         self.constant_bags.append(constant)
         named = [o for o in objects if o.name is not None]
-        if constant is None and (len(named) > 1 or named[0].count is not None):
+        if constant is None and (len(named) != 1 or len(objects) > 1 or named[0].count is not None):
             self.open_bags.append(len(self.bags) - 1)
         return len(self.bags) - 1
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from echoc.compiler.ir.algebra import Bag
@@ -24,6 +24,7 @@ from .syntax import (
     Name,
     Number,
     Object,
+    Range,
     SystemConstant,
     Text,
     Unary,
@@ -33,6 +34,8 @@ from .values import Undefined, Value
 Locals = dict[str, Value]
 Thunk = Callable[[Locals], Value]
 KeyThunk = Callable[[Locals], str]
+Run = Callable[[Locals], tuple[Value] | None]
+"""A statement: None, or the value of a `return` in a tuple."""
 BagThunk = Callable[[Locals], Bag]
 
 
@@ -68,6 +71,9 @@ class Closures:
         self.left -= steps
 
     def call(self, node: Call, needed: bool = True) -> Thunk:
+        raise NotImplementedError
+
+    def nest(self, ranges: Sequence[Range], body: Run) -> Run:
         raise NotImplementedError
 
     def expression(self, node: Expression) -> Compiled:
@@ -277,6 +283,8 @@ class Closures:
 
     def bag(self, nodes: tuple[Object, ...]) -> tuple[BagThunk, Bag | None]:
         """A multiset without `@d`, and its value where that is known already."""
+        if any(o.ranges for o in nodes):
+            return self.ranged_bag(nodes), None
         parts = [
             (self.key(o.name), self.count(o.count) if o.count is not None else None)
             for o in nodes
@@ -307,6 +315,37 @@ class Closures:
             known = bag({})
             return (lambda _: known), known
         return bag, None
+
+    def ranged_bag(self, nodes: tuple[Object, ...]) -> BagThunk:
+        """A multiset of which a part is written with ranges."""
+        plain = self.bag(tuple(o for o in nodes if not o.ranges))[0]
+        mark, found = self.mark(nodes[0].at), [o for o in nodes if o.ranges]
+        stack: list[dict[str, int]] = []  # one for every run that goes on: a count may call a module that comes here
+
+        def add(bag: Bag) -> None:
+            counts = stack[-1]
+            for name, count in bag:
+                counts[name] = counts.get(name, 0) + count
+                if counts[name] > values.HIGH:
+                    raise Fault("the multiplicity of an object does not fit in 64 bits", mark)
+
+        def adder(objects: tuple[Object, ...]) -> Run:
+            bag = self.bag(objects)[0]
+            return lambda local: add(bag(local))
+
+        runs = [self.nest(o.ranges, adder(o.objects)) for o in found]
+
+        def ranged(local: Locals) -> Bag:
+            stack.append({})
+            try:
+                add(plain(local))
+                for run in runs:
+                    run(local)
+                return tuple(sorted(stack[-1].items()))
+            finally:
+                stack.pop()
+
+        return ranged
 
     def count(self, node: Expression) -> Callable[[Locals], int]:
         run, mark = self.expression(node).run, self.mark(node.at)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import values
-from .closures import _INSIDE, Closures, Locals, Thunk
+from .closures import _INSIDE, Closures, Locals, Run, Thunk
 from .diagnostics import Fault, Limits, Mark, Source
 from .syntax import (
     Arcs,
@@ -28,9 +28,6 @@ from .syntax import (
     Statement,
 )
 from .values import Undefined, Value
-
-Run = Callable[[Locals], tuple[Value] | None]
-"""A statement: None, or the value of a `return` in a tuple."""
 
 
 @dataclass(slots=True)
@@ -220,11 +217,14 @@ class Evaluator(Sink):
     # Ranges.
 
     def ranged(self, node: Ranged) -> Run:
-        body = self._compiled(node.body)
-        unequal = [r for r in node.ranges if r.variable is None]
+        return self.nest(node.ranges, self._compiled(node.body))
+
+    def nest(self, ranges: Sequence[Range], body: Run) -> Run:
+        """`body` for all values of the ranges."""
+        unequal = [r for r in ranges if r.variable is None]
         if unequal:
             body = self.filtered(unequal, body)
-        for part in _order([r for r in node.ranges if r.variable is not None]):
+        for part in _order([r for r in ranges if r.variable is not None]):
             body = self.range(part, body)
         return body
 

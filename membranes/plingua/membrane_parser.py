@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .expressions import ExpressionParser
+from .expressions import SHIFT, ExpressionParser
 from .lexer import TYPES
-from .syntax import Charge, Expression, Feature, Label, Membrane, Name, Object, Rule, Structure, Text
+from .syntax import Charge, Expression, Feature, Label, Membrane, Name, Object, Range, Rule, Structure, Text
 
 ARROWS = {"-->": False, "->": False, "<-->": True, "<->": True}
 _SIGN = {"+": 1, "-": -1}
@@ -80,7 +80,7 @@ class MembraneParser(ExpressionParser):
         return None
 
     def starts_object(self) -> bool:
-        return self.kind in ("id", "#", "@d")
+        return self.kind in ("id", "#", "@d", "&")
 
     def objects(self, dissolution: bool = True) -> tuple[Object, ...]:
         """One or more objects with commas between them."""
@@ -96,9 +96,26 @@ class MembraneParser(ExpressionParser):
         if self.kind == "@d" and dissolution:
             self.at += 1
             return Object(offset, None, dissolve=True)
+        if self.accept("&"):
+            return self.ranged_objects(offset)
         if self.kind != "id":
             raise self.unexpected("an object")
         return self.object_count(self.name())
+
+    def ranged_objects(self, offset: int) -> Object:
+        """`&{a{i}, b} : {1 <= i <= n}` of version 4: all of them together."""
+        self.expect("{")
+        self.enter("multisets", self.limits.parentheses)
+        objects = self.objects(dissolution=False)
+        self.depth -= 1
+        self.expect("}", "',' or '}'")
+        self.expect(":")
+        self.expect("{")
+        ranges = [self.range()]
+        while self.accept(","):
+            ranges.append(self.range())
+        self.expect("}", "',' or '}'")
+        return Object(offset, None, objects=objects, ranges=tuple(ranges))
 
     def object_count(self, name: Name) -> Object:
         count = self.primary() if self.accept("*") else None
@@ -227,6 +244,22 @@ class MembraneParser(ExpressionParser):
         if name.name in LABEL_FEATURES:
             return Feature(offset, name, self.label())
         return Feature(offset, name, self.expression())
+
+    def range(self) -> Range:
+        offset = self.offset
+        low = self.expression(SHIFT)
+        if self.accept("<>"):
+            return Range(offset, low, False, None, False, self.expression(SHIFT))
+        strict = self.bound()
+        variable = self.name()
+        high_strict = self.bound()
+        return Range(offset, low, strict, variable, high_strict, self.expression(SHIFT))
+
+    def bound(self) -> bool:
+        if self.accept("<"):
+            return True
+        self.expect("<=", "'<' or '<=' of a range, or '<>'")
+        return False
 
     def structure(self) -> Structure:
         """A membrane of `@mu`, read without recursion."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .diagnostics import Fault, Limits, PLinguaError, Source, diagnose
-from .expressions import ASSIGNMENTS, SHIFT
+from .expressions import ASSIGNMENTS
 from .lexer import tokenize
 from .membrane_parser import MembraneParser
 from .syntax import (
@@ -13,6 +13,7 @@ from .syntax import (
     Assign,
     Block,
     Bounded,
+    Call,
     Constants,
     Definition,
     Evaluate,
@@ -29,7 +30,6 @@ from .syntax import (
     Name,
     Pattern,
     Program,
-    Range,
     Ranged,
     Return,
     Rule,
@@ -333,8 +333,9 @@ class Parser(MembraneParser):
             return Evaluate(offset, self.changed("an assignment"))
         if kind in ("call", "system"):
             self.at += kind == "call"
-            call = self.primary()
-            return Evaluate(offset, call)
+            if self.kind == "id" and self.kinds[self.at + 1] != "(":
+                return Evaluate(offset, Call(self.offset, self.identifier(), ()))
+            return Evaluate(offset, self.primary())
         if kind in ("@mu", "@ms", "@ms1", "@ms2", "@marcs"):
             self.at += 1
             if kind == "@mu":
@@ -394,7 +395,7 @@ class Parser(MembraneParser):
             labels = self.labels()
             self.expect(")")
         extend = self.increment()
-        objects = self.objects(dissolution=False) if self.kind in ("id", "#", "@d") else ()
+        objects = self.objects(dissolution=False) if self.starts_object() else ()
         return Ms(offset, labels, extend, objects, alphabet)
 
     def arcs(self, offset: int) -> Arcs:
@@ -408,22 +409,6 @@ class Parser(MembraneParser):
             self.expect(")")
             if not self.accept(","):
                 return Arcs(offset, extend, tuple(pairs))
-
-    def range(self) -> Range:
-        offset = self.offset
-        low = self.expression(SHIFT)
-        if self.accept("<>"):
-            return Range(offset, low, False, None, False, self.expression(SHIFT))
-        strict = self.bound()
-        variable = self.name()
-        high_strict = self.bound()
-        return Range(offset, low, strict, variable, high_strict, self.expression(SHIFT))
-
-    def bound(self) -> bool:
-        if self.accept("<"):
-            return True
-        self.expect("<=", "'<' or '<=' of a range, or '<>'")
-        return False
 
 
 def parse_source(source: Source, limits: Limits, version4: bool = False) -> Program:

@@ -85,12 +85,14 @@ Expression = Number | Text | Name | Chain | Unary | Cast | Call | SystemConstant
 
 @dataclass(slots=True)
 class Object:
-    """`name`, `name*count`; name None: `#` (nothing), or `@d` with `dissolve`."""
+    """`name`, `name*count`; name None: `#` (nothing), `@d` with `dissolve`, or `objects` for all values of `ranges`."""
 
     at: int
     name: Name | None
     count: Expression | None = None
     dissolve: bool = False
+    objects: tuple[Object, ...] = ()
+    ranges: tuple[Range, ...] = ()
 
 
 @dataclass(slots=True)

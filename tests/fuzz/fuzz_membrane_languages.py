@@ -96,7 +96,22 @@ def _plingua() -> Language:
     spec.loader.exec_module(examples)
     words = [*KEYWORDS, *SIGNS, "a", "b", "u", "x{i}", "k{1,2} = 3;", "1", "2", "0.5", '"a*"', "i", "@mu", "@ms(1) ="]
     words += ["@model<transition>", "@model(m) =", "!p {", "def main() {", "[]'1", "[a --> b]'1;", "1 <= i <= 3"]
-    words += ["@d", "@marcs", "@include", "'1", "main()", "ceil(", "random(3)", "/*", "*/", "//", "\n", "?", "\0"]
+    words += [
+        "@d",
+        "@marcs",
+        "@include",
+        "'1",
+        "main()",
+        "ceil(",
+        "random(3)",
+        "&{a} : {1<=i<=2}",
+        "/*",
+        "*/",
+        "//",
+        "\n",
+        "?",
+        "\0",
+    ]
     return Language(attempt_plingua, words, list(examples.EVERY.values()))
 
 

@@ -131,6 +131,15 @@ def test_multisets_are_replaced_and_extended() -> None:
     assert objects("@ms(1) = a; @ms(1) = ;") == {}
 
 
+def test_multisets_with_ranges_of_their_own() -> None:
+    body = "n = 2; @ms(1) = z, &{a{i}*i, b} : {1 <= i <= n + 1, i <> 2}, z; call more;"
+    around = "def more() { [&{a{i}} : {1 <= i <= 3} --> &{c{i,j}} : {1 <= j < i, 2 <= i <= k}, d]'1 : 2 <= k <= 3; }"
+    assert objects(body, around) == {"z": 2, "a{1}": 1, "a{3}": 3, "b": 2}
+    rules = read("t.pli", text=f"@model<transition> {around} def main() {{ @mu = []'1; call more; }}").rules
+    assert [r.consume for r in rules] == [(("a{1}", 1), ("a{2}", 1), ("a{3}", 1))] * 2
+    assert [tuple(o for o, _ in r.produce) for r in rules] == [("c{2,1}", "d"), ("c{2,1}", "c{3,1}", "c{3,2}", "d")]
+
+
 def test_structure_is_extended_everywhere_and_stands_in_order() -> None:
     text = "@model<transition> def main() { @mu = [[]'2 []'2]'{\"skin\"}; @mu(2) += -[[]'z]'{3+k} : 0 <= k < 2; }"
     cells = read("t.pli", text=text).cells
