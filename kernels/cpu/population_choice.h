@@ -75,18 +75,20 @@ class CellChoice : public Emission<S> {
     const int32_t rule = before_.pending[row];
     after_.pending[row] = kNone;
     if (rule == kNone) return;
-    int32_t targets[kMembers];
+    [[maybe_unused]] int32_t targets[kMembers];
     auto place = [&](int32_t to, Span bag, int64_t times) {
       bool fits = true;
       for (int32_t i = bag.begin; i < bag.end; ++i) fits &= this->post(to, item(i).object, item(i).count * times);
       return fits;
     };
     place(row, rule_row(rule).produce, 1);
-    this->send(this->bind(rule, row), 1, rule_row(rule).send.begin, targets, 0, random_, place, false);
+    if constexpr (S::kHasSends) {
+      this->send(this->bind(rule, row), 1, rule_row(rule).send.begin, targets, 0, random_, place, false);
+    }
     work_.applied += 1;
   }
 
-  void note_move(int32_t row, uint32_t object, int64_t count) {
+  [[gnu::cold]] void note_move(int32_t row, uint32_t object, int64_t count) {
     const Span rules = S::cell_trigger(object);
     for (int32_t t = rules.begin; t < rules.end; ++t) {
       const int32_t rule = S::kCellTriggers[t];

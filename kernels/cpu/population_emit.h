@@ -62,9 +62,16 @@ class Emission : public Binding<S> {
       fits &= change_inner(candidate.cells[k + 1], r.inner.begin + k, times, place);
     }
     if (r.divide.size() > 0) shared_.structure.data[holder] = S::kInnerCount + candidate.rule;
-    const bool links = r.link != kNone || r.unlink != kNone;
-    fits = fits && send(candidate, times, r.send.begin, targets, 0, random, place, call_.record != 0 && !links);
-    return links ? fits && relink(r, candidate, times, targets, random) : fits;
+    const bool links = S::kHasLinks && (r.link != kNone || r.unlink != kNone);
+    if constexpr (S::kHasSends) {
+      fits = fits && send(candidate, times, r.send.begin, targets, 0, random, place, call_.record != 0 && !links);
+    } else if (call_.record != 0 && !links) {
+      note(candidate, times, targets, 0);
+    }
+    if constexpr (S::kHasLinks) {
+      if (links) return fits && relink(r, candidate, times, targets, random);
+    }
+    return fits;
   }
 
   template <class Place>
@@ -164,7 +171,7 @@ class Emission : public Binding<S> {
   }
 
   // One line of the record: the rule and the ids of what it binds.
-  void note(const Candidate& candidate, int64_t times, const int32_t* targets, int32_t chosen) {
+  [[gnu::cold]] void note(const Candidate& candidate, int64_t times, const int32_t* targets, int32_t chosen) {
     Application out{};
     out.rule = candidate.rule;
     out.times = times;

@@ -41,7 +41,7 @@ class SharedChoice : public CellChoice<S> {
   }
 
   // Draws among all candidates that share something. One thread, when all others are done choosing.
-  void settle() {
+  [[gnu::noinline, gnu::cold]] void settle() {
     collect_candidates();
     if (shared_.candidates.size == 0) return;
     random_ = this->random_for(~uint64_t{0});

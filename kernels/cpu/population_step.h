@@ -147,7 +147,12 @@ class Step {
   // Rules compete, or take and give more than one object.
   void decide(int32_t row, const uint32_t* actions) {
     load(row);
-    const bool tried = S::kOrdered ? choice_.decide_ordered(row) : choice_.decide_cell(row, actions);
+    bool tried;
+    if constexpr (S::kOrdered) {
+      tried = choice_.decide_ordered(row);
+    } else {
+      tried = choice_.decide_cell(row, actions);
+    }
     const bool applied = choice_.applied_here();
     if (!applied && !choice_.moved(actions)) {
       clear_counts();

@@ -12,7 +12,7 @@ class Structure : public Binding<S> {
  public:
   using Binding<S>::Binding;
 
-  void run() {
+  [[gnu::noinline, gnu::cold]] void run() {
     find();
     if constexpr (S::kHasLinks) relink();
     if (work_.order.size > 0 && !failed()) divide();

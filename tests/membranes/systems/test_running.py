@@ -62,7 +62,7 @@ def test_all_subsets_are_there_and_every_seed_finds_them(compiled: Compiled) -> 
 
 def test_a_system_that_grows_without_end_stops_at_the_memory_it_may_have(compiled: Compiled) -> None:
     run = SystemProgram(compiled("splitting.pli"), max_bytes=4 << 20).create()
-    with pytest.raises(PopulationLimit, match="needs more .* than fit 4 MiB of memory; the run stands at step"):
+    with pytest.raises(PopulationLimit, match=r"needs more .* than fit 4 MiB of memory; the run stands at step"):
         run.advance()
     memory = run.memory()
     assert memory["peak_bytes"] <= memory["max_bytes"]
