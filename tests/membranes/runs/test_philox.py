@@ -66,7 +66,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     cases = "{" + ", ".join(f"{{{n}, {p}}}" for n, p in CASES) + "}"
     source.write_text(PROGRAM.replace("CASES", cases).replace("DRAWS", str(DRAWS)))
     binary = folder / "random_check"
-    flags = [f for f in FLAGS if f not in ("-fPIC", "-fvisibility=hidden")]
+    flags = ["-O2", *(f for f in FLAGS if f not in ("-fPIC", "-fvisibility=hidden"))]
     command = [*find_compiler().command, *flags, "-march=native", f"-I{KERNELS.parent}", str(source), "-o", str(binary)]
     subprocess.run(command, check=True)
     out = subprocess.run([str(binary)], check=True, capture_output=True, text=True).stdout
