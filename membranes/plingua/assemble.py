@@ -10,10 +10,10 @@ from echoc.compiler.ir.algebra import Where as Place
 from echoc.membranes.validate import block_key
 
 from .build import Labels, RuleBuilder
-from .closures import Locals, Run
 from .diagnostics import Fault, Limits, Mark
 from .patterns import Matcher
 from .syntax import Arcs, Features, Ms, Mu, Structure
+from .thunks import Locals, Run
 from .values import HIGH, Value
 
 

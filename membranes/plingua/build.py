@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from echoc.compiler.ir.algebra import Bag, Guard, Mode, Rule, Send, Target, Where
 
-from .closures import BagThunk, Locals, Run, Thunk
 from .diagnostics import Fault, Limits, Mark
 from .evaluate import Evaluator
 from .patterns import Matcher, PatternGroup, RuleShape, Shape, TooManyWays
@@ -17,6 +16,7 @@ from .show import shortened, show_shape
 from .spiking import BadExpression, unary_language
 from .syntax import Feature, Label, Membrane, Object
 from .syntax import Rule as RuleNode
+from .thunks import BagThunk, Locals, Run, Thunk
 from .values import Undefined, Value, to_whole
 
 Labels = tuple[str, ...]

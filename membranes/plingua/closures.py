@@ -29,14 +29,24 @@ from .syntax import (
     Text,
     Unary,
 )
+from .thunks import (
+    INSIDE,
+    BagThunk,
+    KeyThunk,
+    Locals,
+    Run,
+    Thunk,
+    apply_binary,
+    bad_index,
+    folded_chain,
+    key_of_four,
+    key_of_one,
+    key_of_two,
+    logic_of,
+    pair_of,
+    system_constant,
+)
 from .values import Undefined, Value
-
-Locals = dict[str, Value]
-Thunk = Callable[[Locals], Value]
-KeyThunk = Callable[[Locals], str]
-Run = Callable[[Locals], tuple[Value] | None]
-"""A statement: None, or the value of a `return` in a tuple."""
-BagThunk = Callable[[Locals], Bag]
 
 
 class Compiled(NamedTuple):
@@ -113,17 +123,17 @@ class Closures:
             return (lambda _: text), text
         runs = [p.run for p in parts]
         if len(runs) == 1:
-            return _key1(form, runs[0], marks[0]), None
+            return key_of_one(form, runs[0], marks[0]), None
         if len(runs) == 2:
-            return _key2(form, runs, marks), None
+            return key_of_two(form, runs, marks), None
         if len(runs) == 4:
-            return _key4(form, runs, marks), None
+            return key_of_four(form, runs, marks), None
 
         def key(local: Locals) -> str:
             indices = tuple([run(local) for run in runs])
             for i, index in enumerate(indices):
                 if index.__class__ is not int:
-                    raise _bad_index(index, marks[i])
+                    raise bad_index(index, marks[i])
             return form % indices
 
         return key, None
@@ -142,7 +152,7 @@ class Closures:
                 try:
                     return shared[name]
                 except KeyError:
-                    return _system_constant(name, mark)
+                    return system_constant(name, mark)
 
             return load
 
@@ -151,7 +161,7 @@ class Closures:
             value = shared.get(name)
             if local and name in local:
                 return local[name]
-            return value if value is not None else _system_constant(name, mark)
+            return value if value is not None else system_constant(name, mark)
 
         return load_indexed
 
@@ -178,7 +188,7 @@ class Closures:
 
             def assign(local: Locals) -> Value:
                 value = right(local)
-                store(local, value, _INSIDE in local)
+                store(local, value, INSIDE in local)
                 return value
 
             return assign
@@ -187,8 +197,8 @@ class Closures:
 
         def update(local: Locals) -> Value:
             old, operand = load(local), right(local)
-            new = _binary(sign, old, operand, mark)
-            store(local, new, _INSIDE in local)
+            new = apply_binary(sign, old, operand, mark)
+            store(local, new, INSIDE in local)
             return old if after else new
 
         return update
@@ -197,20 +207,22 @@ class Closures:
         first = self.expression(node.first)
         rest = [(op, self.mark(at), self.expression(e)) for op, at, e in node.rest]
         if rest[0][0] in ("&&", "||"):
-            return Compiled(_logic(rest[0][0] == "&&", [first.run, *(e.run for _, _, e in rest)], self.mark(node.at)))
+            return Compiled(logic_of(rest[0][0] == "&&", [first.run, *(e.run for _, _, e in rest)], self.mark(node.at)))
         if first.constant is not None and all(e.constant is not None for _, _, e in rest):
-            folded = _folded(first.constant, rest)
+            folded = folded_chain(
+                first.constant, [(op, mark, e.constant) for op, mark, e in rest if e.constant is not None]
+            )
             if folded is not None:
                 return Compiled(lambda _: folded, folded)
         if len(rest) == 1:
             op, mark, e = rest[0]
-            return Compiled(_pair(op, first.run, e.run, mark))
+            return Compiled(pair_of(op, first.run, e.run, mark))
         start, steps = first.run, [(op, mark, e.run) for op, mark, e in rest]
 
         def chain(local: Locals) -> Value:
             value = start(local)
             for op, mark, run in steps:
-                value = _binary(op, value, run(local), mark)
+                value = apply_binary(op, value, run(local), mark)
             return value
 
         return Compiled(chain)
@@ -363,102 +375,3 @@ class Closures:
             return value
 
         return count
-
-
-_INSIDE = "@inside"
-"""A key that the local variables of a module have, and no variable can."""
-
-
-def _bad_index(value: Value, mark: Mark) -> Fault:
-    return Fault(f"an index is a whole number; found {values.type_name(value)}: {str(value)[:40]}", mark)
-
-
-def _key1(form: str, run: Thunk, mark: Mark) -> KeyThunk:
-    def key(local: Locals) -> str:
-        index = run(local)
-        if index.__class__ is int:
-            return form % index
-        raise _bad_index(index, mark)
-
-    return key
-
-
-def _key2(form: str, runs: list[Thunk], marks: list[Mark]) -> KeyThunk:
-    first, second = runs
-
-    def key(local: Locals) -> str:
-        a, b = first(local), second(local)
-        if a.__class__ is int and b.__class__ is int:
-            return form % (a, b)
-        raise _bad_index(*((b, marks[1]) if a.__class__ is int else (a, marks[0])))
-
-    return key
-
-
-def _key4(form: str, runs: list[Thunk], marks: list[Mark]) -> KeyThunk:
-    first, second, third, fourth = runs
-
-    def key(local: Locals) -> str:
-        a, b, c, d = first(local), second(local), third(local), fourth(local)
-        if a.__class__ is int and b.__class__ is int and c.__class__ is int and d.__class__ is int:
-            return form % (a, b, c, d)
-        raise next(_bad_index(v, m) for v, m in zip((a, b, c, d), marks, strict=True) if v.__class__ is not int)
-
-    return key
-
-
-def _system_constant(name: str, mark: Mark) -> Value:
-    if name in values.CONSTANTS:
-        return values.CONSTANTS[name]
-    raise Fault(f"unknown variable {name}; wanted one that is assigned before", mark)
-
-
-def _binary(operator: str, a: Value, b: Value, mark: Mark) -> Value:
-    try:
-        return values.binary(operator, a, b)
-    except Undefined as problem:
-        raise Fault(str(problem), mark) from None
-    except OverflowError:
-        raise Fault("the result is too large for a double", mark) from None
-
-
-def _folded(value: Value, rest: list[tuple[str, Mark, Compiled]]) -> Value | None:
-    """The value of a chain of constants; None where it has none: that is a fault only if it is ever asked for."""
-    try:
-        for op, mark, e in rest:
-            assert e.constant is not None
-            value = _binary(op, value, e.constant, mark)
-    except Fault:
-        return None
-    return value
-
-
-def _pair(operator: str, first: Thunk, second: Thunk, mark: Mark) -> Thunk:
-    """One operator. Sums and differences of small whole numbers, by far the most common, go a short way."""
-    sign = {"+": 1, "-": -1}.get(operator)
-    if sign is None:
-        return lambda local: _binary(operator, first(local), second(local), mark)
-    plus, limit = sign > 0, 1 << 62
-
-    def pair(local: Locals) -> Value:
-        a, b = first(local), second(local)
-        if a.__class__ is int and b.__class__ is int and -limit < a < limit and -limit < b < limit:
-            return a + b if plus else a - b
-        return _binary(operator, a, b, mark)
-
-    return pair
-
-
-def _logic(both: bool, runs: list[Thunk], mark: Mark) -> Thunk:
-    """`&&` (both) and `||`, which stop at the first operand that decides."""
-
-    def logic(local: Locals) -> Value:
-        try:
-            for run in runs:
-                if values.true(run(local)) != both:
-                    return int(not both)
-        except Undefined as problem:
-            raise Fault(str(problem), mark) from None
-        return int(both)
-
-    return logic

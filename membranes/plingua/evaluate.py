@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import values
-from .closures import _INSIDE, Closures, Locals, Run, Thunk
+from .closures import Closures
 from .diagnostics import Fault, Limits, Mark, Source
 from .syntax import (
     Arcs,
@@ -27,6 +27,7 @@ from .syntax import (
     Rule,
     Statement,
 )
+from .thunks import INSIDE, Locals, Run, Thunk
 from .values import Undefined, Value
 
 
@@ -169,7 +170,7 @@ class Evaluator(Sink):
         shared, fixed, pairs = self.globals, self.fixed, node.values
 
         def constants(local: Locals) -> None:
-            if _INSIDE in local:
+            if INSIDE in local:
                 for name, value in pairs:
                     (shared if name in shared and name not in local else local)[name] = value
             else:
@@ -331,7 +332,7 @@ class Evaluator(Sink):
                 entry.run = self.statement(entry.node.body)
             finally:
                 self.source = outer
-        local: Locals = {_INSIDE: 1, **dict(zip(entry.node.parameters, arguments, strict=True))}
+        local: Locals = {INSIDE: 1, **dict(zip(entry.node.parameters, arguments, strict=True))}
         self.calls += 1
         try:
             return entry.run(local)
