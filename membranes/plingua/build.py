@@ -14,7 +14,7 @@ from .plan import Member, Plan, Unmapped, plan_exchange, plan_rule
 from .plan import build as build_rule
 from .show import shortened, show_shape
 from .spiking import BadExpression, unary_language
-from .syntax import Feature, Label, Membrane, Object
+from .syntax import Condition, Feature, Label, Membrane, Object
 from .syntax import Rule as RuleNode
 from .thunks import BagThunk, Locals, Run, Thunk
 from .values import Undefined, Value, to_whole
@@ -125,6 +125,7 @@ class RuleBuilder(Evaluator):
         number = self.number(node)
         priority = self.priority(node)
         extra = self.extra(node)
+        guard = self.guard(node.guard) if node.guard is not None else None
         cache: dict[object, Planned] = {}
         bags, labels, open_bags = template.bags, template.labels, template.open_bags
         fixed = all(c is not None for c in template.constant_labels)
@@ -143,7 +144,10 @@ class RuleBuilder(Evaluator):
             if planned is None or exact:
                 planned = cache[key] = self.plan(template, found, [run(local) for run in labels], mark, extra, local)
             level = priority(local) if priority is not None else None
-            self.add(planned, found, p, level, where, mark, extra, local)
+            held = guard(local) if guard is not None else None
+            if held is not None and planned.plan.label is None:
+                raise Fault("a guard is for rules that a membrane holds: [u --> v]'h", mark)
+            self.add(planned, found, p, level, where, mark, extra, local, held)
 
         return run
 
@@ -157,9 +161,10 @@ class RuleBuilder(Evaluator):
         mark: Mark,
         extra: Callable[[Locals], dict[str, Value]] | None,
         local: Locals,
+        guard: Guard | None,
     ) -> None:
         notes = extra(local) if extra is not None else {}
-        identity = (planned.number, tuple(bags), tuple(notes.items()))
+        identity = (planned.number, tuple(bags), guard, tuple(notes.items()))
         first = self._seen.setdefault(identity, len(self.rules))
         if first < len(self.rules):
             if level != self.rules[first].priority:
@@ -170,12 +175,22 @@ class RuleBuilder(Evaluator):
             return
         self.room(mark)
         rate = p if self.mode is Mode.GILLESPIE else None
-        rule = build_rule(planned.plan, bags, level, None if rate is not None else p, rate, where)
+        rule = build_rule(planned.plan, bags, level, None if rate is not None else p, rate, guard, where)
         self.rules.append(rule)
         self.groups.append(planned.group)
         for name, value in notes.items():
             if name != "pattern":
                 self.notes[f"rules[{len(self.rules) - 1}].{name}"] = str(value)
+
+    def guard(self, node: Condition) -> Callable[[Locals], Guard]:
+        """The guard of a rule for the values of the variables."""
+        if node.object is None:
+            parts = [self.guard(p) for p in node.parts]
+            return lambda local: Guard(node.op, parts=tuple([part(local) for part in parts]))
+        assert node.object.name is not None
+        key, count = self.key(node.object.name)[0], node.object.count
+        number: Callable[[Locals], int] = self.count(count) if count is not None else lambda _: 1
+        return lambda local: Guard(node.op, key(local), number(local))
 
     def room(self, mark: Mark) -> None:
         if len(self.rules) >= self.limits.rules:
@@ -319,6 +334,8 @@ class RuleBuilder(Evaluator):
     def spiking_rule(self, node: RuleNode) -> Run:
         """`[a*3 --> a]'2 "a(aa)*" :: d`. Without an expression, the neuron has as many spikes as the rule consumes."""
         mark, where = self.mark(node.at), self.source.where(node.at)
+        if node.guard is not None or node.priority is not None or node.features or node.any_probability:
+            raise Fault("a rule of a spiking system has an expression and a delay, nothing else", mark)
         plain = node.evolution and not node.left.inner and not node.right[0].inner
         if not plain or node.left.charge.value or any(o.dissolve for o in node.right[0].objects) or node.double:
             raise Fault('a rule of a spiking system reads [a*c --> a*p]\'label "expression" :: delay', mark)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .expressions import SHIFT, ExpressionParser
 from .lexer import TYPES
-from .syntax import Charge, Expression, Feature, Label, Membrane, Name, Object, Range, Rule, Structure, Text
+from .syntax import Charge, Condition, Expression, Feature, Label, Membrane, Name, Object, Range, Rule, Structure, Text
 
 ARROWS = {"-->": False, "->": False, "<-->": True, "<->": True}
+COMPARISONS = {"=": "eq", "<": "lt", ">": "gt", "<=": "le", ">=": "ge", "<>": "ne"}
 _SIGN = {"+": 1, "-": -1}
 LABEL_FEATURES = frozenset({"min", "mout"})  # version 4: `@mout = out`
 
@@ -153,6 +154,41 @@ class MembraneParser(ExpressionParser):
             raise self.unexpected("an arrow: -->, ->, <--> or <->")
         self.at += 1
         return ARROWS[kind]
+
+    def guarded_rule(self) -> Rule:
+        """`@guard {>=+a*2} && ({<+b} || {=+c}) ? rule` of version 4."""
+        self.at += 2
+        guard = self.condition_of("any", "||")
+        self.expect("?", "'&&', '||' or '?' and the rule")
+        rule = self.rule()
+        rule.guard = guard
+        return rule
+
+    def condition_of(self, op: str, sign: str) -> Condition:
+        """Parts joined by `||`, each of parts joined by `&&`."""
+        offset = self.offset
+        self.enter("guards", self.limits.parentheses)
+        parts = [self.condition_of("all", "&&") if op == "any" else self.comparison()]
+        while self.accept(sign):
+            parts.append(self.condition_of("all", "&&") if op == "any" else self.comparison())
+        self.depth -= 1
+        return Condition(offset, op, tuple(parts)) if len(parts) > 1 else parts[0]
+
+    def comparison(self) -> Condition:
+        offset = self.offset
+        if self.accept("("):
+            inside = self.condition_of("any", "||")
+            self.expect(")")
+            return inside
+        self.expect("{", "a guard: {>=+a*2}")
+        if self.kind not in COMPARISONS:
+            raise self.unexpected(f"one of {' '.join(COMPARISONS)}")
+        op = COMPARISONS[self.kind]
+        self.at += 1
+        self.accept("+")
+        found = self.object_count(self.name())
+        self.expect("}")
+        return Condition(offset, op, object=found)
 
     def rule(self, first: Name | None = None) -> Rule:
         """A rule; `first` is the name of its first object, where that was read already."""

@@ -341,6 +341,8 @@ class Parser(MembraneParser):
             if kind == "@mu":
                 return self.mu(offset)
             return self.arcs(offset) if kind == "@marcs" else self.ms(offset, int(kind[3:] or 0))
+        if kind == "@" and self.values[self.at + 1] == "guard" and self.kinds[self.at + 2] in ("{", "("):
+            return self.guarded_rule()
         if kind == "@":
             self.at += 1
             return Features(offset, self.features())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from echoc.compiler.ir.algebra import Bag, Inner, Result, Rule, Send, Target, Where, bag
+from echoc.compiler.ir.algebra import Bag, Guard, Inner, Result, Rule, Send, Target, Where, bag
 
 Indices = tuple[int, ...]
 
@@ -60,7 +60,13 @@ def gather(bags: list[Bag], indices: Indices) -> Bag:
 
 
 def build(
-    plan: Plan, bags: list[Bag], priority: int | None, probability: float | None, rate: float | None, where: Where
+    plan: Plan,
+    bags: list[Bag],
+    priority: int | None,
+    probability: float | None,
+    rate: float | None,
+    guard: Guard | None,
+    where: Where,
 ) -> Rule:
     """The rule of a plan."""
     inner = tuple(
@@ -84,7 +90,7 @@ def build(
         plan.new_charge,
         plan.dissolve,
         (Send(Target.OUT, out),) if out else (),
-        None,
+        guard,
         (),
         (),
         priority,

@@ -14,6 +14,7 @@ from echoc.compiler.ir.algebra import Bound, Guard, Inner, Mode, Result, Rule, S
 from echoc.errors import CompileError
 
 from .lexer import KEYWORDS
+from .membrane_parser import COMPARISONS
 from .patterns import Matcher, PatternGroup, PatternRule, RuleShape, Shape
 from .show import show_bag, show_shape
 
@@ -247,6 +248,10 @@ class _Printer:
         text = show_shape(shape)
         if rule.priority is not None:
             text = f"({rule.priority}) {text}"
+        if rule.guard is not None:
+            if rule.label is None:
+                raise _unprintable("a guard on a rule that no membrane holds")
+            text = f"@guard {_guard(rule.guard)} ? {text}"
         number = rule.rate if self.system.mode is Mode.GILLESPIE else rule.probability
         if number is not None:
             if not isinstance(number, float | int):
@@ -258,10 +263,8 @@ class _Printer:
 
     def shape(self, rule: Rule) -> RuleShape:
         """The rule as its left and right sides. Raises Unprintable."""
-        if rule.guard or rule.promoters or rule.inhibitors or rule.delay or rule.divide or rule.link or rule.unlink:
-            raise _unprintable(
-                "guards, promoters, inhibitors, delays, links and divisions of a membrane by its own rule"
-            )
+        if rule.promoters or rule.inhibitors or rule.delay or rule.divide or rule.link or rule.unlink:
+            raise _unprintable("promoters, inhibitors, delays, links and divisions of a membrane by its own rule")
         out = [s for s in rule.send if s.target is Target.OUT]
         if len(out) < len(rule.send) or len(out) > 1:
             raise _unprintable("products that are sent elsewhere than out")
@@ -402,6 +405,16 @@ def _instance(kind: RuleShape) -> RuleShape:
 
     right = tuple(membrane(m) for m in kind.right)
     return RuleShape(bag(kind.outside), membrane(kind.left), kind.double, bag(kind.after), right)
+
+
+def _guard(guard: Guard) -> str:
+    if guard.op in ("all", "any") and len(guard.parts) > 1:
+        parts = [f"({_guard(p)})" if p.parts else _guard(p) for p in guard.parts]
+        return (" && " if guard.op == "all" else " || ").join(parts)
+    signs = {op: sign for sign, op in COMPARISONS.items()}
+    if guard.op not in signs or guard.parts:
+        raise _unprintable(f"the guard {guard.op!r}")
+    return f"{{{signs[guard.op]}+{guard.object}*{guard.count}}}"
 
 
 def _spiking_rule(rule: Rule) -> str:

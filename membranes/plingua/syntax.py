@@ -124,6 +124,16 @@ class Membrane:
 
 
 @dataclass(slots=True)
+class Condition:
+    """A guard of version 4: `op` `all` or `any` of parts, or a comparison of the count of one object."""
+
+    at: int
+    op: str
+    parts: tuple[Condition, ...] = ()
+    object: Object | None = None
+
+
+@dataclass(slots=True)
 class Rule:
     """`outside left arrow outside_after right`; `evolution`: the arrow stands inside the one membrane."""
 
@@ -139,6 +149,7 @@ class Rule:
     probability: Expression | None = None
     any_probability: bool = False
     regular: Text | None = None
+    guard: Condition | None = None
     features: tuple[Feature, ...] = ()
 
 

@@ -172,7 +172,21 @@ def main()
 }
 """
 
+GUARDED = """
+@model<transition>
+
+def main()
+{
+  @mu = [[]'2]'1;
+  @ms(2) = a*5, b;
+  @guard {>=+a*2} && ({<b*3} || {<>c}) ? (1) [a --> d]'2;
+  @guard ({=+b} && {>d*0}) || {<=+c*2} ? [b []'3 --> @d []'3]'2;
+  @mu(2) += []'3;
+}
+"""
+
 EVERY = {
+    "guarded": GUARDED,
     "transition": TRANSITION,
     "division": DIVISION,
     "tissue": TISSUE,

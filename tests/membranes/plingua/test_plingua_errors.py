@@ -92,6 +92,10 @@ def test_the_number_of_mistakes_is_bounded() -> None:
         ('@model<spiking_psystems> def main() { @mu = 1; [a --> a]\'1 "a(b)"; }', "wanted 'a'"),
         ("@model<spiking_psystems> def main() { @mu = 1; @marcs = (1,2); }", "no neuron has this label"),
         ("@model<spiking_psystems> def main() { @mu = 1; [a, b --> a]'1; }", "one kind of object"),
+        (
+            "@model<spiking_psystems> def main() { @mu = 1; (1) [a --> a]'1; }",
+            "an expression and a delay, nothing else",
+        ),
         ("graph(3);", "a call outside of a module"),
         ("/* open", "a comment that never ends"),
         ('x = "open', "a string that never ends"),

@@ -122,7 +122,8 @@ MAXIMAL = (Group((0,)),)
 @pytest.mark.parametrize(
     ("rule", "changes", "message"),
     [
-        (Rule("1", bag(["a"]), guard=Guard("ge", "a", 1)), {}, "guards"),
+        (Rule("1", bag(["a"]), guard=Guard("not", parts=(Guard("ge", "a", 1),))), {}, "the guard 'not'"),
+        (Rule("1", bag(["a"]), inhibitors=bag(["b"])), {}, "inhibitors"),
         (Rule("1", bag(["a"]), send=(Send(Target.IN, bag(["a"]), "2"),)), {}, "sent elsewhere"),
         (Rule("1", bag(["no name"])), {}, "the object 'no name'"),
         (Rule("1", bag(["def"])), {}, "the object 'def'"),

@@ -5,6 +5,7 @@ import pytest
 from echoc.compiler.ir.algebra import (
     Bound,
     Group,
+    Guard,
     Inner,
     Mode,
     Priority,
@@ -219,6 +220,20 @@ def test_stochastic_rules_have_rates() -> None:
     found = system("@model<stochastic> def main() { @mu = []'1; [a, b --> c]'1 :: 2.5; [c --> #]'1 :: 40; }")
     assert found.mode is Mode.GILLESPIE
     assert [(r.rate, r.probability) for r in found.rules] == [(2.5, None), (40.0, None)]
+
+
+def test_guards_of_version_4() -> None:
+    body = "@guard {>=+a{i}*n} && ({<b} || {<>+c*2}) ? (1) [a{i} --> b]'1 : 1 <= i <= 2; @guard {=+b} ? [b --> c]'1;"
+    found = system(f"@model<transition> n = 3; def main() {{ @mu = [[]'2]'1; {body} }}")
+    inner = Guard("any", parts=(Guard("lt", "b", 1), Guard("ne", "c", 2)))
+    assert [r.guard for r in found.rules] == [
+        Guard("all", parts=(Guard("ge", "a{1}", 3), inner)),
+        Guard("all", parts=(Guard("ge", "a{2}", 3), inner)),
+        Guard("eq", "b", 1),
+    ]
+    assert [r.priority for r in found.rules] == [1, 1, None]
+    with pytest.raises(PLinguaError, match="a guard is for rules that a membrane holds"):
+        system("@model<membrane_division> def main() { @mu = [[]'2]'1; @guard {>a} ? a []'2 --> [b]'2; }")
 
 
 def test_equal_rules_are_one() -> None:
