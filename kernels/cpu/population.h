@@ -103,6 +103,7 @@ struct Workspace {
   Vec<uint32_t> touched;
   Vec<uint32_t> renewed;
   Vec<uint32_t> free_pages;
+  Vec<uint32_t> retired;  // pages of the old configuration that nobody holds once the step is done
   Vec<Mail> mail;
   Vec<Local> local;
   Vec<int32_t> order;
@@ -125,6 +126,10 @@ enum Status : int32_t {
   kInnerLimit = 6,
 };
 
+/// What becomes of an old row's content: it is given back when the step is done, it is the new configuration's as well,
+/// or its pages are on a list already.
+constexpr uint8_t kGivenBack = 0, kCarried = 1, kRetired = 2;
+
 /// What all threads of a step share.
 struct Shared {
   std::atomic<int32_t> status;
@@ -142,7 +147,7 @@ struct Shared {
   Vec<uint32_t> child_begin;
   Vec<int32_t> structure;  // per row: inner index of the rule that divides or dissolves it, -1
   Vec<uint8_t> dissolves;
-  Vec<uint8_t> carried;    // per old row: its content is the new configuration's as well
+  Vec<uint8_t> carried;  // per old row: what becomes of its content, see below
   Vec<uint8_t> contested;
   Vec<int8_t> charge_set;  // kUnset, or the charge that an application has given
   Vec<uint32_t> slots;     // open addressing over (row, object)

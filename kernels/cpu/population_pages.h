@@ -77,10 +77,17 @@ class Writer {
   uint32_t used_ = 0;
 };
 
+/// Asks for the memory of a page before it is needed.
+inline void foresee(const Pool& pool, uint32_t page) {
+  const char* at = reinterpret_cast<const char*>(pool.pages + page);
+  for (size_t line = 0; line < sizeof(Page); line += 64) __builtin_prefetch(at + line);
+}
+
 template <class F>
 inline void each_entry(const Pool& pool, uint32_t head, F&& f) {
   while (head != 0) {
     const Page& page = pool.pages[head];
+    foresee(pool, page.next);
     for (uint32_t i = 0; i < page.used; ++i) f(page.entries[i].object, page.entries[i].count);
     head = page.next;
   }

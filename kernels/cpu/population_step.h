@@ -35,7 +35,10 @@ class Step {
       meet();
       if (failed()) return finish(rows);
     }
-    for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) evolve(static_cast<int32_t>(row));
+    for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) {
+      if (row + kAhead < rows.end) foresee(pool_, before_.content[row + kAhead]);
+      evolve(static_cast<int32_t>(row));
+    }
     meet();
     if (call_.tid == 0 && !failed()) {
       if constexpr (S::kHasShared || S::kSequential) choice_.settle();
@@ -54,8 +57,11 @@ class Step {
   }
 
  private:
+  static constexpr int64_t kAhead = 4;  // rows whose memory is asked for beforehand
+
   void reset() {
     work_.mail.size = 0;
+    work_.retired.size = 0;
     work_.candidates.size = 0;
     work_.contested.size = 0;
     work_.applications.size = 0;
@@ -76,7 +82,7 @@ class Step {
       after_.id[i] = before_.id[i];
       after_.content[i] = before_.content[i];
       after_.idle[i] = before_.idle[i];
-      shared_.carried.data[i] = 1;
+      shared_.carried.data[i] = kCarried;
       if constexpr (S::kHasDelay) {
         after_.closed[i] = before_.closed[i] > 0 ? before_.closed[i] - 1 : 0;
         after_.pending[i] = before_.pending[i];
@@ -230,12 +236,19 @@ class Step {
 
   // The row gives up what it holds: the old configuration's share is given back when the step is done.
   void drop(int32_t row) {
-    if (shared_.carried.data[row]) {
-      shared_.carried.data[row] = 0;
+    if (shared_.carried.data[row] == kCarried) {
+      shared_.carried.data[row] = retire(before_.content[row]) ? kRetired : kGivenBack;
     } else {
       release(pool_, work_, after_.content[row]);
     }
     after_.content[row] = 0;
+  }
+
+  // Lists the pages of a chain that only this row holds, while they are still in the cache.
+  bool retire(uint32_t head) {
+    if (head == 0 || pool_.pages[head].references != 1) return false;
+    for (; head != 0; head = pool_.pages[head].next) work_.retired.push(head);  // holds as many as there are pages
+    return true;
   }
 
   void fail(Status status, int32_t row, uint32_t object) {
@@ -332,8 +345,15 @@ class Step {
   void finish(Range rows) {
     const bool undo = failed();
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      if (shared_.carried.data[row]) continue;
-      release(pool_, work_, undo ? after_.content[row] : before_.content[row]);
+      if (shared_.carried.data[row] == kCarried) continue;
+      if (undo) {
+        release(pool_, work_, after_.content[row]);
+      } else if (shared_.carried.data[row] == kGivenBack) {
+        release(pool_, work_, before_.content[row]);
+      }
+    }
+    if (!undo) {
+      for (uint64_t i = 0; i < work_.retired.size; ++i) work_.free_pages.push(work_.retired.data[i]);
     }
     if (undo && call_.tid == 0) {
       for (uint32_t row = before_.count; row < after_.count; ++row) release(pool_, work_, after_.content[row]);

@@ -153,13 +153,13 @@ class Structure : public Binding<S> {
 
   bool rewrite(int32_t row, Span produce, int32_t keeps) {
     const uint32_t whole = after_.content[row];
-    const bool was_carried = static_cast<uint32_t>(row) < before_.count && shared_.carried.data[row];
+    const bool was_carried = static_cast<uint32_t>(row) < before_.count && shared_.carried.data[row] == kCarried;
     if (!write_part(row, whole, produce, keeps)) {
       if (after_.content[row] != whole) after_.content[row] = whole;
       return false;
     }
     if (was_carried) {
-      shared_.carried.data[row] = 0;
+      shared_.carried.data[row] = kGivenBack;
     } else {
       release(pool_, work_, whole);
     }
@@ -313,8 +313,8 @@ class Structure : public Binding<S> {
   }
 
   void drop(int32_t row) {
-    if (static_cast<uint32_t>(row) < before_.count && shared_.carried.data[row]) {
-      shared_.carried.data[row] = 0;
+    if (static_cast<uint32_t>(row) < before_.count && shared_.carried.data[row] == kCarried) {
+      shared_.carried.data[row] = kGivenBack;
     } else {
       release(pool_, work_, after_.content[row]);
     }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -130,6 +131,51 @@ class Population {
       if (status != kDone) return {status, done};
     }
     return {kDone, steps};
+  }
+
+  /// Puts objects into the membrane with an id (-1: the environment) between two steps. Returns kDone, or what was in
+  /// the way (kOutOfPages, kOverflow): then nothing has changed.
+  int32_t put(int64_t id, const Input<uint32_t>& objects, const Input<int64_t>& counts) {
+    if (objects.size() != counts.size()) throw std::invalid_argument("as many counts as objects are wanted");
+    for (size_t i = 0; i < objects.size(); ++i) {
+      if (objects.data()[i] >= objects_ || counts.data()[i] < 0) throw std::invalid_argument("an object to put is unknown");
+    }
+    Cells& cells = tables_[0];
+    const auto row = static_cast<uint32_t>(std::find(cells.id, cells.id + cells.count, id) - cells.id);
+    if (id >= 0 && row == cells.count) throw std::invalid_argument("there is no membrane with this id");
+    std::map<uint32_t, int64_t> sums;
+    if (id >= 0) each_entry(pool_, cells.content[row], [&](uint32_t object, int64_t count) { sums[object] = count; });
+    for (size_t i = 0; i < objects.size(); ++i) {
+      const uint32_t object = objects.data()[i];
+      const int64_t held = id >= 0 ? 0 : environments_[0][object];
+      int64_t& sum = sums.try_emplace(object, held).first->second;
+      if (__builtin_add_overflow(sum, counts.data()[i], &sum)) return kOverflow;
+    }
+    if (id < 0) {
+      for (const auto& [object, count] : sums) environments_[0][object] = count;
+    } else {
+      Writer writer(pool_, workspaces_[0]);
+      for (const auto& [object, count] : sums) {
+        if (count > 0 && !writer.put(object, count)) {
+          writer.abandon();
+          return kOutOfPages;
+        }
+      }
+      release(pool_, workspaces_[0], cells.content[row]);
+      cells.content[row] = writer.finish();
+    }
+    std::fill_n(cells.idle, cells.count, uint8_t{0});  // a rule of any membrane may look at this one
+    return kDone;
+  }
+
+  /// Takes all of some objects out of the environment between two steps; returns how many there were of each.
+  Array<int64_t> take(const Input<uint32_t>& objects) {
+    std::vector<int64_t> found(objects.size());
+    for (size_t i = 0; i < objects.size(); ++i) {
+      if (objects.data()[i] >= objects_) throw std::invalid_argument("an object to take is unknown");
+      std::swap(found[i], environments_[0][objects.data()[i]]);
+    }
+    return copied(found.data(), found.size());
   }
 
   /// (rule, times, ids of the membranes it bound) of the last recorded step, in the order of rules and ids.
@@ -267,6 +313,7 @@ class Population {
     w.touched = reserve_vec<uint32_t>(objects);
     w.renewed = reserve_vec<uint32_t>(2 * objects);
     w.free_pages = reserve_vec<uint32_t>(pool_.limit);
+    w.retired = reserve_vec<uint32_t>(pool_.limit);
     w.mail = reserve_vec<Mail>(4 * n + kSpare);
     w.local = reserve_vec<Local>(static_cast<uint64_t>(num_rules_) + 1);
     w.order = reserve_vec<int32_t>(2 * std::max<uint64_t>(n, static_cast<uint64_t>(num_rules_) + 1));
@@ -410,6 +457,8 @@ void bind_population(nb::module_& m) {
            nb::arg("objects"), nb::arg("counts"), nb::arg("environment"), nb::arg("links"))
       .def("run", &Population::run, nb::arg("steps"), nb::arg("first"), nb::arg("seed"), nb::arg("index"),
            nb::arg("record") = false)
+      .def("put", &Population::put, nb::arg("id"), nb::arg("objects"), nb::arg("counts"))
+      .def("take", &Population::take, nb::arg("objects"))
       .def("applications", &Population::applications)
       .def("cells", &Population::cells)
       .def("contents", &Population::contents)
