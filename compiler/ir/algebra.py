@@ -172,7 +172,7 @@ class Rule:
     divide: tuple[tuple[str, Bag], ...] = ()
     link: str | None = None
     unlink: str | None = None
-    where: Where = Where()
+    where: Where = field(default=Where(), compare=False)
 
     @property
     def home(self) -> str:
@@ -246,7 +246,7 @@ class Cell:
     objects: Bag = ()
     charge: int = 0
     name: str = ""
-    where: Where = Where()
+    where: Where = field(default=Where(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

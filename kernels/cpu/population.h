@@ -141,9 +141,9 @@ struct Shared {
   int64_t divided;
   int64_t dissolved;
   Vec<Candidate> candidates;
-  Vec<Mail> mail;          // grouped by row
+  Vec<Mail> mail;            // grouped by row
   Vec<uint32_t> mail_begin;  // per row + 1, where its mail starts; the environment's comes first
-  Vec<int32_t> children;   // rows grouped by parent
+  Vec<int32_t> children;     // rows grouped by parent
   Vec<uint32_t> child_begin;
   Vec<int32_t> structure;  // per row: inner index of the rule that divides or dissolves it, -1
   Vec<uint8_t> dissolves;

@@ -288,7 +288,8 @@ class CellChoice : public Emission<S> {
 
   double total_weight() const {
     double total = 0;
-    for (uint64_t i = 0; i < work_.order.size; ++i) total += rule_row(work_.local.data[work_.order.data[i]].rule).weight;
+    for (uint64_t i = 0; i < work_.order.size; ++i)
+      total += rule_row(work_.local.data[work_.order.data[i]].rule).weight;
     return total;
   }
 

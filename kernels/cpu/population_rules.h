@@ -7,16 +7,16 @@
 
 namespace echoc::population {
 
-constexpr int8_t kAnyCharge = 2;   // as a condition: any; as a result: not touched
-constexpr int8_t kUnset = 3;       // no application of the step has given the membrane a charge
+constexpr int8_t kAnyCharge = 2;  // as a condition: any; as a result: not touched
+constexpr int8_t kUnset = 3;      // no application of the step has given the membrane a charge
 constexpr int32_t kNone = -1;
 constexpr int32_t kNoPriority = INT32_MIN;
 
 // What becomes of an object when nothing else is to be decided: the upper two bits of an action.
-constexpr uint32_t kMove = 0u << 30;     // to the target; nothing else gives the target in this membrane
-constexpr uint32_t kMerge = 1u << 30;    // to the target, which others give as well
+constexpr uint32_t kMove = 0u << 30;   // to the target; nothing else gives the target in this membrane
+constexpr uint32_t kMerge = 1u << 30;  // to the target, which others give as well
 constexpr uint32_t kErase = 2u << 30;
-constexpr uint32_t kDecide = 3u << 30;   // rules have to be looked at
+constexpr uint32_t kDecide = 3u << 30;  // rules have to be looked at
 constexpr uint32_t kKindMask = 3u << 30;
 
 enum class RuleKind : uint8_t {

@@ -63,7 +63,6 @@ class SharedChoice : public CellChoice<S> {
   using CellChoice<S>::rule_row;
 
  private:
-
   // ---- finding the bindings
 
   void start_at(int32_t row, uint32_t object) {
@@ -238,7 +237,8 @@ class SharedChoice : public CellChoice<S> {
       }
     };
     bound_by(candidate.cells[0], r.consume);
-    for (int32_t k = 0; k < r.inner.size(); ++k) bound_by(candidate.cells[k + 1], S::kInners[r.inner.begin + k].consume);
+    for (int32_t k = 0; k < r.inner.size(); ++k)
+      bound_by(candidate.cells[k + 1], S::kInners[r.inner.begin + k].consume);
     if (limits(group)) {
       for_subjects(candidate, r, [&](int32_t row) {
         const int64_t* used = left(row, S::kObjects + static_cast<uint32_t>(r.group));

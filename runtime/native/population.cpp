@@ -46,9 +46,9 @@ class Reserved {
   void* base_;
 };
 
-constexpr uint64_t kBytesPerRow = 160;        // of both tables and of everything else that is counted by rows
-constexpr uint32_t kRowsPerThread = 256;      // fewer are not worth waking another thread for
-constexpr uint64_t kSpare = 1 << 20;          // entries of mail and candidates that a small table may have
+constexpr uint64_t kBytesPerRow = 160;    // of both tables and of everything else that is counted by rows
+constexpr uint32_t kRowsPerThread = 256;  // fewer are not worth waking another thread for
+constexpr uint64_t kSpare = 1 << 20;      // entries of mail and candidates that a small table may have
 
 template <class T>
 using Array = nb::ndarray<nb::numpy, T, nb::c_contig>;
@@ -93,8 +93,10 @@ class Population {
     if (charges.size() != rows || parents.size() != rows || offsets.size() != rows + 1) {
       throw std::invalid_argument("the arrays of a start do not have one entry per membrane");
     }
-    if (environment.size() != static_cast<size_t>(objects_)) throw std::invalid_argument("the environment has the wrong size");
-    if (rows > rows_ || links.size() / 2 > shared_.links.limit) throw std::length_error("the start does not fit the memory");
+    if (environment.size() != static_cast<size_t>(objects_))
+      throw std::invalid_argument("the environment has the wrong size");
+    if (rows > rows_ || links.size() / 2 > shared_.links.limit)
+      throw std::length_error("the start does not fit the memory");
     check_start(rows, parents, offsets, objects, counts, links);
     clear();
     Cells& cells = tables_[0];
@@ -109,7 +111,8 @@ class Population {
       cells.pending[i] = -1;
       Writer writer(pool_, work);
       for (int64_t e = offsets.data()[i]; e < offsets.data()[i + 1]; ++e) {
-        if (!writer.put(objects.data()[e], counts.data()[e])) throw std::length_error("the start does not fit the memory");
+        if (!writer.put(objects.data()[e], counts.data()[e]))
+          throw std::length_error("the start does not fit the memory");
       }
       cells.content[i] = writer.finish();
       cells.count = static_cast<uint32_t>(i + 1);
@@ -138,7 +141,8 @@ class Population {
   int32_t put(int64_t id, const Input<uint32_t>& objects, const Input<int64_t>& counts) {
     if (objects.size() != counts.size()) throw std::invalid_argument("as many counts as objects are wanted");
     for (size_t i = 0; i < objects.size(); ++i) {
-      if (objects.data()[i] >= objects_ || counts.data()[i] < 0) throw std::invalid_argument("an object to put is unknown");
+      if (objects.data()[i] >= objects_ || counts.data()[i] < 0)
+        throw std::invalid_argument("an object to put is unknown");
     }
     Cells& cells = tables_[0];
     const auto row = static_cast<uint32_t>(std::find(cells.id, cells.id + cells.count, id) - cells.id);
@@ -279,8 +283,16 @@ class Population {
 
   void reserve_cells(Cells& c) {
     const uint64_t n = rows_;
-    c = {0, rows_, reserve<uint16_t>(n), reserve<int8_t>(n), reserve<uint8_t>(n), reserve<int32_t>(n),
-         reserve<uint32_t>(n), reserve<int64_t>(n), reserve<int32_t>(n), reserve<int32_t>(n)};
+    c = {0,
+         rows_,
+         reserve<uint16_t>(n),
+         reserve<int8_t>(n),
+         reserve<uint8_t>(n),
+         reserve<int32_t>(n),
+         reserve<uint32_t>(n),
+         reserve<int64_t>(n),
+         reserve<int32_t>(n),
+         reserve<int32_t>(n)};
   }
 
   void reserve_shared() {
@@ -330,17 +342,21 @@ class Population {
     for (size_t i = 0; i < rows; ++i) {
       const int32_t parent = parents.data()[i];
       const bool fits = parent >= -1 && parent < static_cast<int32_t>(i);
-      if (!fits || offsets.data()[i] > offsets.data()[i + 1]) throw std::invalid_argument("a membrane comes before its parent");
+      if (!fits || offsets.data()[i] > offsets.data()[i + 1])
+        throw std::invalid_argument("a membrane comes before its parent");
     }
     const int64_t last = rows > 0 ? offsets.data()[rows] : 0;
-    if ((rows > 0 && offsets.data()[0] != 0) || last != static_cast<int64_t>(objects.size()) || objects.size() != counts.size()) {
+    if ((rows > 0 && offsets.data()[0] != 0) || last != static_cast<int64_t>(objects.size()) ||
+        objects.size() != counts.size()) {
       throw std::invalid_argument("the contents of a start do not fit its offsets");
     }
     for (size_t i = 0; i < objects.size(); ++i) {
-      if (objects.data()[i] >= objects_ || counts.data()[i] < 1) throw std::invalid_argument("an object of a start is unknown");
+      if (objects.data()[i] >= objects_ || counts.data()[i] < 1)
+        throw std::invalid_argument("an object of a start is unknown");
     }
     for (size_t i = 0; i < links.size(); ++i) {
-      if (links.data()[i] < 0 || static_cast<size_t>(links.data()[i]) >= rows) throw std::invalid_argument("a link leads nowhere");
+      if (links.data()[i] < 0 || static_cast<size_t>(links.data()[i]) >= rows)
+        throw std::invalid_argument("a link leads nowhere");
     }
   }
 
@@ -376,9 +392,10 @@ class Population {
     const int threads = tables_[0].count >= kRowsPerThread ? team_.size() : 1;
     threads_used_ = threads;
     balance(threads);
-    Context context{this,
-                    {&tables_[0], &tables_[1], &pool_, workspaces_.data(), &shared_, environments_[0].data(),
-                     environments_[1].data(), seed, index, number, record, 0, threads, threads > 1 ? meet : alone, &team_}};
+    Context context{
+        this,
+        {&tables_[0], &tables_[1], &pool_, workspaces_.data(), &shared_, environments_[0].data(),
+         environments_[1].data(), seed, index, number, record, 0, threads, threads > 1 ? meet : alone, &team_}};
     if (threads > 1) {
       team_.run(region, &context);
     } else {
@@ -390,7 +407,8 @@ class Population {
       const Workspace& work = workspaces_[static_cast<size_t>(t)];
       shared_.applied += work.applied + work.possible;
     }
-    const bool waiting = std::any_of(tables_[0].closed, tables_[0].closed + tables_[0].count, [](int32_t c) { return c > 0; });
+    const bool waiting =
+        std::any_of(tables_[0].closed, tables_[0].closed + tables_[0].count, [](int32_t c) { return c > 0; });
     std::swap(tables_[0], tables_[1]);
     std::swap(environments_[0], environments_[1]);
     if (kernel_changes_links()) std::swap(shared_.links_before, shared_.links);
