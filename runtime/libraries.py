@@ -1,4 +1,4 @@
-"""Shared libraries from bytes: a private copy without a name where the system allows, so that nothing is left behind."""
+"""Shared libraries from bytes, through a private copy: without a name where the system allows, so that none is left."""
 
 from __future__ import annotations
 

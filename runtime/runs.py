@@ -126,6 +126,10 @@ class Batch:
     def halted(self) -> npt.NDArray[np.bool_]:
         return self._halted.astype(np.bool_)
 
+    def wake(self, row: int) -> None:
+        """A run whose counts were changed from outside may go on."""
+        self._halted[row] = 0
+
     def __len__(self) -> int:
         return len(self.counts)
 

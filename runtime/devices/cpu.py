@@ -1,9 +1,7 @@
 """The CPU driver: maps weights, allocates pages, and hands launch lists to the native executor."""
 
-import itertools
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +9,11 @@ from echoc import _native
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices import Array
+from echoc.runtime.libraries import open_library
 from echoc.runtime.manifest import Manifest, WeightSpec
 from echoc.runtime.memory import Bytes, address, allocate
 
 _PAGE = 4096
-_LOADS = itertools.count()
 _SCRATCH_GAP = 128  # keeps neighbouring threads' scratch off each other's cache lines and prefetches
 
 
@@ -138,37 +136,16 @@ def open_device(artifact: Artifact, *, num_pages: int, num_threads: int | None) 
 
 
 def _load_library(artifact: Artifact, num_threads: int) -> _native.Executor:
-    """Loads the kernels from a private copy without a name where the system allows, so nothing is left behind."""
     name = artifact.manifest.kernel_library
     if name is None:
         raise ArtifactError(f"{artifact.path} names no kernel library; compile the model again")
-    data = artifact.view(name)
     try:
-        if hasattr(os, "memfd_create"):
-            handle = os.memfd_create("echoc-kernels")
-            try:
-                with os.fdopen(handle, "wb", closefd=False) as file:
-                    file.write(data.data)
-                return _native.Executor(_unheard_of(handle), num_threads)
-            finally:
-                os.close(handle)
-        with tempfile.NamedTemporaryFile(suffix=".so") as file:
-            file.write(data.data)
-            file.flush()
-            return _native.Executor(file.name, num_threads)
+        with open_library(artifact.view(name).data) as path:
+            return _native.Executor(path, num_threads)
     except (RuntimeError, OSError) as error:
         raise DeviceError(
             f"the system does not load the kernels of {artifact.path}: {error}; compile the model on this machine"
         ) from None
-
-
-def _unheard_of(handle: int) -> str:
-    """A path of an open file that was never given before: dlopen takes a path it knows for the library it has loaded.
-
-    The number of the call is spelled in binary between the folder and the file, as `/.` and `//.`.
-    """
-    digits = "".join("//." if digit == "1" else "/." for digit in f"{next(_LOADS):b}")
-    return f"/proc/self/fd{digits}/{handle}"
 
 
 def _weights(artifact: Artifact, num_threads: int) -> list[Bytes]:

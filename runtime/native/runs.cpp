@@ -1,8 +1,6 @@
 // Many independent runs of a system whose membranes stay, over threads.
 #include "kernels/cpu/runs.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -19,6 +17,7 @@
 #include <nanobind/stl/string.h>
 
 #include "runtime/native/bindings.h"
+#include "runtime/native/library.h"
 
 namespace nb = nanobind;
 
@@ -39,19 +38,16 @@ class RunKernel {
  public:
   RunKernel(const std::string& path, const std::string& entry, int64_t places, int64_t cells, int64_t instances,
             int64_t scratch_bytes)
-      : places_(places), cells_(cells), instances_(instances), scratch_bytes_((scratch_bytes + 127) / 64 * 64) {
+      : library_(path),
+        places_(places),
+        cells_(cells),
+        instances_(instances),
+        scratch_bytes_((scratch_bytes + 127) / 64 * 64) {
     if (places < 0 || cells < 1 || instances < 0 || scratch_bytes < 0) {
       throw std::invalid_argument("sizes of a run must not be negative");
     }
-    handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!handle_) throw std::runtime_error(dlerror());
-    kernel_ = reinterpret_cast<Kernel>(dlsym(handle_, entry.c_str()));
-    if (!kernel_) {
-      dlclose(handle_);
-      throw std::runtime_error("the library has no kernel named " + entry);
-    }
+    kernel_ = reinterpret_cast<Kernel>(library_.find(entry));
   }
-  ~RunKernel() { dlclose(handle_); }
   RunKernel(const RunKernel&) = delete;
   RunKernel& operator=(const RunKernel&) = delete;
 
@@ -140,8 +136,8 @@ class RunKernel {
     for (auto& helper : helpers) helper.join();
   }
 
+  Library library_;
   int64_t places_, cells_, instances_, scratch_bytes_;
-  void* handle_ = nullptr;
   Kernel kernel_ = nullptr;
 };
 

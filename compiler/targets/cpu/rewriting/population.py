@@ -313,7 +313,8 @@ class Tables:
             "kSequential": system.mode is Mode.SEQUENTIAL,
             "kHasPriority": any(r.priority is not None for r in rules), "kWeak": system.priority is Priority.WEAK,
             "kHasSequence": any(g.bound is Bound.SEQUENCE for g in self.groups),
-            "kHasSends": any(r.send for r in rules), "kHasFree": any(g.bound in (Bound.ARBITRARY, Bound.MINIMAL) for g in self.groups),
+            "kHasSends": any(r.send for r in rules),
+            "kHasFree": any(g.bound in (Bound.ARBITRARY, Bound.MINIMAL) for g in self.groups),
             "kConditionsOutside": any(r.inner and r.label is not None for r in rules) or sent_in or links
             or any(g.bound in (Bound.ARBITRARY, Bound.MINIMAL) for g in self.groups),
             "kUniform": len(set(weights)) <= 1, "kMaxWeight": max(weights, default=1.0),
