@@ -13,7 +13,7 @@ from .layer import Layer, run_layers
 
 if TYPE_CHECKING:
     from echoc.compiler.targets.cpu.reservoir import NetworkPlan, PackedNetwork
-    from echoc.runtime.reservoir import ReservoirKernel
+    from echoc.compiler.targets.cpu.reservoir_run import ReservoirKernel
 
 Array = NDArray[np.float64]
 DTYPES = ("f64", "f32")
@@ -108,7 +108,7 @@ class Engine:
         if held is not None and held[0] is readout:
             return held[1]
         from echoc.compiler.targets.cpu.reservoir import batch_kernel, is_wide, pack_layers, with_readout
-        from echoc.runtime.reservoir import ReservoirKernel
+        from echoc.compiler.targets.cpu.reservoir_run import ReservoirKernel
 
         assert self.level is not None
         plan = network_plan(self.layers, self.inputs, readout)

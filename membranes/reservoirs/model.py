@@ -16,8 +16,8 @@ from .readout import RLS, Fit, RidgeFactor
 from .signals import as_series, check_pairs, count, number, washouts
 
 if TYPE_CHECKING:
+    from echoc import Artifact
     from echoc.compiler.ir import Program
-    from echoc.runtime.artifact import Artifact
 
 Array = NDArray[np.float64]
 SQUARES = ("none", "half", "all")

@@ -146,7 +146,7 @@ def _check_forest(layers: Sequence[Layer]) -> tuple[list[int], list[bool], list[
         for c in reversed(layer.children):
             if c != at - 1:
                 raise ReservoirError(
-                    f"layer {i} is driven by the layers {layer.children}; as membranes, layers stand in post-order, and "
+                    f"layer {i} is driven by the layers {layer.children}; as membranes, layers stand in post-order and "
                     "each drives at most one other"
                 )
             at = begins[c]

@@ -257,7 +257,7 @@ def _in_order(
 
 @dataclass(frozen=True)
 class SeriesKernel:
-    """A kernel that runs batches of series (`echoc.runtime.reservoir`): its name, and the library that holds it."""
+    """A kernel that runs batches of series (see `reservoir_run`): its name, and the library that holds it."""
 
     name: str
     library: bytes

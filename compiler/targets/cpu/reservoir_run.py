@@ -1,4 +1,4 @@
-"""Batches of series through a compiled reservoir kernel, in this process.
+"""Batches of series through a reservoir kernel in the process that made it; an artifact is for all others.
 
     kernel = ReservoirKernel(library, name, "f64", plan, scratch_bytes)
     states, outputs = kernel.run(inputs, state=state)
@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from echoc import _native
 from echoc.errors import DeviceError, RequestError
-from echoc.runtime.devices.cpu import default_num_threads
-from echoc.runtime.memory import address, allocate
 
 Array = npt.NDArray[Any]
 _SCRATCH_GAP = 128
@@ -34,20 +32,20 @@ class ReservoirKernel:
 
     def __init__(
         self, library: bytes, name: str, dtype: str, plan: npt.NDArray[np.uint8], scratch_bytes: int,
-        num_threads: int | None = None,
+        num_threads: int = 1,
     ) -> None:  # fmt: skip
         self.dtype: np.dtype[Any] = np.dtype(_DTYPES[dtype])
         header = np.frombuffer(plan[: 8 * len(_HEADER)].tobytes(), np.int64)
         self.inputs, self.feedback, self.units, self.outputs = (int(n) for n in header[1:])
-        self._plan = allocate(plan.nbytes)
+        self._plan = _aligned(plan.nbytes)
         self._plan[:] = plan
-        self.num_threads = default_num_threads() if num_threads is None else num_threads
-        if self.num_threads < 1:
-            raise DeviceError(f"num_threads is {self.num_threads}, wanted 1 or more")
+        if num_threads < 1:
+            raise DeviceError(f"num_threads is {num_threads}, wanted 1 or more")
+        self.num_threads = num_threads
         stride = (scratch_bytes + _SCRATCH_GAP + 63) // 64 * 64
-        self._scratch = allocate(stride * self.num_threads)
+        self._scratch = _aligned(stride * self.num_threads)
         self._executor = _load(library, self.num_threads)
-        self._executor.bind(0, address(self._scratch), stride, [address(self._plan)], [], 6)
+        self._executor.bind(0, self._scratch.ctypes.data, stride, [self._plan.ctypes.data], [], 6)
         arguments = [("weight", 0), *(("port", i) for i in range(6))]
         self._executor.add_variant([(name, False, arguments)])
 
@@ -95,6 +93,13 @@ class ReservoirKernel:
             except RuntimeError as error:
                 raise DeviceError(str(error)) from None
         return states, outputs
+
+
+def _aligned(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Zeroed memory that starts on a 64-byte border."""
+    memory = np.zeros(nbytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + nbytes]
 
 
 def _load(library: bytes, num_threads: int) -> _native.Executor:
