@@ -88,6 +88,10 @@ class CellChoice : public Emission<S> {
     work_.applied += 1;
   }
 
+  [[gnu::cold]] void note_rule(int32_t row, int32_t rule, int64_t times) {
+    this->note(this->bind(rule, row), times, nullptr, 0);
+  }
+
   [[gnu::cold]] void note_move(int32_t row, uint32_t object, int64_t count) {
     const Span rules = S::cell_trigger(object);
     for (int32_t t = rules.begin; t < rules.end; ++t) {

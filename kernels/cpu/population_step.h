@@ -153,6 +153,10 @@ class Step {
   // Rules compete, or take and give more than one object.
   void decide(int32_t row, const uint32_t* actions) {
     load(row);
+    if constexpr (S::kHasPlain) {
+      const int32_t plain = S::plain(before_.label[row], before_.charge[row]);
+      if (plain >= 0) return run_plain(row, plain, actions);
+    }
     bool tried;
     if constexpr (S::kOrdered) {
       tried = choice_.decide_ordered(row);
@@ -165,6 +169,61 @@ class Step {
       if constexpr (!S::kConditionsOutside && !S::kOrdered) after_.idle[row] = tried ? 0 : 1;
       return;
     }
+    bool fits = keep_rest(row, actions);
+    fits &= choice_.produce_cell(row, [&](uint32_t object, int64_t count) { return give(row, object, count); });
+    Writer writer(pool_, work_);
+    fits &= flush(writer);
+    settle(row, writer, fits);
+  }
+
+  // What unrolled rules say of their applications.
+  struct Sink {
+    Step& step;
+    int32_t row;
+    bool any = false;
+
+    bool give(uint32_t object, int64_t times, int64_t each) {
+      int64_t amount;
+      if (!__builtin_mul_overflow(times, each, &amount)) return step.give(row, object, amount);
+      step.fail(kOverflow, row, object);
+      return false;
+    }
+    bool out(uint32_t object, int64_t times, int64_t each) {
+      int64_t amount;
+      const int32_t around = step.before_.parent[row];
+      if (__builtin_mul_overflow(times, each, &amount)) {
+        step.fail(kOverflow, around, object);
+        return false;
+      }
+      if (step.work_.mail.push({around, object, amount})) return true;
+      step.fail(kOutOfWorkspace, row, object);
+      return false;
+    }
+    bool applied(int32_t rule, int64_t times) {
+      any = true;
+      if (step.call_.record != 0) step.choice_.note_rule(row, rule, times);
+      return true;
+    }
+  };
+
+  // Nothing is to be chosen: straight-line code over the loaded counts.
+  void run_plain(int32_t row, int32_t which, const uint32_t* actions) {
+    Sink sink{*this, row};
+    bool fits = S::run_plain(which, work_.count, sink);
+    if (!sink.any && !choice_.moved(actions)) {
+      clear_counts();
+      after_.idle[row] = 1;
+      return;
+    }
+    work_.applied += sink.any ? 1 : 0;
+    fits &= keep_rest(row, actions);
+    Writer writer(pool_, work_);
+    fits &= flush(writer);
+    settle(row, writer, fits);
+  }
+
+  // Of the loaded counts, what no rule took: it moves, or stays.
+  bool keep_rest(int32_t row, const uint32_t* actions) {
     bool fits = true;
     for (uint64_t i = 0; i < work_.touched.size; ++i) {
       const uint32_t object = work_.touched.data[i];
@@ -181,10 +240,7 @@ class Step {
       }
     }
     work_.touched.size = 0;
-    fits &= choice_.produce_cell(row, [&](uint32_t object, int64_t count) { return give(row, object, count); });
-    Writer writer(pool_, work_);
-    fits &= flush(writer);
-    settle(row, writer, fits);
+    return fits;
   }
 
   void load(int32_t row) {

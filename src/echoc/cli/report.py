@@ -84,15 +84,17 @@ def _system(manifest: Manifest) -> str:
         for group in system.get("groups", [])
     ]
     cells = len(layout["cells"]) - (system["engine"] == "runs")  # there the last one is the environment
+    schedules = Counter((s["rules"], s["counts"]) for s in layout.get("schedules", []))
     rows = [
         ("mode", f"{system['mode']}, {system['priority']} priorities"),
         ("engine", {"runs": "membranes that stay, counts in one vector", "population": "membranes in pages"}.get(
             system["engine"], system["engine"])),
         ("rules", f"{len(layout['rules'])}: " + ", ".join(groups)),
         ("start", f"{cells} membranes"),
+        ("schedule", ", ".join(f"{n} kinds {rules} over {counts} counts" for (rules, counts), n in schedules.items())),
         ("objects", str(len(layout["objects"])) if "objects" in layout else f"{layout['size']} counts"),
     ]  # fmt: skip
-    return "System\n" + "\n".join(f"  {name:<9}{value}" for name, value in rows)
+    return "System\n" + "\n".join(f"  {name:<9}{value}" for name, value in rows if value)
 
 
 def _membrane(membrane: dict[str, Any], depth: int) -> Iterable[str]:

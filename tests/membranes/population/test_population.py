@@ -6,16 +6,16 @@ import pytest
 from random_systems import random_system
 
 from echoc.compiler.ir import oracle
-from echoc.compiler.ir.algebra import System
+from echoc.compiler.ir.algebra import Cell, Group, Rule, Send, System, Target, bag
 from echoc.compiler.ir.oracle import Application, Configuration, Membrane
-from echoc.compiler.targets.cpu.rewriting.population import build, generate
+from echoc.compiler.targets.cpu.rewriting.population import Schedule, build, generate
 from echoc.runtime.population import Population
 
 FAMILIES = ("transition", "active", "tissue", "spiking", "kernel")
 
 
-def compiled(system: System, threads: int = 2) -> Population:
-    generated = generate(system)
+def compiled(system: System, threads: int = 2, unroll: int = 16) -> Population:
+    generated = generate(system, Schedule(unroll))
     return Population(build(generated), generated.layout, num_threads=threads, max_bytes=64 << 20)
 
 
@@ -28,9 +28,9 @@ def configuration(population: Population, before: Configuration) -> dict[str, ob
     return Configuration(cells, links, population.environment(), before.step, 0.0, 0)
 
 
-def follow(system: System, seed: int, steps: int) -> int:
+def follow(system: System, seed: int, steps: int, unroll: int = 16) -> int:
     """Steps both; returns how many steps were taken."""
-    population = compiled(system)
+    population = compiled(system, unroll=unroll)
     population.start(seed=seed)
     current = oracle.start(system)
     for done in range(steps):
@@ -51,3 +51,40 @@ def follow(system: System, seed: int, steps: int) -> int:
 @pytest.mark.parametrize("seed", range(4))
 def test_every_step_is_a_step_of_the_interpreter(family: str, seed: int) -> None:
     follow(random_system(seed, family), seed, 8)
+
+
+def rules_of(system: System, unroll: int) -> set[str]:
+    return {s["rules"] for s in generate(system, Schedule(unroll)).layout["schedules"]}
+
+
+@pytest.mark.parametrize("unroll", [0, 16])
+def test_unrolled_rules_do_what_tables_do(unroll: int) -> None:
+    rules = (
+        Rule("1", bag(["a", "b"]), bag({"c": 2})),
+        Rule("1", bag({"c": 3}), bag({"a": 1, "d": 1}), send=(Send(Target.OUT, bag({"e": 2})),)),
+        Rule("1", bag(["d"]), bag(["b"])),
+        Rule("2", bag({"x": 2}), bag(["x"]), send=(Send(Target.OUT, bag(["c"])),)),
+    )
+    cells = (Cell("1", None, bag({"a": 9, "b": 7})), Cell("2", 0, bag({"x": 13})))
+    system = System("t", cells, rules, (Group((0, 1, 2, 3)),))
+    assert rules_of(system, unroll) == ({"unrolled"} if unroll else {"tabled"})
+    assert follow(system, 1, 12, unroll) > 4
+
+
+def test_what_has_to_be_chosen_is_not_unrolled() -> None:
+    rules = (Rule("1", bag(["a"]), bag(["b"])), Rule("1", bag(["a"]), bag(["c"])))
+    system = System("t", (Cell("1", None, bag({"a": 9})),), rules, (Group((0, 1)),))
+    assert rules_of(system, 16) == {"tabled"}
+    assert follow(system, 1, 12) == 1
+
+
+def test_kernels_of_every_level_run_alike() -> None:
+    system = random_system(5, "active")
+    ends = []
+    for level in ("native", "x86-64-v3", "x86-64-v2"):
+        generated = generate(system)
+        population = Population(build(generated, level), generated.layout, num_threads=1, max_bytes=64 << 20)
+        population.start(seed=2)
+        population.advance(6)
+        ends.append((population.membranes(), population.environment()))
+    assert ends[0] == ends[1] == ends[2]

@@ -217,6 +217,33 @@ class Actions:
     merge: frozenset[str]
 
 
+def plain_rules(analysis: Analysis, label: str, charge: int) -> list[int] | None:
+    """The rules of a label under a charge that objects have to be decided for, where there is nothing to choose.
+
+    Then no two of them want the same object, none has conditions, and what they make stays or goes out: each is applied
+    as often as its objects allow. None where that is not so, or where no rule is of that kind.
+    """
+    if analysis.system.mode is not Mode.PARALLEL:
+        return None
+    wanted: set[str] = set()
+    found = []
+    for index, objects in _wanted(analysis, label, charge):
+        rule = analysis.rules[index]
+        if objects & wanted or not _unconditional(rule, analysis.bounds[index][1]):
+            return None
+        wanted |= objects
+        if not moves(rule, analysis.bounds[index][1]):
+            found.append(index)
+    return found or None
+
+
+def _unconditional(rule: Rule, bound: Bound) -> bool:
+    simple = not rule.inner and bound is Bound.MAXIMAL and rule.priority is None and rule.new_charge is None
+    plain = not (rule.dissolve or rule.delay or rule.divide or rule.link or rule.unlink)
+    free = rule.guard is None and not rule.promoters and not rule.inhibitors
+    return simple and plain and free and all(s.target is Target.OUT for s in rule.send) and rule.probability != 0
+
+
 def actions(analysis: Analysis, label: str, charge: int) -> Actions | None:
     """The actions of a label under a charge; None when no rule looks at such a membrane's objects."""
     if analysis.system.mode is Mode.ORDERED:

@@ -4,8 +4,8 @@
     library = build(generated)           # bytes of a shared library
     Population(library, generated.layout)  # echoc.runtime.population runs it
 
-The layout is JSON-able: `entry` (the function, called as kernels/cpu/population.h says), `objects`, `labels`, `groups`
-(their number), `rules` (as text), `cells` [[label, parent, charge, name, [[object, count], ...]], ...] with numbers for
+The layout is JSON-able: `entry` (the function, called as kernels/cpu/population.h says), `schedules` (what became of the
+rules of each label and charge), `objects`, `labels`, `groups` (their number), `rules` (as text), `cells` [[label, parent, charge, name, [[object, count], ...]], ...] with numbers for
 labels and objects, `links`, `environment`, `unbounded` [objects of the skin without limit], `delays`.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from echoc.compiler.ir.algebra import Bag, Bound, Group, Guard, Inner, Mode, Priority, Rule, System, Target
 from echoc.compiler.targets.cpu.build import Progress, build_library
 from echoc.compiler.targets.cpu.kernels import ENVIRONMENT
-from echoc.compiler.targets.cpu.rewriting.competition import Actions, Analysis, actions, consumed
+from echoc.compiler.targets.cpu.rewriting.competition import Actions, Analysis, actions, consumed, plain_rules
 from echoc.compiler.targets.cpu.rewriting.notation import show_rule
 from echoc.errors import CompileError
 
@@ -38,6 +38,17 @@ MODES = (Mode.PARALLEL, Mode.ORDERED, Mode.SEQUENTIAL)
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """What the generator may choose without changing a meaning.
+
+    unroll: where membranes of a label have nothing to choose, up to so many rules become straight-line code over dense
+        counts; else they are tables that the kernel walks.
+    """
+
+    unroll: int = 16
+
+
+@dataclass(frozen=True)
 class Generated:
     """Sources by name (for `build_library`), the function to call, and what the tables mean (see the module)."""
 
@@ -46,18 +57,19 @@ class Generated:
     layout: Mapping[str, Any]
 
 
-def generate(system: System) -> Generated:
+def generate(system: System, schedule: Schedule | None = None) -> Generated:
     """The kernel of a system in mode PARALLEL, ORDERED or SEQUENTIAL.
 
     Args:
         system: validated.
+        schedule: default: `Schedule()`.
     Raises: CompileError naming the rule and its place, for what cannot be compiled.
     """
     if system.mode not in MODES:
         raise CompileError(f"mode {system.mode} is not for this kernel; it takes {', '.join(MODES)}")
     for rule in system.rules:
         _check(system, rule)
-    tables = Tables(system)
+    tables = Tables(system, schedule or Schedule())
     holes = tables.holes()
     text = ENVIRONMENT.get_template("population.cpp.j2").render(name="@NAME@", **holes)
     name = f"population_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -81,8 +93,9 @@ def _check(system: System, rule: Rule) -> None:
 class Tables:
     """The numbers of everything, and the rows of the tables as C++ text."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, schedule: Schedule) -> None:
         self.system = system
+        self.schedule = schedule
         self.analysis = Analysis(system)
         self.rules = self.analysis.rules
         self.objects = {o: i for i, o in enumerate(system.objects)}
@@ -96,6 +109,11 @@ class Tables:
         self.kept: list[frozenset[str]] = []
         self.groups = self._groups()
         self.group_of = {r: g for g, group in enumerate(self.groups) for r in group.rules}
+
+    @property
+    def charges(self) -> list[int]:
+        """Every charge that a membrane can have."""
+        return sorted({c.charge for c in self.system.cells} | _charges(self.rules))
 
     @property
     def graph(self) -> bool:
@@ -228,14 +246,46 @@ class Tables:
 
     def states(self) -> list[tuple[int, int, Actions]]:
         """(label, charge, actions) of every kind of membrane that has any."""
-        charges = sorted({c.charge for c in self.system.cells} | _charges(self.rules))
         out = []
         for label, number in self.labels.items():
-            for charge in charges:
+            for charge in self.charges:
                 found = actions(self.analysis, label, charge)
                 if found is not None:
                     out.append((number, charge, found))
         return out
+
+    def plain(self) -> list[tuple[int, int, list[str]]]:
+        """(label, charge, statements) of the membranes whose rules are unrolled."""
+        out = []
+        for label, number in self.labels.items():
+            for charge in self.charges:
+                rules = plain_rules(self.analysis, label, charge)
+                if rules is not None and len(rules) <= self.schedule.unroll:
+                    out.append((number, charge, [line for r in rules for line in self.unrolled(r)]))
+        return out
+
+    def unrolled(self, index: int) -> list[str]:
+        """A rule as statements over dense counts `n`."""
+        rule = self.rules[index]
+        takes = [(self.objects[o], n) for o, n in rule.consume]
+        room = [f"n[{o}]" if n == 1 else f"n[{o}] / {n}" for o, n in takes]
+        lines = [f"// {show_rule(rule)}", f"k = {room[0]};", *(f"if ({r} < k) k = {r};" for r in room[1:])]
+        lines += ["if (k > 0) {", *(f"  n[{o}] -= k{'' if n == 1 else f' * {n}'};" for o, n in takes)]
+        lines += [f"  fits &= sink.give({self.objects[o]}, k, {n});" for o, n in rule.produce]
+        lines += [f"  fits &= sink.out({self.objects[o]}, k, {n});" for send in rule.send for o, n in send.objects]
+        return [*lines, f"  fits &= sink.applied({index}, k);", "}"]
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """For every kind of membrane with rules: how its counts are held while it steps, and what its rules became."""
+        names = list(self.labels)
+        unrolled = {(label, charge) for label, charge, _ in self.plain()}
+        return [
+            {
+                "label": names[label], "charge": charge, "counts": "dense" if found.decide else "sparse",
+                "rules": "unrolled" if (label, charge) in unrolled else "tabled" if found.decide else "moves",
+            }
+            for label, charge, found in self.states()
+        ]  # fmt: skip
 
     def action_row(self, found: Actions) -> list[str]:
         row = []
@@ -280,6 +330,7 @@ class Tables:
             "shared_triggers": [f"{{{r}, {m}}}" for triggers in shared for r, m in triggers],
             "shared_always": [f"{{{r}, {m}}}" for r, m in shared_always],
             "starts": [str(i in starts).lower() for i in range(len(self.labels))],
+            "plain": self.plain(),
             "states": [(label, charge, self.action_row(found)) for label, charge, found in self.states()],
         }  # fmt: skip
 
@@ -313,7 +364,7 @@ class Tables:
             "kSequential": system.mode is Mode.SEQUENTIAL,
             "kHasPriority": any(r.priority is not None for r in rules), "kWeak": system.priority is Priority.WEAK,
             "kHasSequence": any(g.bound is Bound.SEQUENCE for g in self.groups),
-            "kHasSends": any(r.send for r in rules),
+            "kHasPlain": bool(self.plain()), "kHasSends": any(r.send for r in rules),
             "kHasFree": any(g.bound in (Bound.ARBITRARY, Bound.MINIMAL) for g in self.groups),
             "kConditionsOutside": any(r.inner and r.label is not None for r in rules) or sent_in or links
             or any(g.bound in (Bound.ARBITRARY, Bound.MINIMAL) for g in self.groups),
@@ -324,7 +375,8 @@ class Tables:
     def layout(self, entry: str) -> dict[str, Any]:
         system = self.system
         return {
-            "entry": entry, "mode": str(system.mode), "objects": list(self.objects), "labels": list(self.labels),
+            "entry": entry, "mode": str(system.mode), "schedules": self.schedules(),
+            "objects": list(self.objects), "labels": list(self.labels),
             "groups": len(self.groups), "rules": [show_rule(r) for r in system.rules],
             "cells": [
                 [self.labels[c.label], NONE if c.parent is None else c.parent, c.charge, c.name, self._numbers(
