@@ -4,6 +4,7 @@ from .errors import ReadoutWarning, ReservoirError
 from .layer import Layer
 from .model import ESN, DeepESN, Reservoir
 from .readout import RLS, Fit, RidgeFactor
+from .tree import Tree, TreeESN
 from .weights import spectral_radius
 
 __all__ = [
@@ -16,5 +17,7 @@ __all__ = [
     "Reservoir",
     "ReservoirError",
     "RidgeFactor",
+    "Tree",
+    "TreeESN",
     "spectral_radius",
 ]
