@@ -4,9 +4,10 @@
     library = build(generated)           # bytes of a shared library
     Population(library, generated.layout)  # echoc.runtime.population runs it
 
-The layout is JSON-able: `entry` (the function, called as kernels/cpu/population.h says), `schedules` (what became of the
-rules of each label and charge), `objects`, `labels`, `groups` (their number), `rules` (as text), `cells` [[label, parent, charge, name, [[object, count], ...]], ...] with numbers for
-labels and objects, `links`, `environment`, `unbounded` [objects of the skin without limit], `delays`.
+The layout is JSON-able: `entry` (the function, called as kernels/cpu/population.h says), `schedules` (what became of
+the rules of each label and charge), `objects`, `labels`, `groups` (their number), `rules` (as text), `cells` [[label,
+parent, charge, name, [[object, count], ...]], ...] with numbers for labels and objects, `links`, `environment`,
+`unbounded` [objects of the skin without limit], `delays`.
 """
 
 from __future__ import annotations
