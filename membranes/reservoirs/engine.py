@@ -80,8 +80,17 @@ class Engine:
             out = np.stack([run_layers(self.layers, u, y, x) for u, y, x in zip(inputs, late, states, strict=True)])
             return out, out[:, -1]
         last = states.astype(self.dtype.replace("f", "float"))
+        for name, array in (("inputs", inputs), ("teacher", late)):
+            self._check_range(name, array)
         found, _ = self._kernel(None).run(inputs, last, late=late)
         return found.astype(np.float64, copy=False), last.astype(np.float64, copy=False)
+
+    def _check_range(self, name: str, array: Array) -> None:
+        """Raises ReservoirError for numbers that are infinite in the device's dtype."""
+        if self.dtype == "f32" and np.abs(array).max(initial=0.0) > np.finfo(np.float32).max:
+            raise ReservoirError(
+                f"the {name} reach {np.abs(array).max():.3g}, beyond f32; wanted smaller ones, or dtype f64"
+            )
 
     def loop(
         self, steps: int, drive: Array | None, state: Array, output: Array, readout: Readout
@@ -89,6 +98,8 @@ class Engine:
         """Outputs [steps, outputs], each fed back, and the last state; `drive` is [steps, inputs] or None."""
         if self.level is not None:
             kernel = self._kernel(readout)
+            if drive is not None:
+                self._check_range("inputs", drive)
             last, y = state[None].astype(kernel.dtype), output[None].astype(kernel.dtype)
             u = np.zeros((1, steps, self.inputs), kernel.dtype) if drive is None else drive[None]
             closed = not self.feedback

@@ -13,6 +13,7 @@ from .signals import count, number
 from .weights import draw, random_recurrent, scaled, short
 
 Array = NDArray[np.float64]
+MAX_UNITS = 1 << 13  # weights are dense until they are packed: half a GiB
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def random_layer(
     children: tuple[int, ...] = (),
 ) -> Layer:
     """A layer with random weights. Raises ReservoirError for values out of range."""
-    count(units, "the number of units", 1, 1 << 16)
+    count(units, "the number of units", 1, MAX_UNITS)
     number(spectral_radius, "the spectral radius", 0, 1e6)
     number(connectivity, "the connectivity", 0, 1)
     number(input_connectivity, "the input connectivity", 0, 1)

@@ -139,7 +139,7 @@ class Reservoir:
             warmup: a series that first drives the reservoir from the zero state (with feedback: the outputs so far;
                 the reservoir must then have no inputs); the free run goes on behind it.
         """
-        count(steps, "the number of steps", 1, 1 << 40)
+        count(steps, "the number of steps", 1, 1 << 24)
         self._readout()
         if warmup is not None:
             self._warm(warmup)
@@ -161,10 +161,31 @@ class Reservoir:
         self.output = out[-1].copy()
         return out
 
-    def online(self, *, ridge: float = 1e-6, forgetting: float = 1.0) -> RLS:
-        """A recursive-least-squares readout of this reservoir's features; assign its `weights` to `readout`."""
-        outputs = self.feedback or max(self.output.size, 1)
-        return RLS(self.features, outputs, ridge=ridge, forgetting=forgetting)
+    def fit_online(
+        self, u: Any, y: Any, washout: int = 100, *, ridge: float = 1e-6, forgetting: float = 1.0
+    ) -> tuple[RLS, Array]:
+        """Learns the readout sample by sample along one series, by recursive least squares.
+
+        Returns: the learner, whose `update` takes rows of `observe`, and the error before each sample
+            [steps - washout, outputs]. Raises ReservoirError.
+        """
+        series, targets = self._inputs(u), as_series(y, "the targets", self.feedback or None)
+        check_pairs(series, targets)
+        (skip,) = washouts(washout, series[:1])
+        if len(series) != 1:
+            raise ReservoirError(f"found {len(series)} series; wanted one to learn along")
+        rows = self.observe(series[0], teacher=targets[0] if self.feedback else None)
+        learner = RLS(self.features, targets[0].shape[1], ridge=ridge, forgetting=forgetting)
+        pairs = zip(rows[skip:], targets[0][skip:], strict=True)
+        errors = np.stack([learner.update(row, target) for row, target in pairs])
+        self.readout, self.output = learner.weights, targets[0][-1].copy()
+        self.state = self.states(series[0], teacher=targets[0] if self.feedback else None)[-1]
+        return learner, errors
+
+    def observe(self, u: Any, teacher: Any = None, initial: Any = None) -> Array:
+        """What the readout sees along one series, [steps, features]: one, the inputs, the states and their squares."""
+        (series,) = self._inputs(np.asarray(u))
+        return self._features(series, self.states(series, teacher=teacher, initial=initial))
 
     @property
     def features(self) -> int:

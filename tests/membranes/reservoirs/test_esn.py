@@ -171,3 +171,23 @@ def test_runs_that_make_no_sense_are_refused() -> None:
         DeepESN([])
     with pytest.raises(ReservoirError, match="2 values for 3 layers"):
         DeepESN([5, 5, 5], leak=[0.1, 0.2])
+
+
+def test_online_learning_ends_near_the_ridge_solution() -> None:
+    targets = np.hstack([np.roll(NOISE, 1, axis=0), np.roll(NOISE, 3, axis=0)])
+    model = ESN(30, seed=1, connectivity=0.3)
+    learner, errors = model.fit_online(NOISE[:800], targets[:800], washout=50, ridge=1e-6)
+    assert errors.shape == (750, 2)
+    assert np.abs(errors[-100:]).mean() < 0.2 * np.abs(errors[:20]).mean()
+    online = model.predict(NOISE)[800:]
+    batch = (
+        ESN(30, seed=1, connectivity=0.3, ridge=1e-6).fit(NOISE[:800], targets[:800], washout=50).predict(NOISE)[800:]
+    )
+    np.testing.assert_allclose(online, batch, atol=1e-5)
+    learner.update(model.observe(NOISE)[900], targets[900])
+
+
+def test_inputs_beyond_float32_are_refused() -> None:
+    with pytest.raises(ReservoirError, match="beyond f32"):
+        ESN(20, dtype="f32").states(np.full((5, 1), 1e300))
+    assert np.isfinite(ESN(20).states(np.full((5, 1), 1e300))).all()
