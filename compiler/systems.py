@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from echoc.compiler.api import cpu_level
 from echoc.compiler.artifact import ArtifactWriter
 from echoc.compiler.bundle import LIBRARY, SCHEMA, Progress
 from echoc.compiler.ir import Membrane, Program
-from echoc.compiler.ir.algebra import Mode, System
+from echoc.compiler.ir.algebra import Mode, System, bag
 from echoc.compiler.ir.systems import system_of
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
@@ -32,6 +33,7 @@ def compile_system(
     target: str = "cpu",
     output: str | os.PathLike[str],
     source: Mapping[str, Any] | None = None,
+    incoming: Sequence[tuple[int, str]] = (),
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile the program of a P system (`echoc.compiler.ir.systems.program_of`).
@@ -40,6 +42,7 @@ def compile_system(
         target: `cpu`, or `cpu:LEVEL` as for models.
         output: the artifact's path.
         source: what the manifest says of where it comes from.
+        incoming: (cell, object) pairs that `SystemRun.put` brings in from outside, so that kernels reckon with them.
         progress: called as progress(stage, done, total).
     Returns: the opened artifact; `echoc.load` runs it.
     Raises: CompileError.
@@ -54,7 +57,9 @@ def compile_system(
     system = system_of(program)
     report("generate", 0, 1)
     engine = ENGINES.get(system.mode, "population")
-    generated = runs.generate(system) if engine == "runs" else population.generate(system)
+    primed, added = _primed(system, incoming)
+    generated = runs.generate(primed) if engine == "runs" else population.generate(primed)
+    layout = _without(dict(generated.layout), added)
     report("generate", 1, 1)
     library = build_library(generated.sources, level, report, tiles=False)
     manifest = {
@@ -69,7 +74,7 @@ def compile_system(
         "kernels": {"library": LIBRARY, "sources": {n: f"kernels/{n}.cpp" for n in sorted(generated.sources)}},
         "system": {
             "engine": engine, "mode": str(system.mode), "priority": str(system.priority),
-            "groups": _bounds(system), "features": dict(system.features), "layout": dict(generated.layout),
+            "groups": _bounds(system), "features": dict(system.features), "layout": layout,
         },
     }  # fmt: skip
     path = Path(output)
@@ -80,6 +85,27 @@ def compile_system(
             writer.member(f"kernels/{name}.cpp", [text.encode()])
         writer.finish(manifest)
     return Artifact(path, verify=False)
+
+
+def _primed(system: System, incoming: Sequence[tuple[int, str]]) -> tuple[System, list[tuple[int, str]]]:
+    """The system with one of each incoming object that its start lacks, and which those are."""
+    added = [(cell, obj) for cell, obj in dict.fromkeys(incoming) if obj not in dict(system.cells[cell].objects)]
+    cells = list(system.cells)
+    for cell, obj in added:
+        cells[cell] = replace(cells[cell], objects=bag((*cells[cell].objects, obj)))
+    return replace(system, cells=tuple(cells)), added
+
+
+def _without(layout: dict[str, Any], added: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    """The layout of a primed system with the start of the system itself."""
+    if "initial" in layout:
+        places = {layout["cells"][cell]["objects"][obj] for cell, obj in added}
+        return layout | {"initial": [pair for pair in layout["initial"] if pair[0] not in places]}
+    numbers = {(cell, layout["objects"].index(obj)) for cell, obj in added}
+    cells = [
+        [*cell[:4], [pair for pair in cell[4] if (i, pair[0]) not in numbers]] for i, cell in enumerate(layout["cells"])
+    ]
+    return layout | {"cells": cells}
 
 
 def _described(membrane: Membrane) -> dict[str, Any]:

@@ -11,7 +11,7 @@ leaves the run as it was before the step, and says so. The same seed gives the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,7 @@ class Population:
             raise DeviceError(f"{self.max_bytes} bytes are too few for a population, wanted a megabyte or more")
         try:
             self.objects = [str(o) for o in layout["objects"]]
+            self._numbers = {name: i for i, name in enumerate(self.objects)}
             self.labels = [str(label) for label in layout["labels"]]
             self.rules = [str(rule) for rule in layout["rules"]]
             self.names = [str(cell[3]) for cell in layout["cells"]]
@@ -127,6 +128,31 @@ class Population:
             elif status != DONE:
                 raise self._failure(status)
         return Outcome(self.steps, self.halted)
+
+    def put(self, membrane: int, objects: Mapping[str, int]) -> None:
+        """Objects come into a membrane (its id; -1: the environment) between two steps; a halted run may go on.
+
+        Raises RequestError for what is not there, PopulationLimit where they do not fit: then nothing has changed.
+        """
+        try:
+            numbers = np.array([self._numbers[name] for name in objects], np.uint32)
+            status = self._native.put(membrane, numbers, np.array(list(objects.values()), np.int64))
+        except KeyError as error:
+            raise RequestError(f"the system has no object {error}") from None
+        except (ValueError, OverflowError) as error:
+            raise RequestError(f"membrane {membrane} takes no {dict(objects)}: {error}") from None
+        if status != DONE:
+            what = "a count passes 2^63 - 1" if status == OVERFLOW else f"{self.max_bytes} bytes are used up"
+            raise PopulationLimit(f"membrane {membrane} takes no {dict(objects)}: {what}; the run stands as before")
+        self.halted = False
+
+    def take(self, objects: Sequence[str]) -> dict[str, int]:
+        """Takes all of some objects out of the environment; returns how many there were, zeros left out."""
+        try:
+            found = self._native.take(np.array([self._numbers[name] for name in objects], np.uint32))
+        except KeyError as error:
+            raise RequestError(f"the system has no object {error}") from None
+        return {name: count for name, count in zip(objects, found.tolist(), strict=True) if count}
 
     def applied(self) -> list[Applied]:
         """What the last step of `advance(1, record=True)` applied, equal applications summed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +34,12 @@ class SystemRun(Protocol):
 
     def applied(self) -> list[Applied]:
         """What the last recorded step applied."""
+
+    def put(self, membrane: int, objects: Mapping[str, int]) -> None:
+        """Objects come into a membrane (its id; -1: the environment) between two steps; a halted run may go on."""
+
+    def take(self, objects: Sequence[str]) -> dict[str, int]:
+        """Takes all of some objects out of the environment; returns how many there were, zeros left out."""
 
     def environment(self) -> dict[str, int]:
         """What is outside the skin."""
@@ -171,6 +177,33 @@ class DenseRun:
             if times:
                 members = tuple(-1 if c == outside else c for c in instance[1:])
                 out.append(Applied(instance[0], members, int(times)))
+        return out
+
+    def put(self, membrane: int, objects: Mapping[str, int]) -> None:
+        """Raises RequestError for what is not there and for counts out of range: then nothing has changed."""
+        cell = self._runs.cells[membrane if membrane >= 0 else -1]
+        counts = self._batch.counts[self._row]
+        sums = {}
+        for name, count in objects.items():
+            if name not in cell["objects"]:
+                raise RequestError(f"membrane {cell['label']} can hold no object {name!r}")
+            place = cell["objects"][name]
+            sums[place] = int(counts[place]) + count
+            if count < 0 or sums[place] >= 1 << 63:
+                raise RequestError(
+                    f"{count} of {name} do not fit into membrane {cell['label']}, which holds {counts[place]}"
+                )
+        for place, total in sums.items():
+            counts[place] = total
+        self._batch.wake(self._row)
+
+    def take(self, objects: Sequence[str]) -> dict[str, int]:
+        counts, out = self._batch.counts[self._row], {}
+        for name in objects:
+            place = self._runs.cells[-1]["objects"].get(name)
+            if place is not None and counts[place]:
+                out[name] = int(counts[place])
+                counts[place] = 0
         return out
 
     def environment(self) -> dict[str, int]:
