@@ -1,6 +1,7 @@
 """Reading a `.echo` file: a zip of stored, 64-byte-aligned members that are used in place through one memory map."""
 
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -46,9 +47,18 @@ class Artifact:
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
         self.path = Path(path)
-        self._map = _map_file(self.path)
-        self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
-        self.members = _read_members(self.path, self._bytes)
+        self._open(np.frombuffer(_map_file(self.path), dtype=np.uint8), verify)
+
+    def inside(self, name: str) -> "Artifact":
+        """The artifact that a member is, in place: members begin on 64-byte borders, so its own do as well."""
+        inner = object.__new__(type(self))
+        inner.path = self.path / name
+        inner._open(self.view(name), verify=False)  # the sum of the member has been checked with this artifact
+        return inner
+
+    def _open(self, data: Bytes, verify: bool) -> None:
+        self._bytes = data
+        self.members = _read_members(self.path, data)
         self._check_sums(verify)
         self.manifest: Manifest = parse_manifest(self._json("manifest.json"), str(self.path))
         for name in self.manifest.hashes:
@@ -144,9 +154,32 @@ def _map_file(path: Path) -> mmap.mmap:
         raise ArtifactError(f"cannot read {path} as an artifact: {error}") from None
 
 
+class _Bytes(io.RawIOBase):
+    """Bytes as a file, in place."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data, self._at = data.data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
 def _read_members(path: Path, data: Bytes) -> dict[str, Member]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BufferedReader(_Bytes(data))) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError) as error:
         begins_well = data[:4].tobytes() == _LOCAL_SIGNATURE

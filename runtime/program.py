@@ -224,10 +224,14 @@ class Instance:
 
 
 def load(artifact: Artifact | str | os.PathLike[str], **options: Any) -> Any:
-    """Loads any artifact: a `SystemProgram` for a P system of objects, else a `Program`; the options are theirs."""
+    """Loads any artifact: a `SystemProgram` for a P system of objects, a `CompoundProgram` for a topology, else a
+    `Program`; the options are theirs."""
+    from echoc.runtime.compound import CompoundProgram, is_compound
     from echoc.runtime.systems import SystemProgram, is_system
 
     opened = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
+    if is_compound(opened):
+        return CompoundProgram(opened, **options)
     return SystemProgram(opened, **options) if is_system(opened) else Program(opened, **options)
 
 

@@ -1,0 +1,132 @@
+"""A topology from a TOML file: tables of membranes within membranes, with the place of every key for messages.
+
+name = "listener"
+in.signal = "f64[1]"
+out.heard = "objects event"
+
+[membranes.ear]
+in.u = "f64[1]"
+out.y = "f64[1]"
+reservoir = { units = 100, readout = "ear.npz" }
+
+[[wires]]
+from = "signal"
+to = "ear.u"
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from echoc.compiler.ir.algebra import Where
+from echoc.membranes.source import SourceText
+
+from .errors import Place, TopologyError
+from .places import Keys, places_of
+from .topology import CONTENTS, MAX_DEPTH, Membrane
+
+MAX_BYTES = 16 << 20
+_KEYS = ("name", "in", "out", "steps", "membranes", "wires", *CONTENTS)
+
+
+def is_topology(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a topology, by its extension `.toml`."""
+    return Path(os.fspath(path)).suffix.lower() == ".toml"
+
+
+def read(path: str | os.PathLike[str], *, text: str | None = None) -> Membrane:
+    """The topology in a file (or in `text`, under that name). Paths in it are relative to its folder.
+
+    Raises: TopologyError with file, line and column; SourceError for a file that is no TOML.
+    """
+    source = SourceText.read(path, text)
+    if len(source.text) > MAX_BYTES:
+        raise TopologyError(f"{source.file}: {len(source.text)} characters; a topology has at most {MAX_BYTES}")
+    try:
+        document = tomllib.loads(source.text.replace("\r\n", "\n"))
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(source, error) from None
+    except (RecursionError, ValueError, MemoryError, OverflowError) as error:
+        what = "tables or lists nest too deep" if isinstance(error, RecursionError) else str(error)
+        raise TopologyError(f"{source.file}: not readable as TOML: {what}") from None
+    name = Path(os.fspath(path)).name.split(".")[0]
+    reader = _Reader(source, places_of(source.text), Path(os.fspath(path)).parent)
+    fallback = "".join(c if c.isalnum() or c in "_-" else "_" for c in name) or "topology"
+    if not (fallback[0].isascii() and (fallback[0].isalpha() or fallback[0] == "_")) or not fallback.isascii():
+        fallback = "topology"
+    return reader.membrane(document, (), document.get("name", fallback))
+
+
+def _syntax_error(source: SourceText, error: tomllib.TOMLDecodeError) -> TopologyError:
+    """tomllib says `message (at line L, column C)`."""
+    message, _, rest = str(error).rpartition(" (at ")
+    numbers = [int(word.strip(",)")) for word in rest.split() if word.strip(",)").isdecimal()]
+    where = Where(source.file, numbers[0], numbers[1]) if len(numbers) == 2 else Where(source.file)
+    return Place("TOML", where, source).error(message or str(error))
+
+
+class _Reader:
+    def __init__(self, source: SourceText, places: Keys, folder: Path) -> None:
+        self.source, self.places, self.folder = source, places, folder
+
+    def place(self, key: tuple[str | int, ...]) -> Place:
+        """Where a key stands: its own line, or that of the table around it."""
+        path = ".".join(str(k) for k in key) or "the topology"
+        while key and key not in self.places:
+            key = key[:-1]
+        line, column = self.places.get(key, (1, 1))
+        return Place(path, Where(self.source.file, line, column), self.source)
+
+    def table(self, value: Any, key: tuple[str | int, ...]) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self.place(key).error(f"found {value!r:.80}", "wanted a table")
+        return value
+
+    def membrane(self, table: Mapping[str, Any], key: tuple[str | int, ...], name: Any) -> Membrane:
+        place = self.place(key)
+        if len(key) // 2 > MAX_DEPTH:
+            raise place.error(f"membranes nest deeper than {MAX_DEPTH}", "wanted a flatter tree")
+        for unknown in table:
+            if unknown not in _KEYS:
+                raise self.place((*key, unknown)).error(
+                    f"unknown key {unknown!r}", f"a membrane has {', '.join(_KEYS)}"
+                )
+        inputs, outputs = (self.table(table.get(d, {}), (*key, d)) for d in ("in", "out"))
+        ports = {
+            port: self.place((*key, d, port)) for d, listed in (("in", inputs), ("out", outputs)) for port in listed
+        }
+        content = {kind: table[kind] for kind in CONTENTS if kind in table}
+        at = self.place((*key, next(iter(content)))) if content else place
+        if "name" in table and key:
+            raise self.place((*key, "name")).error(
+                "a name inside of the file", "the table's own key names the membrane"
+            )
+        made = Membrane(
+            name, inputs, outputs, steps=table.get("steps", 1), folder=self.folder, place=at, places=ports, **content
+        )
+        for child, inner in self.table(table.get("membranes", {}), (*key, "membranes")).items():
+            where = (*key, "membranes", child)
+            made.add(self.membrane(self.table(inner, where), where, child))
+        wires = table.get("wires", [])
+        if not isinstance(wires, list):
+            raise self.place((*key, "wires")).error(f"wires is {wires!r:.80}", "wanted [[wires]], or a list of tables")
+        for i, wire in enumerate(wires):
+            where = (*key, "wires", i)
+            options = dict(self.table(wire, where))
+            for end in ("from", "to"):
+                if end not in options:
+                    raise self.place(where).error(f"a wire without {end!r}", 'wanted from = "port" and to = "port"')
+            made.wire(
+                options.pop("from"), options.pop("to"), place=self.place(where), **_named(options, self.place(where))
+            )
+        return made
+
+
+def _named(options: dict[str, Any], place: Place) -> dict[str, Any]:
+    if "place" in options:
+        raise place.error("unknown key 'place'", "wanted from, to, copy and adapters")
+    return options
