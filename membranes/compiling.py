@@ -10,6 +10,9 @@ from echoc.compiler.bundle import Progress
 from echoc.compiler.ir.algebra import System
 from echoc.compiler.ir.systems import program_of
 from echoc.errors import CompileError
+from echoc.membranes.compound import Membrane as Compound
+from echoc.membranes.compound import compile as compile_topology
+from echoc.membranes.compound import is_topology
 from echoc.membranes.numerical import NumericalSystem
 from echoc.membranes.reading import READERS, read
 
@@ -18,14 +21,16 @@ if TYPE_CHECKING:
 
 
 def takes(source: Any) -> bool:
-    """Whether something is a membrane system: a system, or a file with the extension of a membrane language."""
-    if isinstance(source, System | NumericalSystem):
+    """Whether something is a membrane system: a system, a topology, or a file with the extension of one of them."""
+    if isinstance(source, System | NumericalSystem | Compound):
         return True
-    return isinstance(source, str | os.PathLike) and Path(os.fspath(source)).suffix.lower() in READERS
+    return isinstance(source, str | os.PathLike) and (
+        Path(os.fspath(source)).suffix.lower() in READERS or is_topology(source)
+    )
 
 
 def compile(
-    source: System | NumericalSystem | str | os.PathLike[str],
+    source: System | NumericalSystem | Compound | str | os.PathLike[str],
     *,
     target: str = "cpu",
     output: str | os.PathLike[str] | None = None,
@@ -35,7 +40,7 @@ def compile(
     """Compile a membrane system.
 
     Args:
-        source: a system, or a file: .pli, .kpl, .pep, .xml or .sbml.
+        source: a system, a topology, or a file: .pli, .kpl, .pep, .xml or .sbml, or .toml (a topology).
         target: `cpu`, or `cpu:LEVEL` with LEVEL `native` or a -march name from x86-64-v3 up.
         output: the artifact's path; default: the file's or the system's name with `.echo` in the working folder.
         progress: called as progress(stage, done, total).
@@ -45,6 +50,10 @@ def compile(
     """
     from echoc.compiler.systems import compile_system
 
+    if isinstance(source, Compound) or (not isinstance(source, System | NumericalSystem) and is_topology(source)):
+        if reading:
+            raise CompileError(f"a topology has no option {sorted(reading)[0]!r} of reading; its file says everything")
+        return compile_topology(source, target=target, output=output, progress=progress)
     report = progress or (lambda stage, done, total: None)
     origin: dict[str, Any] = {}
     if isinstance(source, System | NumericalSystem):

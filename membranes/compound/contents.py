@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from echoc.compiler.ir.algebra import System, Target
 from echoc.errors import EchoError
 from echoc.membranes.source import SourceError
 
-from .errors import TopologyError
+from .errors import NOWHERE, TopologyError
 from .topology import Membrane, Port, PortType
 
 if TYPE_CHECKING:
@@ -122,12 +122,19 @@ def _system(membrane: Membrane) -> Content:
             told["of"][port.name] = {"label": label, "objects": list(port.counts)}
     _check_leaks(membrane, system)
     program = program_of(system)
-    text = show(program)
 
     def build(path: Path, target: str) -> object:
         return compile_system(program, target=target, output=path, incoming=incoming)
 
+    text = show(program_of(_anonymous(system)))
     return Content("system", ("system", text, tuple(incoming)), build, told, program)
+
+
+def _anonymous(system: System) -> System:
+    """The system without its name and places: what is left is compiled once, however often it occurs."""
+    cells = tuple(replace(cell, where=NOWHERE) for cell in system.cells)
+    rules = tuple(replace(rule, where=NOWHERE) for rule in system.rules)
+    return replace(system, name="", cells=cells, rules=rules)
 
 
 def _read_system(membrane: Membrane) -> System:
