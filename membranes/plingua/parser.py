@@ -105,6 +105,8 @@ class Parser(MembraneParser):
             return self.include()
         if kind == "@model":
             return self.model()
+        if self.kinds[self.at : self.at + 3] == ["@", "id", "<"]:
+            return self.variant()
         if kind == "!":
             return self.pattern()
         if kind == "def":
@@ -141,6 +143,17 @@ class Parser(MembraneParser):
         parts = self.model_parts()
         self.expect(";")
         return ModelDefinition(offset, name, parts)
+
+    def variant(self) -> UseModel:
+        """`@variant<name>`, as version 2 wrote `@model<name>`."""
+        offset = self.offset
+        self.at += 1
+        if self.identifier("'variant'") != "variant":
+            raise self.fault("wanted @model<name> or @variant<name>", offset)
+        self.expect("<")
+        name = self.identifier("the name of a model")
+        self.expect(">")
+        return UseModel(offset, name)
 
     def model_parts(self) -> tuple[Bounded, ...]:
         found = [self.model_part()]

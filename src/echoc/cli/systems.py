@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".pli", ".kpl", ".pep", ".xml", ".sbml")
 LISTED = 100_000  # membranes of a configuration that a trace lists one by one
+LISTED_PAGES = 2_000_000  # of 15 objects each: larger configurations are told by their sums
 PIECE = 1 << 12  # steps between two looks at the progress bar
 
 
@@ -293,18 +294,25 @@ def described(program: "SystemProgram") -> dict[str, Any]:
 
 
 def standing(live: "SystemRun") -> dict[str, Any]:
-    """Where a run stands, as JSON has it."""
-    membranes = live.membranes()
+    """Where a run stands, as JSON has it: every membrane, or the sums by label of a very large configuration."""
     out: dict[str, Any] = {
         "steps": live.steps, "halted": live.halted, "halting_step": live.steps if live.halted else None,
-        "num_membranes": len(membranes), "environment": live.environment(), "membranes": membranes,
+        "num_membranes": live.memory()["membranes"], "environment": live.environment(),
     }  # fmt: skip
+    if is_large(live):
+        return out | {"totals": live.totals()}
+    out["membranes"] = live.membranes()
     if live.time is not None:
         out["time"] = live.time
     links = live.links()
     if links:
         out["links"] = [list(pair) for pair in links]
     return out
+
+
+def is_large(live: "SystemRun") -> bool:
+    """Whether a configuration is better not listed membrane by membrane."""
+    return live.memory().get("pages", 0) > LISTED_PAGES
 
 
 def say_standing(live: "SystemRun", program: "SystemProgram") -> None:
@@ -332,7 +340,7 @@ def frame(live: "SystemRun", program: "SystemProgram", *, recorded: bool) -> "Fr
 
     applied = tuple(Fired(a.rule, a.members, a.times) for a in live.applied()) if recorded else ()
     environment = live.environment()
-    if live.memory()["membranes"] > LISTED:
+    if live.memory()["membranes"] > LISTED or is_large(live):
         counts = {label: Total(t["membranes"], t["objects"]) for label, t in live.totals().items()}
         return Frame(live.steps, environment=environment, applied=(), time=live.time, counts=counts)
     membranes = tuple(
@@ -371,7 +379,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Over runs: mean and standard deviation of steps, of membranes, and of objects by label and in the environment."""
     sums: dict[str, dict[str, list[int]]] = {}
     for index, run in enumerate(runs):
-        places = [("environment", run["environment"])] + [(m["label"], m["objects"]) for m in run["membranes"]]
+        places = [("environment", run["environment"])] + [(m["label"], m["objects"]) for m in run.get("membranes", [])]
+        places += [(label, total["objects"]) for label, total in run.get("totals", {}).items()]
         for place, objects in places:
             for name, count in objects.items():
                 counts = sums.setdefault(place, {}).setdefault(name, [0] * len(runs))
