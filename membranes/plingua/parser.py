@@ -114,7 +114,11 @@ class Parser(MembraneParser):
         if kind in ("id", "let", "@", ";", "constants"):
             if kind == "id" and self.kinds[self.at + 1] == "(":
                 raise self.fault("a call outside of a module; wanted it inside of 'def main() { ... }'", offset)
-            return self.sentence()
+            found = self.sentence()
+            bare = found.body if isinstance(found, Ranged) else found
+            if not isinstance(bare, Evaluate | Constants | Features | None):
+                raise self.fault("a rule outside of a module; wanted it inside of 'def main() { ... }'", offset)
+            return found
         raise self.unexpected("a definition: def, @model, @include, a pattern !name{...}, or an assignment")
 
     def include(self) -> Include:

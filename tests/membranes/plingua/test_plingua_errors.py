@@ -190,3 +190,10 @@ def test_syntax_alone_needs_no_model() -> None:
     assert len(parse("def f() { [a --> b]'1; }").definitions) == 1
     with pytest.raises(PLinguaError, match=r"g\.pli:2:1: "):
         parse("x = 1;\n]", "g.pli")
+
+
+@pytest.mark.parametrize("ranges", ["", " : 1<=i<=3"])
+def test_a_rule_outside_of_a_module_is_shown(ranges: str) -> None:
+    text = f"@model<membrane_division>\nort{{i}} [c]'2 --> c []'2{ranges};\ndef main() {{ @mu = [[]'2]'1; }}"
+    with pytest.raises(CompileError, match=r"t\.pli:2:1: a rule outside of a module"):
+        read("t.pli", text=text)
