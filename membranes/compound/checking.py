@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .adapters import Step, adapt
+from .errors import Place, TopologyError
 from .topology import NOWHERE, Membrane, Port, PortType, Wire
 
 MAX_ROUTES = 1 << 18
 Path = tuple[str, ...]
+Steps = tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def check_wires(root: Membrane) -> dict[Path, list[Joint]]:
                 f"{membrane.name} holds a {membrane.kind} and has a wire", "wires join children; the content has ports"
             )
         joints[path] = [_joint(membrane, wire, root) for wire in membrane.wires]
+    for path, membrane in root.walk():
         if not membrane.kind:
             _check_cover(membrane, joints[path])
     return joints
@@ -206,6 +209,11 @@ def _check_read(membrane: Membrane, name: str, port: Port, joints: list[Joint]) 
         )
 
 
+Spot = tuple[Path, str | None, str]
+Leaving = dict[Spot, list[Joint]]
+"""A port as the wires of the membrane at a path see it, and the wires that leave it there."""
+
+
 def routes(root: Membrane, joints: dict[Path, list[Joint]]) -> list[Route]:
     """Every route between contents, and from and to the ports of the whole, in the order of the wires.
 
@@ -213,59 +221,80 @@ def routes(root: Membrane, joints: dict[Path, list[Joint]]) -> list[Route]:
     Raises: TopologyError for wires that run in a circle without a content, and for too many routes.
     """
     members = dict(root.walk())
-    leaving: dict[tuple[Path, str | None, str], list[Joint]] = defaultdict(list)
+    leaving: Leaving = defaultdict(list)
     for path, listed in joints.items():
         for joint in listed:
             leaving[path, joint.source.child, joint.source.port.name].append(joint)
+    _check_circles(members, leaving)
     found: list[Route] = []
     for path, membrane in members.items():
-        begins: list[tuple[Path, str | None, Port]] = []
+        begins: list[tuple[Spot, Port]] = []
         if not path:
-            begins = [((), None, port) for port in membrane.of("in")]
+            begins = [(((), None, port.name), port) for port in membrane.of("in")]
         elif membrane.kind:
-            begins = [(path[:-1], path[-1], port) for port in membrane.of("out")]
-        for where, child, port in begins:
-            for target, steps in _follow(where, child, port, members, leaving):
+            begins = [((path[:-1], path[-1], port.name), port) for port in membrane.of("out")]
+        for spot, port in begins:
+            for target, steps in _follow(spot, members, leaving):
                 found.append(Route((path, port.name), target, steps))
                 if len(found) > MAX_ROUTES:
-                    raise root.place.error(
-                        f"more than {MAX_ROUTES} routes between contents", "wires that split and join multiply them"
-                    )
+                    raise _too_many(root.place)
     return found
 
 
-def _follow(
-    path: Path, child: str | None, port: Port, members: dict[Path, Membrane],
-    leaving: dict[tuple[Path, str | None, str], list[Joint]],
-) -> Iterator[tuple[tuple[Path, str], tuple[Step, ...]]]:  # fmt: skip
-    """The ends of the routes that begin at a port, as it is seen from within the membrane at `path`."""
-    seen = frozenset({(path, child, port.name)})
-    stack: list[tuple[Joint, Path, tuple[Step, ...], frozenset[tuple[Path, str | None, str]]]]
-    stack = [(joint, path, (), seen) for joint in reversed(leaving[path, child, port.name])]
+def _too_many(place: Place) -> TopologyError:
+    return place.error(f"more than {MAX_ROUTES} routes between contents", "wires that split and join multiply them")
+
+
+def _next(joint: Joint, path: Path, members: dict[Path, Membrane]) -> Spot | None:
+    """Where what a wire carries goes on; None at a content, at a port of the whole, and where it is discarded."""
+    if joint.target is None:
+        return None
+    owner, name = joint.target.child, joint.target.port.name
+    if owner is not None:
+        return None if members[*path, owner].kind else ((*path, owner), None, name)
+    return (path[:-1], path[-1], name) if path else None
+
+
+def _check_circles(members: dict[Path, Membrane], leaving: Leaving) -> None:
+    """Raises TopologyError for wires in a circle: boundaries take no time, so something must stand in it that does."""
+    done: set[Spot] = set()
+    for begin in list(leaving):
+        stack: list[tuple[Spot, int]] = [(begin, 0)]
+        open_: set[Spot] = {begin}
+        while stack:
+            spot, at = stack.pop()
+            wires = leaving.get(spot, [])
+            if spot in done or at == len(wires):
+                done.add(spot)
+                open_.discard(spot)
+                continue
+            stack.append((spot, at + 1))
+            after = _next(wires[at], spot[0], members)
+            if after in open_:
+                raise wires[at].wire.place.error(
+                    f"the wires run in a circle through {wires[at].wire.target} without a content on the way",
+                    "boundaries take no time: put a P system, a reservoir or a model into the circle",
+                )
+            if after is not None and after not in done:
+                open_.add(after)
+                stack.append((after, 0))
+
+
+def _follow(spot: Spot, members: dict[Path, Membrane], leaving: Leaving) -> Iterator[tuple[tuple[Path, str], Steps]]:
+    """The ends of the routes that begin at a port, with what is done on the way."""
+    stack: list[tuple[Joint, Path, Steps]] = [(joint, spot[0], ()) for joint in reversed(leaving.get(spot, []))]
     budget = MAX_ROUTES
     while stack:
-        joint, path, steps, seen = stack.pop()
+        joint, path, steps = stack.pop()
         budget -= 1
         if budget < 0:
-            raise joint.wire.place.error(
-                f"more than {MAX_ROUTES} routes begin at {port.name}", "wires that split and join multiply them"
-            )
+            raise _too_many(joint.wire.place)
         if joint.target is None:
             continue
         steps = (*steps, *joint.steps)
-        name, owner = joint.target.port.name, joint.target.child
-        if owner is not None and members[*path, owner].kind:
-            yield ((*path, owner), name), steps
+        after = _next(joint, path, members)
+        if after is None:
+            owner = joint.target.child
+            yield (((*path, owner) if owner is not None else ()), joint.target.port.name), steps
             continue
-        if owner is None and not path:
-            yield ((), name), steps
-            continue
-        at: tuple[Path, str | None, str] = (
-            ((*path, owner), None, name) if owner is not None else (path[:-1], path[-1], name)
-        )
-        if at in seen:
-            raise joint.wire.place.error(
-                f"the wires run in a circle through {joint.wire.target} without a content on the way",
-                "boundaries take no time: put a P system, a reservoir or a model into the circle",
-            )
-        stack += [(next_, at[0], steps, seen | {at}) for next_ in reversed(leaving[at])]
+        stack += [(wire, after[0], steps) for wire in reversed(leaving.get(after, []))]

@@ -151,7 +151,10 @@ def _read_system(membrane: Membrane) -> System:
             raise membrane.place.error(f"{membrane.kind} is {given!r:.80}", "wanted the text of a P system")
         system = _inline(membrane, given, options)
     else:
-        system = read(file_of(membrane, given), **options)
+        path = file_of(membrane, given)
+        if path.exists() and not path.is_file():
+            raise membrane.place.error(f"{path} is no file", "wanted a file of a membrane language")
+        system = read(path, **options)
     if not isinstance(system, System):
         raise membrane.place.error("a numerical P system", "wanted one of objects")
     return system
@@ -335,8 +338,8 @@ def load_readout(membrane: Membrane, given: Any, features: int) -> np.ndarray[An
     """Weights [outputs, features] from a .npz file (array `readout`), read without pickle."""
     path = file_of(membrane, given)
     try:
-        if path.stat().st_size > MAX_WEIGHTS_FILE:
-            raise ValueError("larger than a gigabyte")
+        if not path.is_file() or path.stat().st_size > MAX_WEIGHTS_FILE:
+            raise ValueError("no file of at most a gigabyte")
         with np.load(path, allow_pickle=False) as file:
             weights = np.asarray(file["readout"], np.float64)
     except (

@@ -17,6 +17,7 @@ to = "ear.u"
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,8 @@ from .errors import Place, TopologyError
 from .places import Keys, places_of
 from .topology import CONTENTS, MAX_DEPTH, Membrane
 
-MAX_BYTES = 16 << 20
+MAX_BYTES, MAX_PARTS = 4 << 20, 200
+_WORD = re.compile(r""""[^"\n]*"|'[^'\n]*'|[A-Za-z0-9_-]+|[ \t]+|.|\n""")
 _KEYS = ("name", "in", "out", "steps", "membranes", "wires", *CONTENTS)
 
 
@@ -46,6 +48,7 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> Membrane:
     source = SourceText.read(path, text)
     if len(source.text) > MAX_BYTES:
         raise TopologyError(f"{source.file}: {len(source.text)} characters; a topology has at most {MAX_BYTES}")
+    _check_keys(source)
     try:
         document = tomllib.loads(source.text.replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
@@ -59,6 +62,24 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> Membrane:
     if not (fallback[0].isascii() and (fallback[0].isalpha() or fallback[0] == "_")) or not fallback.isascii():
         fallback = "topology"
     return reader.membrane(document, (), document.get("name", fallback))
+
+
+def _check_keys(source: SourceText) -> None:
+    """Refuses keys of very many parts, for which tomllib takes the square of their time."""
+    if source.text.count(".") < MAX_PARTS:
+        return
+    dots, begin, after_dot = 0, 0, False
+    for token in _WORD.finditer(source.text):
+        if token[0] == ".":
+            dots, after_dot = dots + 1, True
+        elif token[0].isspace() and token[0] != "\n":
+            continue
+        elif len(token[0]) > 1 or token[0].isalnum() or token[0] in "_-":
+            dots, begin, after_dot = (dots, begin, False) if after_dot else (0, token.start(), False)
+        else:
+            dots, after_dot = 0, False
+        if dots >= MAX_PARTS:
+            raise source.error(f"a key of more than {MAX_PARTS} parts", begin, "tables that nest less deep")
 
 
 def _syntax_error(source: SourceText, error: tomllib.TOMLDecodeError) -> TopologyError:
