@@ -28,7 +28,7 @@ from echoc.membranes.source import SourceText
 
 from .errors import Place, TopologyError
 from .places import Keys, places_of
-from .topology import CONTENTS, MAX_DEPTH, Membrane
+from .topology import CONTENTS, MAX_DEPTH, Membrane, Wire
 
 MAX_BYTES, MAX_PARTS = 4 << 20, 200
 _WORD = re.compile(r""""[^"\n]*"|'[^'\n]*'|[A-Za-z0-9_-]+|[ \t]+|.|\n""")
@@ -141,13 +141,5 @@ class _Reader:
             for end in ("from", "to"):
                 if end not in options:
                     raise self.place(where).error(f"a wire without {end!r}", 'wanted from = "port" and to = "port"')
-            made.wire(
-                options.pop("from"), options.pop("to"), place=self.place(where), **_named(options, self.place(where))
-            )
+            made.wires.append(Wire(options.pop("from"), options.pop("to"), self.place(where), options))
         return made
-
-
-def _named(options: dict[str, Any], place: Place) -> dict[str, Any]:
-    if "place" in options:
-        raise place.error("unknown key 'place'", "wanted from, to, copy and adapters")
-    return options
