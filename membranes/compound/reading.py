@@ -20,6 +20,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from echoc.membranes.source import SourceText
 
 from .errors import Place, TopologyError
 from .places import Keys, places_of
-from .topology import CONTENTS, MAX_DEPTH, Membrane, Wire
+from .topology import CONTENTS, MAX_DEPTH, MAX_MEMBRANES, Membrane, Wire
 
-MAX_BYTES, MAX_PARTS = 4 << 20, 200
+MAX_BYTES, MAX_FILES, MAX_PARTS = 4 << 20, 1000, 200
 _WORD = re.compile(r""""[^"\n]*"|'[^'\n]*'|[A-Za-z0-9_-]+|[ \t]+|.|\n""")
-_KEYS = ("name", "in", "out", "steps", "membranes", "wires", *CONTENTS)
+_KEYS = ("name", "in", "out", "steps", "membranes", "wires", "topology", *CONTENTS)
 
 
 def is_topology(path: str | os.PathLike[str]) -> bool:
@@ -43,8 +44,22 @@ def is_topology(path: str | os.PathLike[str]) -> bool:
 def read(path: str | os.PathLike[str], *, text: str | None = None) -> Membrane:
     """The topology in a file (or in `text`, under that name). Paths in it are relative to its folder.
 
-    Raises: TopologyError with file, line and column; SourceError for a file that is no TOML.
+    Whoever compiles a topology reads the files that it names, wherever they are.
+    Raises: TopologyError with file, line and column; SourceError for a file that is no text.
     """
+    return _read(path, text, _Budget())
+
+
+@dataclass
+class _Budget:
+    """What all files of a topology together may hold, and how deep they nest."""
+
+    membranes: int = MAX_MEMBRANES
+    files: int = MAX_FILES
+    depth: int = 0
+
+
+def _read(path: str | os.PathLike[str], text: str | None, budget: _Budget) -> Membrane:
     source = SourceText.read(path, text)
     if len(source.text) > MAX_BYTES:
         raise TopologyError(f"{source.file}: {len(source.text)} characters; a topology has at most {MAX_BYTES}")
@@ -57,7 +72,7 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> Membrane:
         what = "tables or lists nest too deep" if isinstance(error, RecursionError) else str(error)
         raise TopologyError(f"{source.file}: not readable as TOML: {what}") from None
     name = Path(os.fspath(path)).name.split(".")[0]
-    reader = _Reader(source, places_of(source.text), Path(os.fspath(path)).parent)
+    reader = _Reader(source, places_of(source.text), Path(os.fspath(path)).parent, budget)
     fallback = "".join(c if c.isalnum() or c in "_-" else "_" for c in name) or "topology"
     if not (fallback[0].isascii() and (fallback[0].isalpha() or fallback[0] == "_")) or not fallback.isascii():
         fallback = "topology"
@@ -91,8 +106,8 @@ def _syntax_error(source: SourceText, error: tomllib.TOMLDecodeError) -> Topolog
 
 
 class _Reader:
-    def __init__(self, source: SourceText, places: Keys, folder: Path) -> None:
-        self.source, self.places, self.folder = source, places, folder
+    def __init__(self, source: SourceText, places: Keys, folder: Path, budget: _Budget) -> None:
+        self.source, self.places, self.folder, self.budget = source, places, folder, budget
 
     def place(self, key: tuple[str | int, ...]) -> Place:
         """Where a key stands: its own line, or that of the table around it."""
@@ -109,8 +124,12 @@ class _Reader:
 
     def membrane(self, table: Mapping[str, Any], key: tuple[str | int, ...], name: Any) -> Membrane:
         place = self.place(key)
-        if len(key) // 2 > MAX_DEPTH:
-            raise place.error(f"membranes nest deeper than {MAX_DEPTH}", "wanted a flatter tree")
+        self.budget.membranes -= 1
+        if len(key) // 2 + self.budget.depth > MAX_DEPTH or self.budget.membranes < 0:
+            raise place.error(
+                f"more than {MAX_MEMBRANES} membranes, or some {MAX_DEPTH} deep",
+                "wanted a smaller tree, without circles of files",
+            )
         for unknown in table:
             if unknown not in _KEYS:
                 raise self.place((*key, unknown)).error(
@@ -129,6 +148,8 @@ class _Reader:
         made = Membrane(
             name, inputs, outputs, steps=table.get("steps", 1), folder=self.folder, place=at, places=ports, **content
         )
+        if "topology" in table:
+            self.include(made, table, key)
         for child, inner in self.table(table.get("membranes", {}), (*key, "membranes")).items():
             where = (*key, "membranes", child)
             made.add(self.membrane(self.table(inner, where), where, child))
@@ -143,3 +164,27 @@ class _Reader:
                     raise self.place(where).error(f"a wire without {end!r}", 'wanted from = "port" and to = "port"')
             made.wires.append(Wire(options.pop("from"), options.pop("to"), self.place(where), options))
         return made
+
+    def include(self, made: Membrane, table: Mapping[str, Any], key: tuple[str | int, ...]) -> None:
+        """Puts the inside of another file's topology into a membrane that declares the same ports."""
+        place, given = self.place((*key, "topology")), table["topology"]
+        others = [k for k in (*CONTENTS, "membranes", "wires", "steps") if k in table]
+        if others:
+            raise place.error(f"a topology and {others[0]} in one membrane", "give each a membrane of its own")
+        if not isinstance(given, str) or "\0" in given or not (self.folder / given).is_file():
+            raise place.error(f"the topology is {given!r:.80}", "wanted the path of a file, from this file's folder")
+        self.budget.files -= 1
+        if self.budget.files < 0:
+            raise place.error(f"more than {MAX_FILES} topologies within each other", "wanted fewer")
+        self.budget.depth += len(key) // 2 + 1
+        inner = _read(self.folder / given, None, self.budget)
+        self.budget.depth -= len(key) // 2 + 1
+        declared, there = ({p.name: (p.direction, str(p.type)) for p in m.ports.values()} for m in (made, inner))
+        for name in (*there, *declared):
+            if declared.get(name) != there.get(name):
+                wanted = " ".join(f'{d}.{n} = "{t}"' for n, (d, t) in there.items()) or "no ports"
+                raise place.error(f"the port {name} is not declared alike here and in {given}", f"it has {wanted}")
+        made.ports, made.children, made.wires = inner.ports, inner.children, inner.wires
+        made.kind, made.content, made.steps, made.folder = inner.kind, inner.content, inner.steps, inner.folder
+        if inner.kind:
+            made.place = inner.place

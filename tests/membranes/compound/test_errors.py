@@ -248,3 +248,35 @@ def test_made_in_python_the_path_is_the_place(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match=r"unknown key 'colour'"):
         top.add("eye", colour="red")
     assert not (tmp_path / "t.echo").exists()
+
+
+def test_topologies_from_other_files(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "inner.toml").write_text(PLAIN.replace(SYSTEM, 'system = "s.pli"\n') + WIRES)
+    (tmp_path / "deep" / "s.pli").write_text(SYSTEM.split('"""')[1].lstrip())
+    outer = HEAD + '[membranes.p]\nin.x = "objects a"\nout.y = "objects b"\ntopology = "deep/inner.toml"\n' + WIRES
+    check(outer, tmp_path)
+    assert [path for path, _ in read(tmp_path / "t.toml", text=outer).walk()] == [(), ("p",), ("p", "p")]
+    for change, message in (
+        (
+            ('"objects b"\ntopology', '"objects a"\ntopology'),
+            r"the port y is not declared alike here and in deep/inner",
+        ),
+        (("deep/inner", "deep/other"), r"t\.toml:7:1: the topology is 'deep/other\.toml'; wanted the path of a file"),
+        (("topology =", "steps = 2\ntopology ="), r"a topology and steps in one membrane"),
+    ):
+        with pytest.raises(TopologyError, match=message):
+            check(outer.replace(*change), tmp_path)
+
+
+def test_files_in_a_circle(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        twice = "".join(f'[membranes.{m}]\ntopology = "{"ab"[name == "a"]}.toml"\n' for m in ("p", "q"))
+        (tmp_path / f"{name}.toml").write_text(twice)
+    with pytest.raises(TopologyError, match="without circles of files"):
+        read(tmp_path / "a.toml")
+    for i in range(25):
+        twice = "".join(f'[membranes.{m}]\ntopology = "{i + 1}.toml"\n' for m in ("p", "q")) if i < 24 else ""
+        (tmp_path / f"{i}.toml").write_text(twice)
+    with pytest.raises(TopologyError, match="more than 1000 topologies"):
+        read(tmp_path / "0.toml")
