@@ -18,7 +18,7 @@ from typing import Any
 from echoc.errors import ArtifactError, DeviceError, EchoError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.compound_contents import Content, content, load_member
-from echoc.runtime.compound_wires import Adapter, Value, adapter, checked
+from echoc.runtime.compound_wires import Adapter, Value, adapter, checked, prepared
 from echoc.runtime.devices.cpu import check_target
 
 Crossing = Callable[[int, str, str, Value], None]
@@ -45,7 +45,7 @@ class CompoundProgram:
         self.name = str(raw.get("source", {}).get("name", ""))
         try:
             _check_wiring(self.wiring)
-            self.inputs = {str(port["name"]): port for port in self.wiring["in"]}
+            self.inputs = {str(port["name"]): prepared(port) for port in self.wiring["in"]}
             self.outputs = {str(port["name"]): port for port in self.wiring["out"]}
             self.paths = [str(entry["path"]) for entry in self.wiring["membranes"]]
             self.loaded = self._load()

@@ -19,6 +19,12 @@ DTYPES = {"f64": np.float64, "f32": np.float32, "i64": np.int64}
 _LARGEST = (1 << 63) - 1
 
 
+def prepared(port: Mapping[str, Any]) -> dict[str, Any]:
+    """A port of the manifest in the form that `checked` takes."""
+    known = frozenset(str(obj) for obj in port.get("objects", ()))
+    return {**port, "name": str(port["name"]), "known": known}
+
+
 def checked(port: Mapping[str, Any], given: Value) -> Value:
     """What a caller gives to an in port, as it crosses. Raises RequestError."""
     name, kind = port["name"], port["kind"]
@@ -47,11 +53,15 @@ def _tensor(port: Mapping[str, Any], given: Value) -> Value:
 
 def _objects(port: Mapping[str, Any], given: Value) -> dict[str, int]:
     name = port["name"]
+    if type(given) is dict and all(  # as nearly always
+        obj in port["known"] and type(count) is int and 0 < count <= _LARGEST for obj, count in given.items()
+    ):
+        return dict(given)
     if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
         raise RequestError(f"input {name} is {given!r:.80}, wanted objects: a mapping to counts, or a list")
     counts: dict[str, int] = {}
     for obj, count in given.items() if isinstance(given, Mapping) else ((obj, 1) for obj in given):
-        if obj not in port["objects"]:
+        if not isinstance(obj, str) or obj not in port["known"]:
             raise RequestError(
                 f"input {name} declares no object {obj!r:.80}; it takes {' '.join(port['objects'][:20])}"
             )

@@ -92,7 +92,7 @@ class Population:
                     path, entry, threads, len(self.objects), groups, len(self.rules), self.max_bytes
                 )
             except (RuntimeError, ValueError, MemoryError) as error:
-                raise DeviceError(f"the system does not load the kernels: {error}") from None
+                raise DeviceError(f"the system does not load the kernels: {error}; compile it again") from None
         self._graph = bool(layout.get("graph"))
         self.seed, self.run, self.steps, self.halted = 0, 0, 0, False
         self.start()
@@ -135,11 +135,12 @@ class Population:
         Raises RequestError for what is not there, PopulationLimit where they do not fit: then nothing has changed.
         """
         try:
-            numbers = np.array([self._numbers[name] for name in objects], np.uint32)
-            status = self._native.put(membrane, numbers, np.array(list(objects.values()), np.int64))
+            status = self._native.put(membrane, [self._numbers[name] for name in objects], list(objects.values()))
         except KeyError as error:
             raise RequestError(f"the system has no object {error}") from None
-        except (ValueError, OverflowError) as error:
+        except TypeError:  # what the binding does not take
+            raise RequestError(f"membrane {membrane} takes no {dict(objects)}; wanted counts below 2^63") from None
+        except ValueError as error:
             raise RequestError(f"membrane {membrane} takes no {dict(objects)}: {error}") from None
         if status != DONE:
             what = "a count passes 2^63 - 1" if status == OVERFLOW else f"{self.max_bytes} bytes are used up"
@@ -149,10 +150,10 @@ class Population:
     def take(self, objects: Sequence[str]) -> dict[str, int]:
         """Takes all of some objects out of the environment; returns how many there were, zeros left out."""
         try:
-            found = self._native.take(np.array([self._numbers[name] for name in objects], np.uint32))
+            found = self._native.take([self._numbers[name] for name in objects])
         except KeyError as error:
             raise RequestError(f"the system has no object {error}") from None
-        return {name: count for name, count in zip(objects, found.tolist(), strict=True) if count}
+        return {name: count for name, count in zip(objects, found, strict=True) if count}
 
     def applied(self) -> list[Applied]:
         """What the last step of `advance(1, record=True)` applied, equal applications summed."""

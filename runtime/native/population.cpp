@@ -72,6 +72,7 @@ class Population {
         team_(num_threads),
         objects_(num_objects),
         num_rules_(num_rules) {
+    library_.check_abi(entry, kAbi);
     if (num_objects < 0 || num_groups < 0 || num_threads < 1) throw std::invalid_argument("sizes must not be negative");
     if (max_bytes < (1 << 20)) throw std::invalid_argument("a population needs a megabyte at least");
     const uint64_t bytes = static_cast<uint64_t>(max_bytes);
@@ -138,10 +139,10 @@ class Population {
 
   /// Puts objects into the membrane with an id (-1: the environment) between two steps. Returns kDone, or what was in
   /// the way (kOutOfPages, kOverflow): then nothing has changed.
-  int32_t put(int64_t id, const Input<uint32_t>& objects, const Input<int64_t>& counts) {
+  int32_t put(int64_t id, const std::vector<uint32_t>& objects, const std::vector<int64_t>& counts) {
     if (objects.size() != counts.size()) throw std::invalid_argument("as many counts as objects are wanted");
     for (size_t i = 0; i < objects.size(); ++i) {
-      if (objects.data()[i] >= objects_ || counts.data()[i] < 0)
+      if (objects[i] >= objects_ || counts[i] < 0)
         throw std::invalid_argument("an object to put is unknown");
     }
     Cells& cells = tables_[0];
@@ -150,10 +151,10 @@ class Population {
     std::map<uint32_t, int64_t> sums;
     if (id >= 0) each_entry(pool_, cells.content[row], [&](uint32_t object, int64_t count) { sums[object] = count; });
     for (size_t i = 0; i < objects.size(); ++i) {
-      const uint32_t object = objects.data()[i];
+      const uint32_t object = objects[i];
       const int64_t held = id >= 0 ? 0 : environments_[0][object];
       int64_t& sum = sums.try_emplace(object, held).first->second;
-      if (__builtin_add_overflow(sum, counts.data()[i], &sum)) return kOverflow;
+      if (__builtin_add_overflow(sum, counts[i], &sum)) return kOverflow;
     }
     if (id < 0) {
       for (const auto& [object, count] : sums) environments_[0][object] = count;
@@ -173,13 +174,13 @@ class Population {
   }
 
   /// Takes all of some objects out of the environment between two steps; returns how many there were of each.
-  Array<int64_t> take(const Input<uint32_t>& objects) {
+  std::vector<int64_t> take(const std::vector<uint32_t>& objects) {
     std::vector<int64_t> found(objects.size());
     for (size_t i = 0; i < objects.size(); ++i) {
-      if (objects.data()[i] >= objects_) throw std::invalid_argument("an object to take is unknown");
-      std::swap(found[i], environments_[0][objects.data()[i]]);
+      if (objects[i] >= objects_) throw std::invalid_argument("an object to take is unknown");
+      std::swap(found[i], environments_[0][objects[i]]);
     }
-    return copied(found.data(), found.size());
+    return found;
   }
 
   /// (rule, times, ids of the membranes it bound) of the last recorded step, in the order of rules and ids.
