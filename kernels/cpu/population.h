@@ -177,4 +177,10 @@ struct StepCall {
   void* team;
 };
 
+/// What a kernel and the runtime that calls it must agree on; kVersion counts changes of meaning that keep the sizes.
+constexpr int64_t kVersion = 1;
+constexpr int64_t kAbi =
+    ((((kVersion << 12 | sizeof(StepCall)) << 12 | sizeof(Shared)) << 12 | sizeof(Workspace)) << 12) |
+    (sizeof(Cells) + sizeof(Application));
+
 }  // namespace echoc::population

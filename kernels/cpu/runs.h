@@ -40,6 +40,10 @@ struct Run {
   int64_t where;
 };
 
+/// What a kernel and the runtime that calls it must agree on; kVersion counts changes of meaning that keep the size.
+constexpr int64_t kVersion = 1;
+constexpr int64_t kAbi = kVersion << 32 | sizeof(Run);
+
 inline void record(Run& run) {
   if (run.records_done >= run.num_records) return;
   int64_t* out = run.records + run.records_done++ * run.num_recorded;

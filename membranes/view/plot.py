@@ -198,7 +198,7 @@ def _configuration(axes: Axes, frame: Frame) -> None:
     notes = [f"environment: {shorten(_pairs(frame), 70)}"] if frame.environment else []
     notes += [f"{hidden} more membranes"] if hidden else []
     notes += ["all membranes of a label in one box, objects summed"] if frame.counts is not None else []
-    axes.text(0.5, 0.0, "   ".join(notes), transform=axes.transAxes, ha="center", va="bottom", color=PALE)
+    axes.text(0.5, -0.02, "   ".join(notes), transform=axes.transAxes, ha="center", va="top", color=PALE)
 
 
 def _pairs(frame: Frame) -> str:

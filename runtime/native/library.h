@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -22,6 +23,15 @@ class Library {
     void* symbol = dlsym(handle_, name.c_str());
     if (!symbol) throw std::runtime_error("the kernel library has no kernel named " + name);
     return symbol;
+  }
+
+  /// Raises unless the kernel was built for the calling convention of this runtime: `name`_abi says which one.
+  void check_abi(const std::string& name, int64_t wanted) const {
+    using Abi = int64_t (*)();
+    void* symbol = dlsym(handle_, (name + "_abi").c_str());
+    if (!symbol || reinterpret_cast<Abi>(symbol)() != wanted) {
+      throw std::runtime_error("the kernels were compiled for another version of echoc");
+    }
   }
 
  private:

@@ -46,6 +46,7 @@ class RunKernel {
     if (places < 0 || cells < 1 || instances < 0 || scratch_bytes < 0) {
       throw std::invalid_argument("sizes of a run must not be negative");
     }
+    library_.check_abi(entry, runs::kAbi);
     kernel_ = reinterpret_cast<Kernel>(library_.find(entry));
   }
   RunKernel(const RunKernel&) = delete;

@@ -10,6 +10,7 @@ import pytest
 
 import echoc
 from echoc.errors import ArtifactError, DeviceError, RequestError
+from echoc.runtime.artifact import Artifact
 from echoc.runtime.systems import PopulationLimit, SystemProgram
 
 Compiled = Callable[[str], Path]
@@ -125,3 +126,14 @@ def test_a_numerical_system_steps_as_a_program(compiled: Compiled) -> None:
     program = echoc.load(compiled("control.pep"))
     values = [program.step({})["values"].tolist() for _ in range(2)]
     assert values == [[1.5, 1.5], [2.0, 3.5]]
+
+
+@pytest.mark.parametrize("name", ["doubling.pli", "weather.pli"])
+def test_kernels_of_another_calling_convention_are_refused(compiled: Compiled, name: str, tmp_path: Path) -> None:
+    """A kernel that reads other structures than the runtime writes would run and be wrong."""
+    data = compiled(name).read_bytes()
+    entry = Artifact(compiled(name)).manifest.raw["system"]["layout"]["entry"].encode()
+    foreign = tmp_path / name
+    foreign.write_bytes(data.replace(entry + b"_abi", entry + b"_old"))
+    with pytest.raises(DeviceError, match="compiled for another version"):
+        SystemProgram(Artifact(foreign, verify=False)).create()
