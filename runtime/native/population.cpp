@@ -142,8 +142,7 @@ class Population {
   int32_t put(int64_t id, const std::vector<uint32_t>& objects, const std::vector<int64_t>& counts) {
     if (objects.size() != counts.size()) throw std::invalid_argument("as many counts as objects are wanted");
     for (size_t i = 0; i < objects.size(); ++i) {
-      if (objects[i] >= objects_ || counts[i] < 0)
-        throw std::invalid_argument("an object to put is unknown");
+      if (objects[i] >= objects_ || counts[i] < 0) throw std::invalid_argument("an object to put is unknown");
     }
     Cells& cells = tables_[0];
     const auto row = static_cast<uint32_t>(std::find(cells.id, cells.id + cells.count, id) - cells.id);
