@@ -127,7 +127,7 @@ def accuracy() -> None:
 
 def speed(units: int = 1000, connectivity: float = 0.1, steps: int = 200, rounds: int = 60) -> None:
     """Steps a second of one series on one thread, in turn with ReservoirPy's in the same process."""
-    from reservoirpy.nodes import Reservoir as Peer  # type: ignore[import-untyped]
+    from reservoirpy.nodes import Reservoir as Peer
 
     u = np.random.default_rng(0).uniform(-1, 1, (steps, 1))
     peer = Peer(units, lr=0.7, sr=0.9, rc_connectivity=connectivity, seed=1)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from echoc.errors import IRError
 
@@ -82,7 +82,7 @@ def hints(kind: Any) -> Mapping[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(kind)}
 
 
-def _decode_dataclass(kind: type[T], value: Any) -> T:
+def _decode_dataclass(kind: Any, value: Any) -> Any:
     fields = hints(kind)
     if not isinstance(value, tuple) or len(value) != len(fields):
         raise IRError(f"found {value!r}; wanted the {len(fields)} entries of a {kind.__name__}")
@@ -104,7 +104,8 @@ def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
 def attributes(value: Any) -> dict[str, Any]:
     """A dataclass as attributes by the names of its fields, those that have their default left out."""
     out = {}
-    for name, default in _defaults(type(value)):
+    kind: Any = type(value)
+    for name, default in _defaults(kind):
         found = getattr(value, name)
         if found is not default and (found != default or type(found) is not type(default)):
             out[name] = encode(found)
@@ -113,7 +114,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 def from_attributes(kind: type[T], values: Mapping[str, Any]) -> T:
     """The inverse of `attributes`. Raises IRError for unknown or missing fields, and for values that do not fit."""
-    fields = hints(kind)
+    fields = hints(cast(Any, kind))
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise IRError(f"a {kind.__name__} has no field {unknown[0]!r}; it has {', '.join(fields)}")

@@ -59,7 +59,7 @@ def plot(trace: Trace | str | os.PathLike[str], path: str | os.PathLike[str]) ->
         note = f"{shorten(clean(trace.header.model), 30)}, seed {trace.header.seed}, step {last.step}: {_ending(trace)}"
         figure.text(0.03, 0.912, note, fontsize=9, color=PALE, va="center")
         if last.values is None:
-            _configuration(figure.add_axes((0.02, 0.03, 0.47, 0.85)), last)
+            _configuration(figure.add_axes((0.02, 0.07, 0.47, 0.81)), last)
             chart = figure.add_axes((0.565, 0.1, 0.31, 0.76))
         else:
             chart = figure.add_axes((0.09, 0.11, 0.7, 0.76))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from echoc.compiler.ir import Membrane, Node, Rule, make
 from echoc.compiler.ir.node import rebuild
+from echoc.compiler.ir.types import Dim
 from echoc.compiler.targets.cpu.reservoir import SQUARES, LayerPlan, NetworkPlan
 from echoc.errors import CompileError
 
@@ -99,21 +100,21 @@ class _Reading:
         (self.out_name, self.out) = rule.outputs[0]
         parts = []
         for state in skin.states:
-            node = writes.get(state.name)
-            if state.type.kind != "value" or node is None or node.op != "write":
+            written = writes.get(state.name)
+            if state.type.kind != "value" or written is None or written.op != "write":
                 raise self._refuse(f"does not write the value state {state.name!r}")
-            if node.inputs[1] is self.out and self.out.op == "contract":
+            if written.inputs[1] is self.out and self.out.op == "contract":
                 self.feedback_state = state.name
             else:
-                parts.append(self._part(state.name, node.inputs[1]))
+                parts.append(self._part(state.name, written.inputs[1]))
         self.parts = self._ordered(parts)
 
     def network(self) -> NetworkPlan:
         begins, at = {}, 0
         for part in self.parts:
-            begins[part.value] = (at, int(part.value.shape[0]))  # type: ignore[call-overload]
+            begins[part.value] = (at, _size(part.value.shape[0]))
             at += begins[part.value][1]
-        width = sum(int(p.type.shape[0]) for p in self.inputs)  # type: ignore[call-overload]
+        width = sum(_size(p.type.shape[0]) for p in self.inputs)
         readout, squares, reads = self._readout()
         feedback = len(readout) if self.feedback_state and readout is not None else 0
         layers = tuple(self._layer(part, begins, feedback) for part in self.parts)
@@ -155,7 +156,7 @@ class _Reading:
         return [values[n] for n in self.rule.order if n in values]
 
     def _layer(self, part: _Part, begins: dict[Node, tuple[int, int]], feedback: int) -> LayerPlan:
-        units = int(part.value.shape[0])  # type: ignore[call-overload]
+        units = _size(part.value.shape[0])
         recurrent, late = np.zeros((units, units)), np.zeros((units, feedback))
         columns: list[Array] = [self._value(part.bias)[:, None]]
         sources: list[tuple[bool, int, int]] = []
@@ -180,7 +181,7 @@ class _Reading:
             port, begin = operand.inputs[0], int(operand["starts"][0])
         if port.op != "port":
             raise self._refuse(f"drives the state {name!r} by {operand.op}")
-        return begin, int(operand.shape[0])  # type: ignore[call-overload]
+        return begin, _size(operand.shape[0])
 
     def _readout(self) -> tuple[Array | None, str, bool]:
         layers = [p.value for p in self.parts]
@@ -226,3 +227,10 @@ def _splice(node: Node) -> Node:
 def _is_odd(mask: Array) -> bool:
     """Whether a mask is 1 at every second place."""
     return bool((mask == np.arange(len(mask)) % 2).all())
+
+
+def _size(dim: Dim) -> int:
+    """A dimension that is a number; a reservoir has no symbols but its time axis."""
+    if not isinstance(dim, int):
+        raise CompileError(f"a layer has the size {dim}; wanted a number")
+    return dim

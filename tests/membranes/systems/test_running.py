@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import echoc
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
+from echoc.runtime.population import Population
+from echoc.runtime.runs import Runs
 from echoc.runtime.systems import PopulationLimit, SystemProgram
 
 Compiled = Callable[[str], Path]
+Load = Callable[[bytes, dict[str, Any]], object]
 LARGEST = 2**63 - 1
 
 
@@ -128,12 +132,13 @@ def test_a_numerical_system_steps_as_a_program(compiled: Compiled) -> None:
     assert values == [[1.5, 1.5], [2.0, 3.5]]
 
 
-@pytest.mark.parametrize("name", ["doubling.pli", "weather.pli"])
-def test_kernels_of_another_calling_convention_are_refused(compiled: Compiled, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "load"), [("doubling.pli", Population), ("weather.pli", Runs)])
+def test_kernels_of_another_calling_convention_are_refused(compiled: Compiled, name: str, load: Load) -> None:
     """A kernel that reads other structures than the runtime writes would run and be wrong."""
-    data = compiled(name).read_bytes()
-    entry = Artifact(compiled(name)).manifest.raw["system"]["layout"]["entry"].encode()
-    foreign = tmp_path / name
-    foreign.write_bytes(data.replace(entry + b"_abi", entry + b"_old"))
+    artifact = Artifact(compiled(name))
+    layout = artifact.manifest.raw["system"]["layout"]
+    library = bytes(artifact.view("kernels/cpu.so"))
+    load(library, layout)
+    entry = layout["entry"].encode()
     with pytest.raises(DeviceError, match="compiled for another version"):
-        SystemProgram(Artifact(foreign, verify=False)).create()
+        load(library.replace(entry + b"_abi", entry + b"_old"), layout)

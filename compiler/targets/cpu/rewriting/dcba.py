@@ -159,8 +159,11 @@ def _conditions(conditions: Sequence[Conditions], places: Mapping[Place, int]) -
 
 def _rows(ground: Ground, blocks: Sequence[Block], number: dict[Conditions, int]) -> dict[str, object]:
     amounts: list[str] = []
-    block_rows, products, rules, chances, charges = [], [], [], [], []
-
+    block_rows: list[str] = []
+    products: list[str] = []
+    rules: list[str] = []
+    chances: list[str] = []
+    charges: list[str] = []
     known: dict[tuple[tuple[Place, int], ...], str] = {}
 
     def add(entries: tuple[tuple[Place, int], ...]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from echoc.compiler.ir.algebra import Bag, Guard, Rule, System, Target
+from echoc.compiler.ir.algebra import Bag, Guard, Rule, System, Target, Where
 from echoc.compiler.targets.cpu.rewriting.notation import show_rule
 from echoc.errors import CompileError
 
@@ -123,19 +123,21 @@ def _check(system: System) -> None:
             if inner.results[0].label != inner.label or inner.results[0].keeps is not None:
                 raise refuse(rule, f"changes the label of the membrane {inner.label}", mode)
     for cell in system.cells:
-        _check_counts(cell.objects, lambda cell=cell: f"{cell.where}: the membrane {cell.label}".removeprefix(": "))
-    _check_counts(system.environment, lambda: "the environment")
+        _check_counts(cell.objects, cell.where, "the membrane", cell.label)
+    _check_counts(system.environment, Where(), "the environment", "")
     for rule in system.rules:
         bags = [rule.consume, rule.produce, rule.promoters, rule.inhibitors, *(s.objects for s in rule.send)]
         bags += [i.consume for i in rule.inner] + [r.produce for i in rule.inner for r in i.results]
         for objects in bags:
-            _check_counts(objects, lambda rule=rule: f"{rule.where}: the rule {show_rule(rule)}".removeprefix(": "))
+            _check_counts(objects, rule.where, "the rule", rule)
 
 
-def _check_counts(objects: Bag, what: Callable[[], str]) -> None:
+def _check_counts(objects: Bag, where: Where, what: str, whose: str | Rule) -> None:
     for name, count in objects:
         if not 0 <= count <= MAX_COUNT:
-            raise CompileError(f"{what()} has {count} of {name}; wanted 0 to 2^63 - 1")
+            shown = show_rule(whose) if isinstance(whose, Rule) else whose
+            place = f"{where}: {what} {shown}".removeprefix(": ").rstrip()
+            raise CompileError(f"{place} has {count} of {name}; wanted 0 to 2^63 - 1")
 
 
 def _instances(system: System) -> Iterator[Instance]:
