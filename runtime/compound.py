@@ -65,8 +65,12 @@ class CompoundProgram:
         }
 
     def create(self, *, seed: int = 0) -> CompoundRun:
-        """A run at the start. The same seed and inputs give the same run."""
-        return CompoundRun(self, seed)
+        """A run at the start. The same seed and inputs give the same run. Raises RequestError for a seed out of range,
+        ArtifactError and DeviceError for contents that cannot be run here."""
+        try:
+            return CompoundRun(self, seed)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ArtifactError(f"{self.artifact.path}: a membrane is not valid: {error!r}; compile it again") from None
 
 
 class _Membrane:

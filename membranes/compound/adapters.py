@@ -38,9 +38,6 @@ def adapt(
         raise place.error(f"unknown key {unknown[0]!r}", f"a wire has from, to, copy and {', '.join(ADAPTERS)}")
     if not isinstance(options.get("copy", False), bool):
         raise place.error(f"copy is {options['copy']!r}", "wanted true or false")
-    converting = [key for key in options if key in ADAPTERS and key not in ("only", "rename", "channels", "template")]
-    if len(converting) > 1:
-        raise place.error(f"a wire with {' and '.join(converting)}", "wanted one conversion; use a membrane between")
     steps: list[Step] = []
     for key, (needs, apply) in ADAPTERS.items():
         if key not in options:

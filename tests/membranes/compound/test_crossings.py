@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from echoc.errors import ArtifactError, DeviceError
+from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.membranes.compound import Membrane, compile, read
 from echoc.membranes.compound.places import places_of
 from echoc.runtime.compound import CompoundProgram, _check_wiring
@@ -113,3 +113,28 @@ l = 3
         ("i", 0): (10, 1), ("i", 0, "j"): (11, 1), ("i", 1): (12, 1), ("i", 1, "j"): (13, 1), ("i", 1, "k"): (14, 1),
         ("i", 1, "k", "l"): (15, 1),
     }  # fmt: skip
+
+
+def test_a_tensor_that_gets_large_becomes_a_text(tmp_path: Path) -> None:
+    top = Membrane("top", {"u": "f64[2]"}, {"t": "text", "n": "i64[1]"})
+    top.wire(
+        "u", "t", channels=[1], threshold={"above": 0.5, "objects": ["hot"], "edge": "rising"}, prompt={"hot": "!"}
+    )
+    top.wire("u", "n", channels=[0], round={"objects": ["a"]}, counts=["a"])
+    run = CompoundProgram(compile(top, output=tmp_path / "t.echo")).create()
+    assert run.step({"u": [0, 0.2]}) == {}
+    assert run.step({"u": [2.6, 0.7]}) == {"t": "!", "n": np.array([3])}
+    assert run.step({"u": [0, 0.7]}) == {}
+
+
+def test_an_artifact_whose_membranes_are_not_valid(tmp_path: Path) -> None:
+    top = Membrane("top", {"x": "objects a"})
+    top.add("p", {"x": "objects a"}, pli="@model<transition> def main() { @mu = []'1; [a --> a]'1; }")
+    top.wire("x", "p.x")
+    program = CompoundProgram(compile(top, output=tmp_path / "t.echo"))
+    program.wiring["membranes"][0]["options"].clear()
+    with pytest.raises(ArtifactError, match="a membrane is not valid"):
+        program.create()
+    for seed in (-1, 1 << 64, 1.5, True):
+        with pytest.raises(RequestError, match="the seed is"):
+            CompoundProgram(program.artifact.path).create(seed=seed)  # type: ignore[arg-type]

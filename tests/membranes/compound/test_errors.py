@@ -121,7 +121,8 @@ FOUND = [
      r"1 objects for a tensor f64\[2\]; wanted one for each channel"),
     (TENSORS + wire("u", "r.u", 'threshold = { above = 1, over = 2, objects = ["a"] }'),
      r"threshold has the key 'over'"),
-    (TENSORS + wire("u", "r.u", 'cast = "f32"\nround = { objects = ["a", "b"] }'), r"a wire with cast and round"),
+    (TENSORS + wire("u", "r.u", 'cast = "f32"\nround = { objects = ["a", "b"] }'),
+     r"cast takes tensor; the wire carries objects a b"),
     (PLAIN + WIRES + 'counts = ["a"]\n', r"the wire carries no object a"),
     (PLAIN + WIRES + 'prompt = { b = 3 }\n', r"prompt maps 'b' to 3"),
     # keys and values
