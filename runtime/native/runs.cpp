@@ -46,8 +46,8 @@ class RunKernel {
     if (places < 0 || cells < 1 || instances < 0 || scratch_bytes < 0) {
       throw std::invalid_argument("sizes of a run must not be negative");
     }
-    library_.check_abi(entry, runs::kAbi);
     kernel_ = reinterpret_cast<Kernel>(library_.find(entry));
+    library_.check_abi(entry, runs::kAbi);
   }
   RunKernel(const RunKernel&) = delete;
   RunKernel& operator=(const RunKernel&) = delete;
