@@ -268,7 +268,7 @@ class CompoundRun:
         name, kind = self._out_names[port], self._out_kinds[port]
         before = self._outputs.get(name)
         if before is None or kind == "tensor":
-            self._outputs[name] = value
+            self._outputs[name] = value if kind == "text" else value.copy()  # it may be on its way elsewhere too
         elif kind == "text":
             self._outputs[name] = f"{before}\n{value}"
         else:

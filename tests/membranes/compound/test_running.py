@@ -307,3 +307,23 @@ def test_equal_contents_are_compiled_once_and_echoc_takes_topologies(tmp_path: P
     run = echoc.load(artifact).create()
     assert run.run({"x": [{"a": 2}]}, steps=20) == [(5, {"y": {"a": 2}})]
     assert run.steps == 20
+
+
+def test_outputs_are_the_callers_own(tmp_path: Path) -> None:
+    """What the caller does to an output reaches no membrane that got the same value."""
+    top = Membrane("top", {"u": "f64[2]", "o": "objects a"}, {"y": "f64[2]", "same": "objects a", "n": "i64[1]"})
+    top.add("p", {"x": "objects a"}, {"n": {"counts": ["a"], "of": "1"}},
+            pli="@model<transition> def main() { @mu = []'1; [a, b --> a]'1; }")  # fmt: skip
+    top.wire("u", "y")
+    top.wire("o", "same", copy=True)
+    top.wire("o", "p.x", copy=True)
+    top.wire("p.n", "n")
+    run = CompoundProgram(compile(top, output=tmp_path / "t.echo")).create()
+    given = np.array([1.0, 2.0])
+    objects = {"a": 2}
+    outputs = run.step({"u": given, "o": objects})
+    outputs["y"][:] = 9
+    outputs["same"]["a"] = 9
+    assert given.tolist() == [1, 2]
+    assert objects == {"a": 2}
+    assert outputs["n"].tolist() == [2]
