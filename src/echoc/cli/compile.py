@@ -53,7 +53,7 @@ def command(
         Path,
         typer.Argument(
             help="Folder with config.json and safetensors, or a config.json; or a membrane system: "
-            ".pli, .kpl, .pep, .xml (SBML)."
+            ".pli, .kpl, .pep, .xml (SBML), or a topology: .toml."
         ),
     ],
     target: TargetOption = "cpu",

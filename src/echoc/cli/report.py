@@ -15,15 +15,15 @@ Manifest = dict[str, Any]
 
 def describe(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
     """The whole page. `members` gives each member's size in bytes."""
+    launches = not {"system", "compound"} & set(manifest)  # what is stepped by launch lists
     sections = [
         _heading(path, manifest),
         _model(manifest),
         _system(manifest),
         "Membranes\n" + "\n".join(_membrane(manifest["membrane"], 1)) if manifest.get("membrane") else "",
-        *([] if manifest.get("system") else [_ports(manifest), _states(manifest), _weights(manifest)]),
-        *([] if manifest.get("system") else [_variants(manifest)]),
-        _kernels(manifest, members),
-        *([] if manifest.get("system") else [_schedules(manifest)]),
+        *([_ports(manifest), _states(manifest), _weights(manifest), _variants(manifest)] if launches else []),
+        _kernels(manifest, members) if "compound" not in manifest else "",
+        _schedules(manifest) if launches else "",
         _members(members),
     ]
     return "\n\n".join(section for section in sections if section)

@@ -33,8 +33,8 @@ def command(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="An .echo file, a model folder, or a membrane system (.pli, .kpl, .pep, .xml); default: the embedded "
-            "pocket model."
+            help="An .echo file, a model folder, or a membrane system (.pli, .kpl, .pep, .xml, .toml); default: the "
+            "embedded pocket model."
         ),
     ] = None,
     prompt: Annotated[
@@ -82,6 +82,10 @@ def command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE.html", help="Membranes: a page that steps through the run.")
     ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="Topologies: a line a step, as JSON lines or CSV; - is a pipe."),
+    ] = None,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="Membranes: memory at most, such as 2G.")
     ] = None,
@@ -104,11 +108,14 @@ def command(
                     systems.Wishes(
                         steps, until, seed or 0, runs, trace, plot, html, text, systems.parse_bytes(memory), threads,
                         as_json,
+                        inputs,
                     ),
                 )  # fmt: skip
                 return
-    if text or runs > 1 or any(x is not None for x in (steps, until, trace, plot, html, memory)):
-        raise typer.BadParameter("--steps, --until, --runs, --trace, --text, --plot, --html, --memory: for membranes")
+    if text or runs > 1 or any(x is not None for x in (steps, until, trace, plot, html, memory, inputs)):
+        raise typer.BadParameter(
+            "--steps, --until, --runs, --trace, --text, --plot, --html, --input, --memory: for membranes"
+        )
     if interactive and as_json:
         raise typer.BadParameter("--json gives one answer; it does not go with --interactive")
     if interactive and prompt is not None:

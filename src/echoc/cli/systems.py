@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from echoc.runtime.artifact import Artifact
     from echoc.runtime.systems import SystemProgram, SystemRun
 
-SUFFIXES = (".pli", ".kpl", ".pep", ".xml", ".sbml")
+SUFFIXES = (".pli", ".kpl", ".pep", ".xml", ".sbml", ".toml")
 LISTED = 100_000  # membranes of a configuration that a trace lists one by one
 LISTED_PAGES = 2_000_000  # of 15 objects each: larger configurations are told by their sums
 PIECE = 1 << 12  # steps between two looks at the progress bar
@@ -41,6 +41,7 @@ class Wishes:
     memory: int | None = None
     threads: int | None = None
     as_json: bool = False
+    input: Path | None = None
 
     @property
     def watched(self) -> bool:
@@ -127,11 +128,19 @@ def as_artifact(path: Path, show_progress: bool) -> Iterator[Path]:
 def holds_system(artifact: "Artifact") -> bool:
     """Whether an artifact is run by `run_system`."""
     raw = artifact.manifest.raw
-    return isinstance(raw.get("system"), dict) or raw.get("source", {}).get("kind") == "numerical"
+    return any(isinstance(raw.get(key), dict) for key in ("system", "compound")) or (
+        raw.get("source", {}).get("kind") == "numerical"
+    )
 
 
 def run_system(artifact: "Artifact", wishes: Wishes) -> None:
     """Run what an artifact holds and print what came of it. Leaves with exit code 1 where a run could not go on."""
+    if "compound" in artifact.manifest.raw:
+        from echoc.cli.topologies import run_topology
+
+        return run_topology(artifact, wishes, wishes.input)
+    if wishes.input is not None:
+        raise typer.BadParameter("--input is what comes in at the ports of a topology; this is none")
     if "system" not in artifact.manifest.raw:
         return Numbers(artifact, wishes).run()
     from echoc.runtime.systems import SystemProgram

@@ -40,6 +40,22 @@ SOURCES = {
           [dry]'1 --> [wet]'1 :: 0.25; [dry]'1 --> [dry]'1 :: 0.75; [wet]'1 --> [dry]'1 :: 1;
         }
     """,
+    "gate.toml": """
+        name = "gate"
+        in.level = "f64[1]"
+        out.bell = "objects ring"
+        [membranes.mind]
+        in.heard = "objects loud"
+        out.bell = "objects ring"
+        pli = "@model<transition> def main() { @mu = []'1; [loud*3]'1 --> ring []'1; }"
+        [[wires]]
+        from = "level"
+        to = "mind.heard"
+        threshold = { above = 0.5, objects = ["loud"] }
+        [[wires]]
+        from = "mind.bell"
+        to = "bell"
+    """,
     "control.pep": """
         control = {
           H = {m1};

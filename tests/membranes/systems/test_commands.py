@@ -105,3 +105,22 @@ def test_a_mistake_is_shown_in_its_place(tmp_path: Path) -> None:
     assert "^" in run.stderr
     assert list(tmp_path.glob("*.echo")) == []
     assert echoc("compile", tmp_path / "none.pli").returncode == 1
+
+
+def test_a_topology_runs_along_its_inputs(compiled: Compiled, tmp_path: Path) -> None:
+    table = tmp_path / "levels.csv"
+    table.write_text("level\n0.9\n0.1\n\n0.7\n0.8\n")
+    run = echoc("run", compiled("gate.toml"), "--input", table, "--steps", "8", "--json")
+    document = json.loads(run.stdout)
+    (only,) = document["outputs"]
+    assert only["outputs"] == {"bell": {"ring": 1}}
+    assert document["idle"]
+    shown = echoc("inspect", compiled("gate.toml"))
+    assert "[ mind ]" in shown.stdout
+    lines = tmp_path / "levels.jsonl"
+    lines.write_text('{"level": [0.9]}\n{"volume": 3}\n')
+    wrong = echoc("run", compiled("gate.toml"), "--input", lines)
+    assert (wrong.returncode, "no in port 'volume'" in wrong.stderr) == (1, True)
+    lines.write_text('{"level": [0.9]}\n[1, 2]\n')
+    wrong = echoc("run", compiled("gate.toml"), "--input", lines)
+    assert (wrong.returncode, "levels.jsonl:2: found '[1, 2]'" in wrong.stderr) == (1, True)
