@@ -83,3 +83,14 @@ def test_every_file_is_used_and_every_link_leads_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", prose) if "://" not in link]
     assert links
     assert [link for link in links if not (PAGE.parent / link).exists()] == []
+
+
+def test_the_program_of_the_readme_prints_what_it_shows(folder: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n([^`]*echoc\.membranes[^`]*)```\s+```\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == 1
+    for program, shown in programs:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True, timeout=300
+        )
+        assert sorted(done.stdout.splitlines()) == sorted(shown.splitlines())
