@@ -18,9 +18,10 @@ from typing import Any
 from echoc.errors import ArtifactError, DeviceError, EchoError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.compound_contents import Content, content, load_member
-from echoc.runtime.compound_wires import Adapter, Value, adapter, checked, prepared
+from echoc.runtime.compound_wires import Adapter, Value, adapter, checked, plain, prepared
 from echoc.runtime.devices.cpu import check_target
 
+__all__ = ["CompoundProgram", "CompoundRun", "is_compound", "plain"]
 Crossing = Callable[[int, str, str, Value], None]
 _SHARE = 0.5  # of the available memory, for all contents together
 

@@ -71,6 +71,11 @@ def _objects(port: Mapping[str, Any], given: Value) -> dict[str, int]:
     return {obj: count for obj, count in counts.items() if count}
 
 
+def plain(value: Value) -> Any:
+    """A value of a port as JSON has it: a list of numbers, an object of counts, a text."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def adapter(step: Mapping[str, Any]) -> Adapter:
     """The function of one step of a wire. Raises ArtifactError for one that is not known."""
     try:

@@ -14,7 +14,7 @@ from .adapters import Step, adapt
 from .errors import Place, TopologyError
 from .topology import NOWHERE, Membrane, Port, PortType, Wire
 
-MAX_ROUTES = 1 << 18
+MAX_ROUTES, MAX_CARRIED = 1 << 18, 1 << 21
 Path = tuple[str, ...]
 Steps = tuple[Step, ...]
 
@@ -49,12 +49,18 @@ class Route:
 def check_wires(root: Membrane) -> dict[Path, list[Joint]]:
     """The wires of every membrane, resolved. Raises TopologyError for the first that is wrong."""
     joints: dict[Path, list[Joint]] = {}
+    carried = 0
     for path, membrane in root.walk():
         if membrane.kind and membrane.wires:
             raise membrane.wires[0].place.error(
                 f"{membrane.name} holds a {membrane.kind} and has a wire", "wires join children; the content has ports"
             )
-        joints[path] = [_joint(membrane, wire, root) for wire in membrane.wires]
+        joints[path] = []
+        for wire in membrane.wires:
+            joints[path].append(_joint(membrane, wire, root))
+            carried += len(joints[path][-1].source.port.type.objects)
+            if carried > MAX_CARRIED:
+                raise wire.place.error(f"the wires carry more than {MAX_CARRIED} objects together", "wanted fewer")
     for path, membrane in root.walk():
         if not membrane.kind:
             _check_cover(membrane, joints[path])

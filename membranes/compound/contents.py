@@ -30,6 +30,7 @@ MODEL_SAMPLING = (
     "include_prompt",
 )  # fmt: skip
 MAX_WEIGHTS_FILE, MAX_REPEATS = 1 << 30, 4096
+OWN_PORTS = ("seed", "step", "applied")  # of the program of a P system
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def _system(membrane: Membrane) -> Content:
     incoming: list[tuple[int, str]] = []
     told: dict[str, Any] = {"into": {}, "of": {}}
     for port in membrane.ports.values():
+        if port.name in OWN_PORTS:
+            raise port.place.error(f"a port named {port.name} of a P system, whose program has one", "rename it")
         if port.type.kind != "objects" and not port.counts:
             raise port.place.error(f"port {port.name} of the P system in {membrane.name} is {port.type}",
                                    "wanted objects, or a table of counts; adapters stand on wires")  # fmt: skip
@@ -140,18 +143,16 @@ def _anonymous(system: System) -> System:
 def _read_system(membrane: Membrane) -> System:
     from echoc.membranes.reading import read
 
-    given, options = membrane.content, {}
-    if isinstance(given, Mapping):
-        options = {key: value for key, value in given.items() if key not in ("file", "path")}
-        given = given.get("file", given.get("path"))
+    given = membrane.content
     if isinstance(given, System):
         return given
     if membrane.kind in ("pli", "kpl"):
         if not isinstance(given, str):
             raise membrane.place.error(f"{membrane.kind} is {given!r:.80}", "wanted the text of a P system")
-        system = _inline(membrane, given, options)
+        system = _inline(membrane, given)
     else:
-        path = file_of(membrane, given)
+        options = _reading_options(membrane, given) if isinstance(given, Mapping) else {}
+        path = file_of(membrane, given.get("file") if isinstance(given, Mapping) else given)
         if path.exists() and not path.is_file():
             raise membrane.place.error(f"{path} is no file", "wanted a file of a membrane language")
         system = read(path, **options)
@@ -160,7 +161,29 @@ def _read_system(membrane: Membrane) -> System:
     return system
 
 
-def _inline(membrane: Membrane, text: str, options: Mapping[str, Any]) -> Any:
+def _reading_options(membrane: Membrane, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `{ file = ..., parameters = { n = 3 }, seed = 1, include_paths = ["..."] }`, all but the file."""
+    known = ("file", "parameters", "seed", "include_paths")
+    options = {str(key): value for key, value in given.items() if key != "file"}
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise membrane.place.error(f"system has the key {unknown[0]!r}", f"it has {', '.join(known)}")
+    parameters, seed = options.get("parameters", {}), options.get("seed", 0)
+    if not isinstance(parameters, Mapping) or any(
+        isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) <= 1e300 for v in parameters.values()
+    ):
+        raise membrane.place.error(f"parameters is {parameters!r:.80}", "wanted a table of finite numbers")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 62:
+        raise membrane.place.error(f"seed is {seed!r:.80}", "wanted a whole number from 0")
+    if "include_paths" in options:
+        paths = options["include_paths"]
+        if not isinstance(paths, list | tuple):
+            raise membrane.place.error(f"include_paths is {paths!r:.80}", "wanted a list of folders")
+        options["include_paths"] = [file_of(membrane, path) for path in paths]
+    return options
+
+
+def _inline(membrane: Membrane, text: str) -> Any:
     """A system whose text stands in the topology: its lines keep their numbers."""
     from echoc.membranes.reading import READERS
 
@@ -169,7 +192,7 @@ def _inline(membrane: Membrane, text: str, options: Mapping[str, Any]) -> Any:
     if source is not None and where.line:
         at = source.text.find(text, source.starts[where.line - 1])
         name, lines = source.file, (where if at < 0 else source.where(at)).line - 1
-    return import_module(READERS[f".{membrane.kind}"][0]).read(name, text="\n" * lines + text, **options)
+    return import_module(READERS[f".{membrane.kind}"][0]).read(name, text="\n" * lines + text)
 
 
 def _cell(port: Port, system: System, labels: list[str], membrane: Membrane) -> int:

@@ -12,7 +12,7 @@ import pytest
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.membranes.compound import Membrane, compile, read
 from echoc.membranes.compound.places import places_of
-from echoc.runtime.compound import CompoundProgram, _check_wiring
+from echoc.runtime.compound import CompoundProgram, _check_wiring, plain
 from echoc.runtime.compound_wires import adapter
 
 
@@ -123,7 +123,8 @@ def test_a_tensor_that_gets_large_becomes_a_text(tmp_path: Path) -> None:
     top.wire("u", "n", channels=[0], round={"objects": ["a"]}, counts=["a"])
     run = CompoundProgram(compile(top, output=tmp_path / "t.echo")).create()
     assert run.step({"u": [0, 0.2]}) == {}
-    assert run.step({"u": [2.6, 0.7]}) == {"t": "!", "n": np.array([3])}
+    outputs = run.step({"u": [2.6, 0.7]})
+    assert json.dumps({name: plain(value) for name, value in sorted(outputs.items())}) == '{"n": [3], "t": "!"}'
     assert run.step({"u": [0, 0.7]}) == {}
 
 

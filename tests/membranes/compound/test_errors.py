@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from echoc.compiler.ir.systems import system_of
 from echoc.errors import CompileError
 from echoc.membranes.compound import Membrane, TopologyError, compile, read
 from echoc.membranes.compound.compiling import check_wires, resolve, routes
@@ -98,6 +99,8 @@ FOUND = [
     (PLAIN + wire("x", "p.x"), r"nothing feeds y|nothing reads p\.y"),
     (PLAIN + wire("p.y", "y"), r"nothing reads x: what comes there would vanish"),
     (PLAIN + WIRES + '[membranes.q]\nin.x = "objects a"\n' + SYSTEM, r"nothing feeds q\.x"),
+    (PLAIN.replace('in.x = "objects a"\nout.y = "objects b"\npli', 'in.step = "objects a"\nout.y = "objects b"\npli')
+     + WIRES.replace("p.x", "p.step"), r"a port named step of a P system, whose program has one; rename it"),
     # types
     (TENSORS + wire("u", "r.u") + wire("r.x", "y"), r"f64\[5\] goes to y, which takes f64\[2\]; channels chooses"),
     (TENSORS.replace('out.y = "f64[2]"', 'out.y = "objects a"') + wire("u", "r.u") + wire("r.x", "y"),
@@ -149,6 +152,11 @@ FOUND = [
     ('name = "t"\n[membranes.p]\nsystem = "a\\u0000b"\n', r"wanted a path"),
     ('name = "t"\n[membranes.p]\npli = "@model<transition> def main() { @mu = []\'1; [a -->; }"\n',
      r"t\.toml:3:\d+: "),
+    ('name = "t"\n[membranes.p]\nsystem = { file = "s.pli", inputs = 3 }\n', r"system has the key 'inputs'"),
+    ('name = "t"\n[membranes.p]\nsystem = { file = "s.pli", parameters = { n = "a" } }\n', r"wanted a table of finite"),
+    ('name = "t"\n[membranes.p]\nsystem = { file = "s.pli", seed = -1 }\n', r"seed is -1"),
+    ('name = "t"\n[membranes.p]\nsystem = { file = "s.pli", include_paths = 3 }\n', r"include_paths is 3"),
+    ('name = "t"\n[membranes.p]\npli = { file = "s.pli" }\n', r"pli is .*; wanted the text of a P system"),
     ('name = "t"\n[membranes.p]\nmodel = "no"\n', r"there is no model at .*no; wanted a folder"),
     ('name = "t"\n[membranes.p]\nmodel = { path = "no", colour = 3 }\n', r"model has the key 'colour'"),
     ('name = "t"\n[membranes.p]\nartifact = "no.echo"\n', r"there is no file .*no\.echo"),
@@ -281,3 +289,25 @@ def test_files_in_a_circle(tmp_path: Path) -> None:
         (tmp_path / f"{i}.toml").write_text(twice)
     with pytest.raises(TopologyError, match="more than 1000 topologies"):
         read(tmp_path / "0.toml")
+
+
+def test_wires_do_not_carry_without_bounds() -> None:
+    names = [f"a{i}" for i in range(3000)]
+    top = Membrane("top", {"x": {"objects": names}}, {"y": {"objects": names[::-1]}})
+    for _ in range(1000):
+        top.wire("x", "y", copy=True)
+    with pytest.raises(TopologyError, match="more than 2097152 objects together"):
+        check_wires(top)
+
+
+def test_parameters_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "s.pli").write_text(
+        "@model<transition>\nn = 1;\ndef main() { @mu = []'1; @ms(1) = a*n; [a --> b]'1; }\n"
+    )
+    text = (
+        'name = "t"\n[membranes.p]\nout.n = { counts = ["a"] }\nsystem = { file = "s.pli", parameters = { n = 7 } }\n'
+    )
+    (membrane,) = read(tmp_path / "t.toml", text=text).children.values()
+    program = resolve(membrane).program
+    assert program is not None
+    assert system_of(program).cells[0].objects == (("a", 7),)
