@@ -2,11 +2,12 @@
 //
 //   x(t) = (1 - leak) x(t-1) + leak tanh(M [x(t-1); 1; drive(t); y(t-1)])
 //
-// M of a layer is one stream. Its rows are sorted by their number of weights and cut into blocks of as many rows as a
-// 64-byte register has lanes; each lane of a block sums one row. A gather costs 5 to 8 cycles per register, so with
-// AVX-512 a step of a block looks at two 64-byte windows of [x; 1; drive; y] (anywhere in it) and every lane selects
-// one of their elements by a permutation of two registers; the packing pairs windows so that few lanes have nothing to
-// do. Other levels hold columns and gather. There is no branch in the loop over steps, and no NaN or infinity in what a
+// M of a layer is one stream. Its rows are cut into blocks, and each lane of a block sums one row. A gather costs 5 to 8
+// cycles per register, so with AVX-512 a step of a block looks at two 64-byte windows of [x; 1; drive; y] (anywhere in
+// it), and every lane of two registers of rows selects one of their elements by a permutation: what is loaded for one
+// register serves two, and more registers would leave more lanes with nothing to do. The packing sees to it that few
+// have; none has where weights were drawn in the geometry of compiler/targets/cpu/reservoir.py. Other levels hold
+// columns and gather, one register a block. There is no branch in the loop over steps, and no NaN or infinity in what a
 // lane with weight 0 selects, as states are bounded and signals are checked before.
 #pragma once
 
@@ -16,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "abi.h"
 #include "math.h"
@@ -31,7 +33,7 @@ struct Layer {
   double leak;
   int64_t blocks, wide, value_bytes;  // wide: windows rather than columns; bytes of a value in the stream
   int64_t order, steps;               // int32 per packed row: its unit, -1 for none; int32 per block
-  int64_t selects, lanes, values;     // per step: where two windows begin (uint16), lanes' choices; one value per lane
+  int64_t selects, lanes, values;     // per step: where two windows begin (uint16), lanes' choices; one value per row
   int64_t sources, num_sources;       // Source: what drives it, in the order of the columns
   int64_t first;                      // its first unit among all
 };
@@ -93,6 +95,7 @@ inline float tanh(float x) { return m::tanh(x); }
 
 template <class T>
 constexpr int kLanes = 64 / sizeof(T);
+constexpr int64_t kRegisters = 2;  // of rows in a block, where windows are held
 
 #if defined(ECHOC_AVX512)
 
@@ -100,51 +103,61 @@ ECHOC_INLINE __m512d load_values(const float* p, double) { return _mm512_cvtps_p
 ECHOC_INLINE __m512d load_values(const double* p, double) { return _mm512_loadu_pd(p); }
 ECHOC_INLINE __m512 load_values(const float* p, float) { return _mm512_loadu_ps(p); }
 
-// Choices of 16 steps share a register: 4 bits of each lane a step. Of 6 steps for floats: 5 bits.
-template <class V>
-ECHOC_INLINE void wide_block(const double* z, const uint16_t* selects, const std::byte* lanes, const V* values,
-                             int64_t steps, double* out) {
-  __m512d sum[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd()};
-  const auto step = [&](int64_t s, __m512i choice, __m512d& acc) ECHOC_INLINE_LAMBDA {
-    const __m512d a = _mm512_load_pd(z + selects[2 * s]), b = _mm512_load_pd(z + selects[2 * s + 1]);
-    acc = _mm512_fmadd_pd(load_values(values + 8 * s, 0.0), _mm512_permutex2var_pd(a, choice, b), acc);
-  };
-  int64_t s = 0;
-  for (; s + 16 <= steps; s += 16, lanes += 64) {
-    __m512i choice = _mm512_load_si512(lanes);
-    vec16::unroll<16>([&](auto i) ECHOC_INLINE_LAMBDA {
-      step(s + i, choice, sum[i % 4]);
-      choice = _mm512_srli_epi64(choice, 4);
-    });
+// What permutations of doubles and of floats take: one choice for each register of rows, side by side in each lane.
+struct Doubles {
+  using Register = __m512d;
+  using Choice = uint8_t;  // two of 4 bits
+  static Register load(const double* p) { return _mm512_load_pd(p); }
+  static void store(double* p, Register a) { _mm512_store_pd(p, a); }
+  static Register zero() { return _mm512_setzero_pd(); }
+  static Register add(Register a, Register b) { return _mm512_add_pd(a, b); }
+  static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
+  static Register select(Register a, __m512i choice, Register b) { return _mm512_permutex2var_pd(a, choice, b); }
+  static __m512i choices(const Choice* p) {
+    return _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
-  if (s < steps) {
-    __m512i choice = _mm512_load_si512(lanes);
-    for (; s < steps; ++s, choice = _mm512_srli_epi64(choice, 4)) step(s, choice, sum[0]);
-  }
-  _mm512_store_pd(out, _mm512_add_pd(_mm512_add_pd(sum[0], sum[1]), _mm512_add_pd(sum[2], sum[3])));
-}
+  static __m512i second(__m512i choices) { return _mm512_srli_epi64(choices, 4); }
+};
 
-template <class V>
-ECHOC_INLINE void wide_block(const float* z, const uint16_t* selects, const std::byte* lanes, const V* values,
-                             int64_t steps, float* out) {
-  __m512 sum[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-  const auto step = [&](int64_t s, __m512i choice, __m512& acc) ECHOC_INLINE_LAMBDA {
-    const __m512 a = _mm512_load_ps(z + selects[2 * s]), b = _mm512_load_ps(z + selects[2 * s + 1]);
-    acc = _mm512_fmadd_ps(load_values(values + 16 * s, 0.0f), _mm512_permutex2var_ps(a, choice, b), acc);
+struct Floats {
+  using Register = __m512;
+  using Choice = uint16_t;  // two of 5 bits
+  static Register load(const float* p) { return _mm512_load_ps(p); }
+  static void store(float* p, Register a) { _mm512_store_ps(p, a); }
+  static Register zero() { return _mm512_setzero_ps(); }
+  static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
+  static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
+  static Register select(Register a, __m512i choice, Register b) { return _mm512_permutex2var_ps(a, choice, b); }
+  static __m512i choices(const Choice* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static __m512i second(__m512i choices) { return _mm512_srli_epi32(choices, 5); }
+};
+
+template <class T>
+using Wide = std::conditional_t<sizeof(T) == 8, Doubles, Floats>;
+
+// Sums of the rows of one block. Every second step has sums of its own: one chain of additions would be too long.
+template <class T, class V>
+ECHOC_INLINE void wide_block(const T* z, const uint16_t* selects, const typename Wide<T>::Choice* choices,
+                             const V* values, int64_t steps, T* out) {
+  using W = Wide<T>;
+  typename W::Register sum[4] = {W::zero(), W::zero(), W::zero(), W::zero()};
+  const auto step = [&](int64_t s, typename W::Register* acc) ECHOC_INLINE_LAMBDA {
+    const auto a = W::load(z + selects[2 * s]), b = W::load(z + selects[2 * s + 1]);
+    const __m512i choice = W::choices(choices + kLanes<T> * s);
+    const V* const weights = values + kRegisters * kLanes<T> * s;
+    acc[0] = W::fma(load_values(weights, T(0)), W::select(a, choice, b), acc[0]);
+    acc[1] = W::fma(load_values(weights + kLanes<T>, T(0)), W::select(a, W::second(choice), b), acc[1]);
   };
   int64_t s = 0;
-  for (; s + 6 <= steps; s += 6, lanes += 64) {
-    __m512i choice = _mm512_load_si512(lanes);
-    vec16::unroll<6>([&](auto i) ECHOC_INLINE_LAMBDA {
-      step(s + i, choice, sum[i % 3]);
-      choice = _mm512_srli_epi32(choice, 5);
-    });
+  for (; s + 2 <= steps; s += 2) {
+    step(s, sum);
+    step(s + 1, sum + 2);
   }
-  if (s < steps) {
-    __m512i choice = _mm512_load_si512(lanes);
-    for (; s < steps; ++s, choice = _mm512_srli_epi32(choice, 5)) step(s, choice, sum[0]);
-  }
-  _mm512_store_ps(out, _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), sum[2]));
+  if (s < steps) step(s, sum);
+  W::store(out, W::add(sum[0], sum[2]));
+  W::store(out + kLanes<T>, W::add(sum[1], sum[3]));
 }
 #endif
 
@@ -167,14 +180,13 @@ void multiply(const std::byte* plan, const Layer& layer, const T* z, T* out) {
   const auto* values = reinterpret_cast<const V*>(plan + layer.values);
 #if defined(ECHOC_AVX512)
   if (layer.wide) {
-    constexpr int64_t held = sizeof(T) == 8 ? 16 : 6;
     const auto* selects = reinterpret_cast<const uint16_t*>(plan + layer.selects);
-    const std::byte* choices = plan + layer.lanes;
-    for (int64_t b = 0; b < layer.blocks; ++b, out += lanes) {
+    const auto* choices = reinterpret_cast<const typename Wide<T>::Choice*>(plan + layer.lanes);
+    for (int64_t b = 0; b < layer.blocks; ++b, out += kRegisters * lanes) {
       wide_block(z, selects, choices, values, steps[b], out);
       selects += 2 * steps[b];
-      choices += (steps[b] + held - 1) / held * 64;
-      values += steps[b] * lanes;
+      choices += steps[b] * lanes;
+      values += steps[b] * kRegisters * lanes;
     }
     return;
   }
@@ -202,7 +214,7 @@ class Runner {
     features_ = take<double>(plan_.features);
     rows_ = take<T>(kChunk * plan_.units);
     int64_t widest = 0;
-    for (int64_t l = 0; l < plan_.layers; ++l) widest = std::max(widest, layers_[l].blocks * kLanes<T>);
+    for (int64_t l = 0; l < plan_.layers; ++l) widest = std::max(widest, layers_[l].blocks * (layers_[l].wide ? kRegisters : 1) * kLanes<T>);
     sums_ = take<T>(widest);
     T* const z = take<T>(0);
     T* const state = job_.state + row * plan_.units;

@@ -64,8 +64,12 @@ def random_layer(
     rng: np.random.Generator,
     channels: tuple[int, int] | None = None,
     children: tuple[int, ...] = (),
+    pattern: str = "balanced",
 ) -> Layer:
-    """A layer with random weights. Raises ReservoirError for values out of range."""
+    """A layer with random weights; for the `pattern` of the recurrent ones see `random_recurrent`.
+
+    Raises: ReservoirError for values out of range.
+    """
     count(units, "the number of units", 1, MAX_UNITS)
     number(spectral_radius, "the spectral radius", 0, 1e6)
     number(connectivity, "the connectivity", 0, 1)
@@ -75,7 +79,7 @@ def random_layer(
     if number(leak, "the leak", 0, 1) == 0:
         raise ReservoirError("the leak is 0: the state would never change; wanted above 0, up to 1")
     scaling = _scaling(input_scaling, inputs)
-    recurrent = scaled(random_recurrent(units, connectivity, rng, distribution), spectral_radius)
+    recurrent = scaled(random_recurrent(units, connectivity, rng, distribution, pattern), spectral_radius)
     drive = draw(rng, (units, inputs), distribution) * scaling
     drive = np.where(rng.random((units, inputs)) < input_connectivity, drive, 0.0)
     offset = draw(rng, (units, 1), distribution) * bias

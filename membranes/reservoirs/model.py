@@ -283,6 +283,8 @@ class ESN(Reservoir):
         connectivity: the share of recurrent weights that are there.
         input_scaling: of the input weights, one number or one per channel; `bias` and `feedback_scaling` likewise.
         distribution: uniform in [-1, 1], normal, or bipolar.
+        pattern: of the recurrent weights: balanced (units of equal in-degree, laid out so that compiled steps run
+            fastest) or uniform (each weight is there or not by itself).
         seed: the same seed gives the same weights.
         ridge, squares, input_to_readout, device, dtype: see `Reservoir`.
     """
@@ -301,6 +303,7 @@ class ESN(Reservoir):
         feedback_scaling: float = 1.0,
         input_connectivity: float = 1.0,
         distribution: str = "uniform",
+        pattern: str = "balanced",
         seed: int = 0,
         ridge: float = 1e-8,
         squares: str = "none",
@@ -313,7 +316,7 @@ class ESN(Reservoir):
         layer = random_layer(
             units, inputs, feedback, spectral_radius=spectral_radius, leak=leak, connectivity=connectivity,
             input_scaling=input_scaling, bias=bias, feedback_scaling=feedback_scaling,
-            input_connectivity=input_connectivity, distribution=distribution,
+            input_connectivity=input_connectivity, distribution=distribution, pattern=pattern,
             rng=np.random.default_rng(count(seed, "the seed", 0, 1 << 62)),
         )  # fmt: skip
         super().__init__(
@@ -347,6 +350,7 @@ class DeepESN(Reservoir):
         feedback: int = 0,
         feedback_scaling: float = 1.0,
         distribution: str = "uniform",
+        pattern: str = "balanced",
         seed: int = 0,
         ridge: float = 1e-8,
         squares: str = "none",
@@ -368,7 +372,7 @@ class DeepESN(Reservoir):
                     input_scaling=number(inter_scaling, "the inter scaling", -1e6, 1e6) / below**0.5 if layers
                     else input_scaling,
                     bias=bias, feedback_scaling=feedback_scaling, input_connectivity=1.0, distribution=distribution,
-                    rng=rng, channels=None if i == 0 else (0, 0), children=(i - 1,) if i else (),
+                    rng=rng, pattern=pattern, channels=None if i == 0 else (0, 0), children=(i - 1,) if i else (),
                 )
             )  # fmt: skip
         super().__init__(

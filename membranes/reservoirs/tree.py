@@ -107,6 +107,7 @@ class TreeESN:
         bias: float = 0.0,
         mapping: str = "root",
         distribution: str = "uniform",
+        pattern: str = "balanced",
         seed: int = 0,
         ridge: float = 1e-8,
         device: str = "cpu",
@@ -127,6 +128,7 @@ class TreeESN:
                     input_scaling=number(inter_scaling, "the inter scaling", -1e6, 1e6) / below**0.5 if i
                     else input_scaling,
                     bias=bias, feedback_scaling=0.0, input_connectivity=1.0, distribution=distribution, rng=rng,
+                    pattern=pattern,
                 )
             )  # fmt: skip
         self.units = sum(layer.units for layer in self.layers)

@@ -9,6 +9,7 @@ from .errors import ReservoirError
 
 Array = NDArray[np.float64]
 DENSE_LIMIT = 1500
+PATTERNS = ("balanced", "uniform")
 _TINY = 1e-7  # of the norm: below it a computed radius cannot be told from zero
 
 
@@ -94,13 +95,57 @@ def scaled(matrix: Array, radius: float) -> Array:
     return matrix * (radius / found)
 
 
-def random_recurrent(size: int, connectivity: float, rng: np.random.Generator, distribution: str) -> Array:
-    """Sparse random weights [size, size]: each is there with probability `connectivity`, and has 24 bits.
+def random_recurrent(
+    size: int, connectivity: float, rng: np.random.Generator, distribution: str, pattern: str = "balanced"
+) -> Array:
+    """Sparse random weights [size, size]: each is there with probability `connectivity`.
 
-    24 bits are a float32: such weights pack in half the bytes, and nothing is lost when they are read as float64.
+    With the pattern `uniform` they are there independently of each other. `balanced` is a stratified draw with the same
+    probability for each: units have the same in-degree (or one of two neighbouring numbers, where the mean is not
+    whole), and in each tile of a few rows and columns all rows have equally many weights, at places of their own. So no
+    lane of a compiled step has nothing to do. Out-degrees vary as with the uniform pattern, or more where most tiles
+    are empty (connectivity far below a weight per row of a tile). Below two tiles of rows nothing is gained, and the
+    pattern is uniform. (Reservoirs of a fixed number of connections per unit: Lukosevicius, A practical guide to
+    applying echo state networks, 2012, sec. 3.2.2.)
+
+    Raises: ReservoirError for an unknown pattern or distribution.
     """
-    mask = rng.random((size, size)) < connectivity
+    if pattern not in PATTERNS:
+        raise ReservoirError(f"unknown pattern {pattern!r}; wanted {' or '.join(PATTERNS)}")
+    from echoc.compiler.targets.cpu.reservoir import EVEN_COLUMNS, EVEN_ROWS
+
+    if pattern == "uniform" or size < 2 * EVEN_ROWS:
+        mask = rng.random((size, size)) < connectivity
+    else:
+        mask = _balanced(size, connectivity, rng, EVEN_ROWS, EVEN_COLUMNS)
     return np.where(mask, draw(rng, (size, size), distribution), 0.0)
+
+
+def _balanced(size: int, connectivity: float, rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Where weights are, [size, size]: as many in every row of a tile of `rows` by `columns`.
+
+    How many is drawn by systematic sampling along tiles in random order (Madow, Annals of Mathematical Statistics 20,
+    1949): the mean of each tile is exact, and so is the sum of all up to the next whole number.
+    """
+    tiles = -(-size // columns)
+    widths = np.minimum(columns, size - columns * np.arange(tiles))
+    wanted = connectivity * widths
+    least = np.floor(wanted).astype(np.int64)
+    mask = np.zeros((size, tiles, columns), bool)
+    place = np.arange(columns)
+    start = rng.random()
+    for begin in range(0, size, rows):
+        order = rng.permutation(tiles)
+        ends = start + np.cumsum((wanted - least)[order])
+        passed = np.floor(ends).astype(np.int64)
+        counts = least.copy()
+        counts[order] += passed - np.concatenate([[0], passed[:-1]])
+        start = ends[-1] % 1.0
+        keys = rng.random((len(mask[begin : begin + rows]), tiles, columns))
+        keys[:, place >= widths[:, None]] = 2.0  # columns beyond the last one
+        chosen = np.broadcast_to(place < counts[:, None], keys.shape)
+        np.put_along_axis(mask[begin : begin + rows], keys.argsort(2), chosen, 2)
+    return mask.reshape(size, -1)[:, :size]
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...], distribution: str) -> Array:

@@ -10,6 +10,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,11 @@ CHUNK = 64  # kChunk of the kernel
 _WIDE_FEATURES = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _PLAN_FIELDS, _LAYER_FIELDS = 10, 15
 _MAX_COLUMNS = 1 << 16
+_REGISTERS = 2  # kRegisters of the kernel
+_REGULAR = 1.3  # slots per weight: where no pattern helps, pairs of windows that are chosen leave some 1.4 to 4
+# Where, in each such tile of a matrix, all rows have equally many weights, no slot is empty: for f64 two blocks of rows
+# and a pair of windows, for f32 one block and one window.
+EVEN_ROWS, EVEN_COLUMNS = 32, 16
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def pack_layers(layers: Sequence[LayerPlan], dtype: str, wide: bool) -> PackedNe
         scratch += -(-layer.matrix.shape[1] // (64 // size)) * 64
     data = np.frombuffer(b"".join(blob.parts), np.uint8).copy()
     data[table_at : table_at + len(table)] = np.frombuffer(table, np.uint8)
-    scratch += max(_padded(layer.units * size) for layer in layers) + _padded(CHUNK * first * size)
+    block = _REGISTERS * 64
+    scratch += max(-(-layer.units * size // block) * block for layer in layers) + _padded(CHUNK * first * size)
     weights = sum(int(np.count_nonzero(layer.matrix)) for layer in layers)
     return PackedNetwork(data, scratch, stream, slots, weights)
 
@@ -143,28 +150,31 @@ def _padded(nbytes: int) -> int:
 def _pack_layer(blob: _Blob, layer: LayerPlan, size: int, wide: bool, first: int) -> tuple[bytes, int, int]:
     """Adds a layer; returns its row of the table, the bytes that a step reads, and the slots for weights."""
     lanes = 64 // size
-    order = np.argsort((layer.matrix != 0).sum(1), kind="stable")
+    windows = -(-layer.matrix.shape[1] // lanes)
+    wide = wide and windows * lanes <= _MAX_COLUMNS
+    rows = lanes * _REGISTERS if wide else lanes
+    blocks = -(-layer.units // rows)
+    regular = wide and _is_regular(layer.matrix, rows, 2 * lanes)
+    order = np.arange(layer.units) if regular else np.argsort((layer.matrix != 0).sum(1), kind="stable")
     matrix = layer.matrix[order].copy()
     matrix[:, : layer.units] = matrix[:, order]
-    windows = -(-matrix.shape[1] // lanes)
-    wide = wide and windows * lanes <= _MAX_COLUMNS
-    blocks = -(-layer.units // lanes)
     if wide:
-        steps, selects, choices, values = _windows(matrix, lanes)
+        steps, selects, chosen, values = (_even_windows if regular else _any_windows)(matrix, rows, lanes)
+        choices = _joined(chosen, lanes).tobytes()
     else:
-        steps, choices, values = _columns(matrix, lanes)
-        selects = np.zeros(0, np.uint16)
+        steps, columns, values = _columns(matrix, lanes)
+        selects, choices = np.zeros(0, np.uint16), columns.tobytes()
     short = size == 4 or bool((values == values.astype(np.float32)).all())
     stored = values.astype(np.float32 if short else np.float64).tobytes()
-    parts = [np.pad(order, (0, blocks * lanes - layer.units), constant_values=-1).astype(np.int32).tobytes()]
-    parts += [steps.astype(np.int32).tobytes(), selects.tobytes(), choices.tobytes(), stored]
+    parts = [np.pad(order, (0, blocks * rows - layer.units), constant_values=-1).astype(np.int32).tobytes()]
+    parts += [steps.astype(np.int32).tobytes(), selects.tobytes(), choices, stored]
     parts.append(b"".join(struct.pack("<3q", *source) for source in layer.sources))
     at = [blob.add(part) for part in parts]
     row = struct.pack(
         "<3qd11q", layer.units, matrix.shape[1], windows * lanes, layer.leak, blocks, wide, 4 if short else 8,
         at[0], at[1], at[2], at[3], at[4], at[5], len(layer.sources), first,
     )  # fmt: skip
-    return row, sum(len(part) for part in parts[1:5]), int(steps.sum()) * lanes
+    return row, sum(len(part) for part in parts[1:5]), int(steps.sum()) * rows
 
 
 def _columns(matrix: Array, lanes: int) -> tuple[NDArray[np.int64], NDArray[np.int32], Array]:
@@ -184,28 +194,60 @@ def _columns(matrix: Array, lanes: int) -> tuple[NDArray[np.int64], NDArray[np.i
     return steps, columns, values
 
 
-def _windows(matrix: Array, lanes: int) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint8], Array]:
-    """Steps of each block, their two windows, their lanes' choices packed in registers, and values [steps, lanes].
+def _cells(matrix: Array, rows: int, width: int) -> NDArray[np.int64]:
+    """How many weights each row has in each window of `width` columns, [blocks, rows, windows]."""
+    blocks, windows = -(-len(matrix) // rows), -(-matrix.shape[1] // width)
+    there = np.zeros((blocks * rows, windows * width), bool)
+    there[: len(matrix), : matrix.shape[1]] = matrix != 0
+    return np.asarray(there.reshape(blocks, rows, windows, width).sum(3, dtype=np.int64))
 
-    Every step of a block takes the window that most of the pressing lanes have a weight in, and with it the one that
-    gives the others most. A lane presses by the weights it has left, as the longest one decides when the block ends.
+
+def _is_regular(matrix: Array, rows: int, width: int) -> bool:
+    """Whether windows side by side, each for as many steps as its longest row wants, leave few slots empty."""
+    slots = int(_cells(matrix, rows, width).max(1).sum()) * rows
+    return bool(slots <= _REGULAR * np.count_nonzero(matrix))
+
+
+def _even_windows(
+    matrix: Array, rows: int, lanes: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint8], Array]:
+    """As `_any_windows`: each block goes through all pairs of windows that stand side by side."""
+    width = 2 * lanes
+    cells = _cells(matrix, rows, width)
+    blocks, _, pairs = cells.shape
+    wanted = cells.max(1)
+    begin = (np.cumsum(wanted) - wanted.reshape(-1)).reshape(wanted.shape)
+    row, column = np.nonzero(matrix)
+    counts = cells.reshape(-1, pairs)
+    rank = np.arange(len(row)) - (np.cumsum(counts) - counts.reshape(-1)).reshape(counts.shape)[row, column // width]
+    slot = begin[row // rows, column // width] + rank
+    choices = np.zeros((int(wanted.sum()), rows), np.uint8)
+    values = np.zeros(choices.shape)
+    choices[slot, row % rows] = column % width
+    values[slot, row % rows] = matrix[row, column]
+    first = np.repeat(np.tile(np.arange(pairs) * width, blocks), wanted.reshape(-1))
+    last = (-(-matrix.shape[1] // lanes) - 1) * lanes  # the last pair may have one window
+    selects = np.stack([first, np.minimum(first + lanes, last)], 1).astype(np.uint16)
+    return wanted.sum(1), selects, choices, values
+
+
+def _any_windows(
+    matrix: Array, rows: int, lanes: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint8], Array]:
+    """Steps of each block, their two windows, the choice and the value of each row of theirs [all steps, rows].
+
+    Every step of a block takes the window that most of the pressing rows have a weight in, and with it the one that
+    gives the others most. A row presses by the weights it has left, as the longest one decides when the block ends.
     """
-    blocks, windows = -(-len(matrix) // lanes), -(-matrix.shape[1] // lanes)
-    padded = np.zeros((blocks * lanes, windows * lanes))
-    padded[: len(matrix), : matrix.shape[1]] = matrix
-    left = np.count_nonzero(padded.reshape(blocks, lanes, windows, lanes), axis=3).astype(np.int32)
-    row, column = np.nonzero(padded)
-    begin = np.zeros((blocks * lanes, windows), np.int64)
-    begin.reshape(-1)[1:] = np.cumsum(left.reshape(-1))[:-1]
-    taken = np.zeros_like(begin).reshape(left.shape)
-    begin = begin.reshape(left.shape)
+    left = _cells(matrix, rows, lanes).astype(np.int32)
+    blocks = len(left)
+    row, column = np.nonzero(matrix)
+    value = matrix[row, column]
+    begin = (np.cumsum(left) - left.reshape(-1)).reshape(left.shape)
+    taken = np.zeros_like(begin)
     rest = left.sum(2)
-    at = np.arange(blocks)
-    select_log: list[NDArray[np.uint16]] = []
-    choice_log: list[NDArray[np.uint8]] = []
-    value_log: list[Array] = []
-    active_log: list[NDArray[np.bool_]] = []
-    lane = np.arange(lanes)
+    at, lane = np.arange(blocks), np.arange(rows)
+    logs: list[tuple[NDArray[Any], ...]] = []
     while rest.any():
         has = left > 0
         weight = rest.astype(np.float64) ** 2
@@ -218,41 +260,29 @@ def _windows(matrix: Array, lanes: int) -> tuple[NDArray[np.int64], NDArray[np.u
         cell = (at[:, None], lane[None, :], window)
         source = np.where(works, begin[cell] + taken[cell], 0)
         element = column[source] % lanes + np.where(window == one[:, None], 0, lanes)
-        choice_log.append(np.where(works, element, 0).astype(np.uint8))
-        value_log.append(np.where(works, padded[row[source], column[source]], 0.0))
-        select_log.append((np.stack([one, two], 1) * lanes).astype(np.uint16))
-        active_log.append(rest.any(1))
+        logs.append((
+            rest.any(1), (np.stack([one, two], 1) * lanes).astype(np.uint16),
+            np.where(works, element, 0).astype(np.uint8), np.where(works, value[source], 0.0),
+        ))  # fmt: skip
         taken[cell] += works
         left[cell] -= works
         rest = rest - works
-    return _in_order(active_log, select_log, choice_log, value_log, blocks, lanes)
+    if not logs:
+        return (
+            np.zeros(blocks, np.int64),
+            np.zeros((0, 2), np.uint16),
+            np.zeros((0, rows), np.uint8),
+            np.zeros((0, rows)),
+        )
+    active, select, choice, values = (np.stack([log[i] for log in logs], 1) for i in range(4))
+    return active.sum(1), select[active], choice[active], values[active]
 
 
-def _in_order(
-    active: Sequence[NDArray[np.bool_]], selects: Sequence[NDArray[np.uint16]], choices: Sequence[NDArray[np.uint8]],
-    values: Sequence[Array], blocks: int, lanes: int,
-) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint8], Array]:  # fmt: skip
-    """The steps of block after block, from logs of one step of every block at a time."""
-    if not active:
-        nothing = np.zeros((0, lanes))
-        return np.zeros(blocks, np.int64), np.zeros((0, 2), np.uint16), np.zeros(0, np.uint8), nothing
-    alive, select, choice, value = (np.stack(log) for log in (active, selects, choices, values))
-    steps = alive.sum(0)
-    bits, held = (4, 16) if lanes == 8 else (5, 6)
-    packed = []
-    for b in range(blocks):
-        of_block = choice[: steps[b], b].astype(np.uint64)
-        of_block = np.pad(of_block, ((0, -len(of_block) % held), (0, 0))).reshape(-1, held, lanes)
-        shift = (np.arange(held, dtype=np.uint64) * np.uint64(bits))[None, :, None]
-        words = (of_block << shift).sum(1, dtype=np.uint64)
-        packed.append(words.astype(np.uint64 if lanes == 8 else np.uint32).reshape(-1).view(np.uint8))
-    order = [(slice(0, steps[b]), b) for b in range(blocks)]
-    return (
-        steps,
-        np.concatenate([select[o] for o in order]),
-        np.concatenate(packed),
-        np.concatenate([value[o] for o in order]),
-    )
+def _joined(choices: NDArray[np.uint8], lanes: int) -> NDArray[Any]:
+    """Choices [steps, rows] with those of a lane's rows side by side in one number, [steps, lanes]."""
+    bits, kind = (4, np.uint8) if lanes == 8 else (5, np.uint16)
+    each = choices.reshape(-1, _REGISTERS, lanes).astype(np.uint16)
+    return (each[:, 0] | each[:, 1] << bits).astype(kind)
 
 
 @dataclass(frozen=True)
@@ -270,7 +300,7 @@ BATCH_DIMS = ("batch", "steps", "late", "states", "outputs", "closed")
 
 def batch_kernel(dtype: str, level: str = "native", progress: Progress | None = None) -> SeriesKernel:
     """The kernel for any network of a dtype. Raises CompileError."""
-    holes = {
+    holes: dict[str, object] = {
         "type": TYPES[dtype][0],
         "batch": "call->dims[0]",
         "steps": "call->dims[1]",

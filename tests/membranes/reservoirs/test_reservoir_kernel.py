@@ -8,6 +8,7 @@ from echoc.compiler.targets.cpu.reservoir_run import ReservoirKernel
 from echoc.errors import CompileError, DeviceError, RequestError
 from echoc.membranes.reservoirs import ESN, DeepESN
 from echoc.membranes.reservoirs.layer import run_layers
+from echoc.membranes.reservoirs.weights import random_recurrent
 
 RNG = np.random.default_rng(3)
 
@@ -74,9 +75,38 @@ def test_weights_with_more_than_24_bits_keep_them() -> None:
     assert pack(plan, "f64", True).stream_bytes > 1.3 * pack(plan_of(model), "f64", True).stream_bytes
 
 
-def test_packing_fills_most_slots() -> None:
-    packed = pack(plan_of(ESN(500, connectivity=0.1)), "f64", True)
-    assert packed.weights / packed.slots > 0.6
+@pytest.mark.parametrize("dtype", ["f64", "f32"])
+@pytest.mark.parametrize("connectivity", [0.02, 0.1, 0.5, 1.0])
+def test_balanced_weights_fill_the_slots(connectivity: float, dtype: str) -> None:
+    packed = pack(drawn(512, connectivity, "balanced"), dtype, True)
+    assert packed.weights / packed.slots > 0.99
+
+
+@pytest.mark.parametrize("dtype", ["f64", "f32"])
+def test_packing_fills_most_slots_of_any_weights(dtype: str) -> None:
+    packed = pack(drawn(500, 0.1, "uniform"), dtype, True)
+    assert packed.weights / packed.slots > 0.5
+
+
+def drawn(units: int, connectivity: float, pattern: str) -> NetworkPlan:
+    recurrent = random_recurrent(units, connectivity, np.random.default_rng(units), "uniform", pattern)
+    matrix = np.hstack([recurrent, np.zeros((units, 1)), RNG.uniform(-1, 1, (units, 1))])
+    return NetworkPlan((LayerPlan(matrix, 1.0, ((False, 0, 1),)),), 1, 0)
+
+
+@pytest.mark.parametrize("level", ["native", "x86-64-v3"])
+@pytest.mark.parametrize("dtype", ["f64", "f32"])
+@pytest.mark.parametrize("pattern", ["balanced", "uniform"])
+@pytest.mark.parametrize(("units", "inputs"), [(65, 1), (200, 7), (130, 30)])
+def test_patterns_run_as_numpy_does(units: int, inputs: int, pattern: str, dtype: str, level: str) -> None:
+    model = ESN(
+        units, inputs, pattern=pattern, connectivity=0.2, input_connectivity=0.5, leak=0.8, bias=0.1, seed=units
+    )
+    u = RNG.uniform(-1, 1, (1, 90, inputs))
+    kernel = kernel_of(plan_of(model), dtype, level=level)
+    found, _ = kernel.run(u, np.zeros((1, units), kernel.dtype))
+    wanted = run_layers(model.layers, u[0], np.zeros((90, 0)), np.zeros(units))
+    np.testing.assert_allclose(found[0], wanted, atol=1e-13 if dtype == "f64" else 5e-6)
 
 
 @pytest.mark.parametrize(("dtype", "unit", "most"), [("f64", 2.0**-52, 2.25), ("f32", 2.0**-23, 2.5)])
