@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from echoc.compiler.ir import Membrane as IRMembrane
 from echoc.compiler.ir import Program
 from echoc.compiler.ir.algebra import System, Target
 from echoc.errors import EchoError
@@ -30,6 +30,10 @@ MODEL_SAMPLING = (
     "include_prompt",
 )  # fmt: skip
 MAX_WEIGHTS_FILE, MAX_REPEATS = 1 << 30, 4096
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 OWN_PORTS = ("seed", "step", "applied")  # of the program of a P system
 
 
@@ -363,18 +367,12 @@ def load_readout(membrane: Membrane, given: Any, features: int) -> np.ndarray[An
     try:
         if not path.is_file() or path.stat().st_size > MAX_WEIGHTS_FILE:
             raise ValueError("no file of at most a gigabyte")
+        with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > MAX_WEIGHTS_FILE:
+                raise ValueError("it holds more than a gigabyte")
         with np.load(path, allow_pickle=False) as file:
             weights = np.asarray(file["readout"], np.float64)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        MemoryError,
-        zipfile.BadZipFile,
-        AttributeError,
-    ) as error:
+    except _UNREADABLE as error:
         raise membrane.place.error(
             f"cannot read the readout {path}: {error}", "wanted a .npz with an array named readout"
         ) from None
@@ -383,8 +381,3 @@ def load_readout(membrane: Membrane, given: Any, features: int) -> np.ndarray[An
             f"the readout of {path} is {list(weights.shape)}", f"wanted finite numbers [outputs, {features}]"
         )
     return weights
-
-
-def skin_of(content: Content) -> IRMembrane | None:
-    """The content's own skin in the IR."""
-    return None if content.program is None else content.program.skin

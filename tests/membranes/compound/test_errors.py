@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,11 @@ def test_readouts_without_pickle(tmp_path: Path) -> None:
         np.savez(tmp_path / "r.npz", readout=bad)
         with pytest.raises(TopologyError, match="the readout"):
             resolve(membrane)
+    with zipfile.ZipFile(tmp_path / "r.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("readout.npy", bytes(5 << 20))
+        archive.infolist()[0].file_size = (1 << 30) + 1  # what the list of contents says
+    with pytest.raises(TopologyError, match="it holds more than a gigabyte"):
+        resolve(membrane)
     (tmp_path / "r.npz").write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(TopologyError, match="cannot read the readout"):
         resolve(membrane)
