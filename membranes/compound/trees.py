@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from echoc.membranes.reservoirs import Reservoir
     from echoc.membranes.reservoirs.layer import Layer
 
-LAYER = ("spectral_radius", "leak", "connectivity", "input_scaling", "inter_scaling", "bias", "distribution")
+LAYER = ("spectral_radius", "leak", "connectivity", "input_scaling", "inter_scaling", "bias", "distribution", "pattern")
 WHOLE = ("units", "tree", "inputs", "seed", "squares", "input_to_readout", "readout")
 MAX_LAYERS, MAX_UNITS = 1000, 1 << 14
 
@@ -100,7 +100,7 @@ def _grow(node: Any, path: tuple[int, ...], layers: list[Layer], membrane: Membr
     first, heard = (count(c, f"the channels of {at}", 0) for c in channels)
     values = {
         "spectral_radius": 0.9, "leak": 1.0, "connectivity": 0.1, "input_scaling": 1.0, "inter_scaling": 1.0,
-        "bias": 0.0, "distribution": "uniform", **defaults, **{key: node[key] for key in LAYER if key in node},
+        "bias": 0.0, "distribution": "uniform", "pattern": "balanced", **defaults, **{key: node[key] for key in LAYER if key in node},
     }  # fmt: skip
     below = sum(layers[c].units for c in inner)
     outer, between = number(values.pop("input_scaling"), "the input scaling", -1e6, 1e6), values.pop("inter_scaling")
