@@ -100,7 +100,8 @@ def _grow(node: Any, path: tuple[int, ...], layers: list[Layer], membrane: Membr
     first, heard = (count(c, f"the channels of {at}", 0) for c in channels)
     values = {
         "spectral_radius": 0.9, "leak": 1.0, "connectivity": 0.1, "input_scaling": 1.0, "inter_scaling": 1.0,
-        "bias": 0.0, "distribution": "uniform", "pattern": "balanced", **defaults, **{key: node[key] for key in LAYER if key in node},
+        "bias": 0.0, "distribution": "uniform", "pattern": "balanced", **defaults,
+        **{key: node[key] for key in LAYER if key in node},
     }  # fmt: skip
     below = sum(layers[c].units for c in inner)
     outer, between = number(values.pop("input_scaling"), "the input scaling", -1e6, 1e6), values.pop("inter_scaling")
