@@ -35,7 +35,7 @@ class Ordered : public SharedChoice<S> {
     return work_.local.size > 0;
   }
 
- private:
+ protected:
   using SharedChoice<S>::applied_;
   using SharedChoice<S>::before_;
   using SharedChoice<S>::charge_;

@@ -13,25 +13,18 @@
 namespace echoc::population {
 
 template <class S>
-class Step {
+class Step : public Ordered<S> {
  public:
-  explicit Step(const StepCall& call)
-      : call_(call),
-        before_(*call.before),
-        after_(*call.after),
-        pool_(*call.pool),
-        shared_(*call.shared),
-        work_(call.workspaces[call.tid]),
-        choice_(call) {}
+  using Ordered<S>::Ordered;
 
   void run() {
     const Range rows = share_rows(before_.count);
     reset();
-    if (call_.tid == 0) choice_.begin();
+    if (call_.tid == 0) this->begin();
     meet();
     copy_rows(rows);
     if constexpr (S::kHasShared) {
-      choice_.gather(rows);
+      this->gather(rows);
       meet();
       if (failed()) return finish(rows);
     }
@@ -41,7 +34,7 @@ class Step {
     }
     meet();
     if (call_.tid == 0 && !failed()) {
-      if constexpr (S::kHasShared || S::kSequential) choice_.settle();
+      if constexpr (S::kHasShared || S::kSequential) this->settle();
       collect();
     }
     meet();
@@ -57,6 +50,14 @@ class Step {
   }
 
  private:
+  using Ordered<S>::after_;
+  using Ordered<S>::before_;
+  using Ordered<S>::call_;
+  using Ordered<S>::pool_;
+  using Ordered<S>::shared_;
+  using Ordered<S>::work_;
+  using Ordered<S>::fail;
+
   static constexpr int64_t kAhead = 4;  // rows whose memory is asked for beforehand
 
   void reset() {
@@ -94,7 +95,7 @@ class Step {
   void evolve(int32_t row) {
     if constexpr (S::kHasDelay) {
       if (before_.closed[row] > 0) {
-        if (before_.closed[row] == 1) choice_.open(row);
+        if (before_.closed[row] == 1) this->open(row);
         return;
       }
     }
@@ -142,38 +143,38 @@ class Step {
       }
       if (target != object || kind == kErase) {
         applied += count;
-        if (record) choice_.note_move(row, object, count);
+        if (record) this->note_move(row, object, count);
       }
     });
     work_.applied += applied > 0 ? 1 : 0;
     fits &= flush(writer);
-    settle(row, writer, fits);
+    renew(row, writer, fits);
   }
 
   // Rules compete, or take and give more than one object.
   void decide(int32_t row, const uint32_t* actions) {
-    load(row);
+    this->load(row);
     if constexpr (S::kHasPlain) {
       const int32_t plain = S::plain(before_.label[row], before_.charge[row]);
       if (plain >= 0) return run_plain(row, plain, actions);
     }
     bool tried;
     if constexpr (S::kOrdered) {
-      tried = choice_.decide_ordered(row);
+      tried = this->decide_ordered(row);
     } else {
-      tried = choice_.decide_cell(row, actions);
+      tried = this->decide_cell(row, actions);
     }
-    const bool applied = choice_.applied_here();
-    if (!applied && !choice_.moved(actions)) {
-      clear_counts();
+    const bool applied = this->applied_here();
+    if (!applied && !this->moved(actions)) {
+      this->clear_counts();
       if constexpr (!S::kConditionsOutside && !S::kOrdered) after_.idle[row] = tried ? 0 : 1;
       return;
     }
     bool fits = keep_rest(row, actions);
-    fits &= choice_.produce_cell(row, [&](uint32_t object, int64_t count) { return give(row, object, count); });
+    fits &= this->produce_cell(row, [&](uint32_t object, int64_t count) { return give(row, object, count); });
     Writer writer(pool_, work_);
     fits &= flush(writer);
-    settle(row, writer, fits);
+    renew(row, writer, fits);
   }
 
   // What unrolled rules say of their applications.
@@ -201,7 +202,7 @@ class Step {
     }
     bool applied(int32_t rule, int64_t times) {
       any = true;
-      if (step.call_.record != 0) step.choice_.note_rule(row, rule, times);
+      if (step.call_.record != 0) step.note_rule(row, rule, times);
       return true;
     }
   };
@@ -210,8 +211,8 @@ class Step {
   void run_plain(int32_t row, int32_t which, const uint32_t* actions) {
     Sink sink{*this, row};
     bool fits = S::run_plain(which, work_.count, sink);
-    if (!sink.any && !choice_.moved(actions)) {
-      clear_counts();
+    if (!sink.any && !this->moved(actions)) {
+      this->clear_counts();
       after_.idle[row] = 1;
       return;
     }
@@ -219,7 +220,7 @@ class Step {
     fits &= keep_rest(row, actions);
     Writer writer(pool_, work_);
     fits &= flush(writer);
-    settle(row, writer, fits);
+    renew(row, writer, fits);
   }
 
   // Of the loaded counts, what no rule took: it moves, or stays.
@@ -236,24 +237,11 @@ class Step {
       if (kind != kErase) fits &= give(row, target, count);
       if (kind != kDecide && (target != object || kind == kErase)) {
         work_.applied += 1;
-        if (call_.record != 0) choice_.note_move(row, object, count);
+        if (call_.record != 0) this->note_move(row, object, count);
       }
     }
     work_.touched.size = 0;
     return fits;
-  }
-
-  void load(int32_t row) {
-    work_.touched.size = 0;
-    each_entry(pool_, before_.content[row], [&](uint32_t object, int64_t count) {
-      work_.count[object] = count;
-      work_.touched.push(object);
-    });
-  }
-
-  void clear_counts() {
-    for (uint64_t i = 0; i < work_.touched.size; ++i) work_.count[work_.touched.data[i]] = 0;
-    work_.touched.size = 0;
   }
 
   bool give(int32_t row, uint32_t object, int64_t count) {
@@ -279,7 +267,7 @@ class Step {
     return fits;
   }
 
-  void settle(int32_t row, Writer& writer, bool fits) {
+  void renew(int32_t row, Writer& writer, bool fits) {
     if (!fits) {
       writer.abandon();
       fail(kOutOfPages, row, 0);
@@ -305,14 +293,6 @@ class Step {
     if (head == 0 || pool_.pages[head].references != 1) return false;
     for (; head != 0; head = pool_.pages[head].next) work_.retired.push(head);  // holds as many as there are pages
     return true;
-  }
-
-  void fail(Status status, int32_t row, uint32_t object) {
-    int32_t expected = kDone;
-    if (shared_.status.compare_exchange_strong(expected, status)) {
-      shared_.failed_cell = row;
-      shared_.failed_object = object;
-    }
   }
 
   // Groups the mail of all threads by row.
@@ -370,7 +350,7 @@ class Step {
     }
     Writer writer(pool_, work_);
     fits &= flush(writer);
-    settle(row, writer, fits);
+    renew(row, writer, fits);
   }
 
   // Like give, but an object whose count fell to zero is on the list already.
@@ -416,14 +396,6 @@ class Step {
     }
     meet();
   }
-
-  const StepCall& call_;
-  const Cells& before_;
-  Cells& after_;
-  Pool& pool_;
-  Shared& shared_;
-  Workspace& work_;
-  Ordered<S> choice_;
 };
 
 }  // namespace echoc::population

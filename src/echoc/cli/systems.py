@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from echoc.cli.console import human_bytes, print_json, progress_bar, say, stopwatch
-from echoc.errors import DeviceError, EchoError, RequestError
+from echoc.errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
     from echoc.membranes.view.trace import Frame, Header, TraceWriter
@@ -142,6 +142,8 @@ def run_system(artifact: "Artifact", wishes: Wishes) -> None:
     if wishes.input is not None:
         raise typer.BadParameter("--input is what comes in at the ports of a topology; this is none")
     if "system" not in artifact.manifest.raw:
+        from echoc.cli.number_systems import Numbers
+
         return Numbers(artifact, wishes).run()
     from echoc.runtime.systems import SystemProgram
 
@@ -418,61 +420,6 @@ def summary_lines(runs: list[dict[str, Any]], means: Mapping[str, Any]) -> Itera
         yield f"{place}: " + ", ".join(
             f"{name} {found['mean']:.6g} (sd {found['sd']:.4g})" for name, found in objects.items()
         )
-
-
-class Numbers:
-    """A numerical P system: one trajectory of its variables."""
-
-    def __init__(self, artifact: "Artifact", wishes: Wishes) -> None:
-        self.artifact, self.wishes = artifact, wishes
-        if wishes.runs > 1 or wishes.until is not None:
-            raise RequestError("a numerical P system has one trajectory, in steps: leave --runs and --until out")
-        try:
-            source = artifact.manifest.raw["source"]
-            self.name = str(source.get("name") or artifact.path.stem)
-            self.names = [str(v[0]) for v in source["variables"]]
-            self.values = [float(v[2]) for v in source["variables"]]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise EchoError(f"{artifact.path} does not name its variables: {error!r}; compile it again") from None
-
-    def run(self) -> None:
-        wishes = self.wishes
-        if wishes.steps is None:
-            raise typer.BadParameter("a numerical P system never halts: say how many steps with --steps N")
-        with tempfile.TemporaryDirectory(prefix="echoc-") as folder, stopwatch() as seconds:
-            path = wishes.trace or Path(folder) / "trace.jsonl"
-            self.follow(path if wishes.watched else None, wishes.steps)
-            elapsed = seconds()
-            if wishes.watched:
-                show_trace(path, wishes)
-        if wishes.as_json:
-            values = {n: v if v == v and abs(v) != float("inf") else str(v) for n, v in self.table().items()}
-            print_json({"artifact": str(self.artifact.path), "name": self.name, "mode": "numerical",
-                        "steps": wishes.steps, "values": values, "seconds": round(elapsed, 6)})  # fmt: skip
-        elif not wishes.text:
-            typer.echo(f"{self.name}: at step {wishes.steps}")
-            typer.echo(", ".join(f"{name} = {value:.12g}" for name, value in self.table().items()))
-
-    def table(self) -> dict[str, float]:
-        return dict(zip(self.names, self.values, strict=True))
-
-    def follow(self, path: Path | None, steps: int) -> None:
-        from echoc.membranes.view.trace import Frame, Header, TraceWriter
-        from echoc.runtime.program import Program
-
-        program = Program(self.artifact, num_threads=self.wishes.threads)
-        if path is None:
-            for _ in range(steps):
-                outputs = program.step({}, copy=False)
-            if steps:
-                self.values = [float(v) for v in outputs["values"]]
-            return
-        with TraceWriter(path, Header(self.name, "numerical", source=self.artifact.path.name)) as writer:
-            writer.write(Frame(0, values=self.table()))
-            for step in range(1, steps + 1):
-                self.values = [float(v) for v in program.step({})["values"]]
-                writer.write(Frame(step, values=self.table()))
-            writer.end(halted=False, reason="steps")
 
 
 def report_compiled(path: Path, elapsed: float, as_json: bool) -> None:

@@ -23,7 +23,7 @@ def run_topology(artifact: "Artifact", wishes: "Wishes", inputs: Path | None) ->
     Inputs: JSON lines, an object of port -> value (a number, a list, a mapping to counts, a text) for each step; or CSV
     with a header, the columns of a port of several numbers called `port.0`, `port.1`, ...; `-` reads standard input.
     """
-    from echoc.runtime.compound import CompoundProgram
+    from echoc.runtime.compound import CompoundProgram, plain
 
     if wishes.watched or wishes.runs > 1 or wishes.until is not None or wishes.memory is not None:
         raise typer.BadParameter("a topology takes --input, --steps, --seed, --threads and --json; leave the rest out")
@@ -55,11 +55,6 @@ def show(step: int, outputs: dict[str, Any]) -> None:
     for port, value in outputs.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         typer.echo(f"step {step}: {port} = {text}" if "\n" not in text else f"step {step}: {port} =\n{text}")
-
-
-def plain(value: Any) -> Any:
-    """An output as JSON has it."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def lines(path: Path | None, steps: int | None) -> Iterator[dict[str, Any] | None]:
