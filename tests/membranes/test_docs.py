@@ -77,6 +77,7 @@ def test_python_runs_as_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_file_is_used_and_every_link_leads_somewhere() -> None:
     assert len(FILES) > 5
+    assert "internal error" not in TEXT
     typed = " ".join(command for block in BLOCKS for command, _ in commands(block))
     assert [name for name in FILES if Path(name).stem not in typed] == []
     prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
