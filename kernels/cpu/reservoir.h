@@ -36,6 +36,7 @@ struct Layer {
   int64_t selects, lanes, values;     // per step: where two windows begin (uint16), lanes' choices; one value per row
   int64_t sources, num_sources;       // Source: what drives it, in the order of the columns
   int64_t first;                      // its first unit among all
+  int64_t moved;                      // whether packed rows are in another order than units
 };
 
 struct Source {
@@ -286,7 +287,11 @@ class Runner {
 #pragma GCC ivdep
       for (int64_t i = 0; i < layer.units; ++i) z[i] = kept * z[i] + leak * tanh(sums[i]);
       T* const out = row + layer.first;
-      for (int64_t i = 0; i < layer.units; ++i) out[order[i]] = z[i];
+      if (layer.moved) {
+        for (int64_t i = 0; i < layer.units; ++i) out[order[i]] = z[i];
+      } else {
+        std::copy_n(z, layer.units, out);
+      }
     }
   }
 

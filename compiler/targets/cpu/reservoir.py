@@ -24,7 +24,7 @@ TYPES = {"f64": ("double", 8), "f32": ("float", 4)}
 SQUARES = ("none", "half", "all")
 CHUNK = 64  # kChunk of the kernel
 _WIDE_FEATURES = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-_PLAN_FIELDS, _LAYER_FIELDS = 10, 15
+_PLAN_FIELDS, _LAYER_FIELDS = 10, 16
 _MAX_COLUMNS = 1 << 16
 _REGISTERS = 2  # kRegisters of the kernel
 _REGULAR = 1.3  # slots per weight: where no pattern helps, pairs of windows that are chosen leave some 1.4 to 4
@@ -171,8 +171,9 @@ def _pack_layer(blob: _Blob, layer: LayerPlan, size: int, wide: bool, first: int
     parts.append(b"".join(struct.pack("<3q", *source) for source in layer.sources))
     at = [blob.add(part) for part in parts]
     row = struct.pack(
-        "<3qd11q", layer.units, matrix.shape[1], windows * lanes, layer.leak, blocks, wide, 4 if short else 8,
+        "<3qd12q", layer.units, matrix.shape[1], windows * lanes, layer.leak, blocks, wide, 4 if short else 8,
         at[0], at[1], at[2], at[3], at[4], at[5], len(layer.sources), first,
+        not np.array_equal(order, np.arange(layer.units)),
     )  # fmt: skip
     return row, sum(len(part) for part in parts[1:5]), int(steps.sum()) * rows
 
