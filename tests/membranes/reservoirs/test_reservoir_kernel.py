@@ -171,3 +171,14 @@ def test_arrays_and_options_that_do_not_fit_are_refused() -> None:
         pack(plan_of(ESN(10), np.zeros((1, 3))), "f64", False)
     with pytest.raises(DeviceError, match="does not load"):
         ReservoirKernel(b"no library", "reservoir", "f64", pack(plan, "f64", False).data, 4096)
+
+
+@pytest.mark.parametrize("dtype", ["f64", "f32"])
+def test_a_matrix_of_zeros_and_one_of_a_single_weight_run(dtype: str) -> None:
+    matrix = np.zeros((70, 72))
+    for wanted in (0.0, np.tanh(0.5)):
+        kernel = kernel_of(NetworkPlan((LayerPlan(matrix, 1.0, ((False, 0, 1),)),), 1, 0), dtype)
+        found, _ = kernel.run(np.full((1, 4, 1), 0.5), np.ones((1, 70), kernel.dtype))
+        np.testing.assert_allclose(found[0, :, 69], wanted, atol=1e-6)
+        assert not found[0, :, :69].any()
+        matrix[69, 71] = 1.0
