@@ -87,7 +87,7 @@ CASES = [
     (GOOD.replace(" = cast(", " = cost("), None, "unknown op 'cost'"),
     (GOOD + "rule @x {\n}\n", None, "behind the skin membrane"),
     (GOOD.replace("bf16[2, 8]", "bf8[2, 8]"), None, "unknown dtype"),
-    (GOOD.replace("pages<", "books<"), None, "wanted pages or value"),
+    (GOOD.replace("pages<", "books<"), None, "wanted pages, value, cells"),
     (GOOD.replace('"scale"', "scale").replace("scale=0.25", "scale="), None, ""),
     (GOOD.replace("symbol T in 1..64", "symbol T in 1.."), None, "wanted membrane"),
     (re.sub(r"%0 = .*\n", "", GOOD, count=1), None, "used before it is defined"),
