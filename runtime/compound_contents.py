@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 Arrivals = list[tuple[int, Value]]
 
 
-class Content:
+class Content(Protocol):
     """What a membrane holds in one run. `awake`: it has something to do without anything new."""
 
-    awake = False
+    awake: bool = False
 
     def start(self, seed: int, number: int) -> None:
         """Back to the start. `number` is the membrane's own, which sets its draws apart from the others'."""
 
+    @abstractmethod
     def step(self, arrived: Arrivals) -> Arrivals:
         """(in port, value) pairs that arrived before this step; returns (out port, value) pairs."""
-        raise NotImplementedError
 
 
 class SystemContent(Content):

@@ -2,11 +2,11 @@
 //
 //   x(t) = (1 - leak) x(t-1) + leak tanh(M [x(t-1); 1; drive(t); y(t-1)])
 //
-// M of a layer is one stream. Its rows are cut into blocks, and each lane of a block sums one row. A gather costs 5 to 8
-// cycles per register, so with AVX-512 a step of a block looks at two 64-byte windows of [x; 1; drive; y] (anywhere in
-// it), and every lane of two registers of rows selects one of their elements by a permutation: what is loaded for one
-// register serves two, and more registers would leave more lanes with nothing to do. The packing sees to it that few
-// have; none has where weights were drawn in the geometry of compiler/targets/cpu/reservoir.py. Other levels hold
+// M of a layer is one stream. Its rows are cut into blocks, and each lane of a block sums one row. A gather costs 5 to
+// 8 cycles per register, so with AVX-512 a step of a block looks at two 64-byte windows of [x; 1; drive; y] (anywhere
+// in it), and every lane of two registers of rows selects one of their elements by a permutation: what is loaded for
+// one register serves two, and more registers would leave more lanes with nothing to do. The packing sees to it that
+// few have; none has where weights were drawn in the geometry of compiler/targets/cpu/reservoir.py. Other levels hold
 // columns and gather, one register a block. There is no branch in the loop over steps, and no NaN or infinity in what a
 // lane with weight 0 selects, as states are bounded and signals are checked before.
 #pragma once
@@ -215,7 +215,8 @@ class Runner {
     features_ = take<double>(plan_.features);
     rows_ = take<T>(kChunk * plan_.units);
     int64_t widest = 0;
-    for (int64_t l = 0; l < plan_.layers; ++l) widest = std::max(widest, layers_[l].blocks * (layers_[l].wide ? kRegisters : 1) * kLanes<T>);
+    for (int64_t l = 0; l < plan_.layers; ++l)
+      widest = std::max(widest, layers_[l].blocks * (layers_[l].wide ? kRegisters : 1) * kLanes<T>);
     sums_ = take<T>(widest);
     T* const z = take<T>(0);
     T* const state = job_.state + row * plan_.units;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Compiled(NamedTuple):
     constant: Value | None = None
 
 
-class Closures:
+class Closures(ABC):
     """Turns the nodes of one source after another into closures that share the global variables."""
 
     def __init__(self, limits: Limits, parameters: Mapping[str, float], seed: int) -> None:
@@ -80,11 +81,13 @@ class Closures:
             )
         self.left -= steps
 
+    @abstractmethod
     def call(self, node: Call, needed: bool = True) -> Thunk:
-        raise NotImplementedError
+        """A call; with `needed`, one that must have a value."""
 
+    @abstractmethod
     def nest(self, ranges: Sequence[Range], body: Run) -> Run:
-        raise NotImplementedError
+        """A statement under ranges."""
 
     def expression(self, node: Expression) -> Compiled:
         kind = type(node)

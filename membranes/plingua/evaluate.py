@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,20 +48,25 @@ class TooManyFaults(Exception):
 class Sink(Closures):
     """What structure statements are compiled to; `assemble.py` fills it in."""
 
+    @abstractmethod
     def rule(self, node: Rule) -> Run:
-        raise NotImplementedError
+        """A rule."""
 
+    @abstractmethod
     def ms(self, node: Ms) -> Run:
-        raise NotImplementedError
+        """`@ms`: objects of the start."""
 
+    @abstractmethod
     def mu(self, node: Mu) -> Run:
-        raise NotImplementedError
+        """`@mu`: membranes of the start."""
 
+    @abstractmethod
     def arcs(self, node: Arcs) -> Run:
-        raise NotImplementedError
+        """`@marcs`: synapses."""
 
+    @abstractmethod
     def features(self, node: Features) -> Run:
-        raise NotImplementedError
+        """`@name = value`."""
 
 
 class Evaluator(Sink):
