@@ -4,6 +4,7 @@ import json
 import statistics
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,9 +109,17 @@ def compile_source(
         options["parameters"] = parse_parameters(parameters)
     if seed is not None:
         options["seed"] = seed
-    with stopwatch() as seconds, progress_bar(enabled=show_progress) as progress:
-        compile_system(source, target=target, output=output, progress=progress, **options)
-        return seconds()
+    with stopwatch() as seconds, warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with progress_bar(enabled=show_progress) as progress:
+            compile_system(source, target=target, output=output, progress=progress, **options)
+        elapsed = seconds()
+    for warning in found:
+        if issubclass(
+            warning.category, UserWarning
+        ):  # what a system's author should know, not what libraries deprecate
+            say(f"echoc: warning: {warning.message}")
+    return elapsed
 
 
 @contextmanager

@@ -124,3 +124,13 @@ def test_a_topology_runs_along_its_inputs(compiled: Compiled, tmp_path: Path) ->
     lines.write_text('{"level": [0.9]}\n[1, 2]\n')
     wrong = echoc("run", compiled("gate.toml"), "--input", lines)
     assert (wrong.returncode, "levels.jsonl:2: found '[1, 2]'" in wrong.stderr) == (1, True)
+
+
+def test_what_looks_wrong_is_a_warning(tmp_path: Path) -> None:
+    source = tmp_path / "half.pli"
+    source.write_text("@model<probabilistic>\ndef main() { @mu = [[]'1,9]'0; @ms(1,9) = a; [a]'1 --> [b]'1 :: 0.5; }\n")
+    made = echoc("compile", source, cwd=tmp_path)
+    assert made.returncode == 0
+    assert "echoc: warning: " in made.stderr
+    assert "half.pli:2:" in made.stderr
+    assert "add up to 0.5; wanted 1" in made.stderr
