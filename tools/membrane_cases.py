@@ -300,8 +300,8 @@ def zebra(case: Case) -> str:
 def subset_sum(case: Case) -> str:
     """`yes` in some run while output.step is at most 3; and in every run, as 55 is a sum.
 
-    An instance divides at most once a step and two weights make 55, so `yes` cannot come before step 3, and output.step,
-    which starts at 1 and grows by 1 a step, is 4 then: this fails with the semantics that is compiled."""
+    An instance divides at most once a step and two weights make 55, so `yes` cannot come before step 3, and
+    output.step, which starts at 1 and grows by 1 a step, is 4 then: this fails with the semantics that is compiled."""
     program, first = case.program, []
     for index in range(50):
         run = program.create(seed=6, run=index)
