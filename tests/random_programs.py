@@ -339,8 +339,11 @@ class Generator:
 
     def grow_random(self) -> None:
         x = self.pick("exact", lambda n: n.tensor.dtype == "i64")
-        if x is not None:
-            self.keep(make("random", make("const", value=self.integer(0, 1000), dtype="i64"), x), "smooth")
+        y = self.partner(x, "exact")
+        if x is not None and y is not None:
+            key = make("const", value=self.integer(-(2**63), 2**63), dtype="i64")
+            bits = make("random_bits", key, x, *[y][: self.integer(0, 2)])
+            self.keep(make("mod", bits, make("const", value=97, dtype="i64")), "exact")
 
     def grow_contract(self) -> None:
         x = self.pick("smooth", lambda n: n.tensor.rank in (2, 3))

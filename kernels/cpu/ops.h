@@ -10,6 +10,7 @@
 #include "abi.h"
 #include "half.h"
 #include "math.h"
+#include "philox.h"
 
 namespace echoc::op {
 
@@ -121,16 +122,12 @@ inline T cast(F x) {
 
 inline int64_t clamp_index(int64_t i, int64_t size) { return i < 0 ? 0 : i >= size ? size - 1 : i; }
 
-// Uniform in [0, 1) from a key and a counter: splitmix64's finaliser, twice (Steele, Lea, Flood 2014).
-inline float random(int64_t key, int64_t counter) {
-  uint64_t z = static_cast<uint64_t>(key) * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(counter);
-  for (int round = 0; round < 2; ++round) {
-    z += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-  }
-  return static_cast<float>(z >> 40) * 0x1p-24f;
+// 32 uniform bits: word 0 of the Philox block that a key and a counter of two words name.
+template <class T>
+inline T random_bits(T key, T first, T second = 0) {
+  const auto low = [](T x) { return static_cast<uint32_t>(x); };
+  const auto high = [](T x) { return static_cast<uint32_t>(static_cast<uint64_t>(x) >> 32); };
+  return random::philox({{low(first), high(first), low(second), high(second)}}, low(key), high(key)).word[0];
 }
 
 // Reductions of term(i), low <= i < high, in 16 lanes whose order is fixed.

@@ -127,10 +127,15 @@ def cast(target: str) -> Case:
     return c.case()
 
 
-def random() -> Case:
-    c = Builder("random")
-    c.out(make("random", c.port(dtype="i64", values=7), make("iota", size=33)))
-    c.out(make("random", c.port(T, 1, dtype="i64"), c.port(T, 9, dtype="i64")))
+def random_bits() -> Case:
+    c = Builder("random_bits")
+    c.out(make("random_bits", c.port(dtype="i64", values=7), make("iota", size=33)))
+    c.out(make("random_bits", c.port(T, 1, dtype="i64"), c.port(T, 9, dtype="i64"), c.port(9, dtype="i64")))
+    ends = c.port(4, dtype="i64", values=[-(2**63), -1, 2**32, 2**63 - 1])
+    bits = make("random_bits", make("reshape", ends, shape=(4, 1, 1)), make("reshape", ends, shape=(4, 1)), ends)
+    c.out(bits)
+    scaled = make("mul", make("cast", bits, dtype="f64"), make("const", value=2.0**-32, dtype="f64"))
+    c.out(make("sum", make("mul", scaled, scaled), axes=(2,)))
     return c.case()
 
 
@@ -390,7 +395,7 @@ MAKERS: dict[str, Callable[[], list[Case]]] = {
     **{n: lambda n=n: [binary(n, (*INTS, "bool"))] for n in ("and", "or", "xor")},
     "where": lambda: [where()],
     "cast": lambda: [cast(d) for d in (*FLOATS, *INTS, "bool")],
-    "random": lambda: [random()],
+    "random_bits": lambda: [random_bits()],
     "const": lambda: [leaves()],
     "port": lambda: [leaves()],
     "iota": lambda: [iota()],

@@ -12,6 +12,7 @@ from echoc.compiler.ir.node import Node
 from echoc.compiler.ir.types import DType, TensorType, broadcast_shapes
 from echoc.errors import IRError
 
+from .philox import random_bits
 from .row import Array, Env, Infer, Op, tensors
 
 
@@ -98,23 +99,15 @@ def _cast(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
     return TensorType(x.shape, DType(attrs["dtype"]))
 
 
-def _random(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
-    key, counter = tensors(inputs)
-    if key.dtype is not DType.I64 or counter.dtype is not DType.I64:
-        raise IRError(f"found {key.dtype} and {counter.dtype}; wanted an i64 key and i64 counters")
-    return TensorType(broadcast_shapes(key.shape, counter.shape), DType.F32)
+def _random_bits(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> TensorType:
+    types = tensors(inputs)
+    if any(t.dtype is not DType.I64 for t in types):
+        raise IRError(f"found {', '.join(t.dtype for t in types)}; wanted an i64 key and i64 counters")
+    return TensorType(broadcast_shapes(*(t.shape for t in types)), DType.I64)
 
 
-def _random_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
-    """splitmix64's finaliser (Steele, Lea, Flood 2014) over key and counter; the top 24 bits give [0, 1)."""
-    with np.errstate(over="ignore"):
-        z = args[0].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + args[1].astype(np.uint64)
-        for _ in range(2):
-            z = z + np.uint64(0x9E3779B97F4A7C15)
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
+def _bits_meaning(node: Node, args: tuple[Array, ...], env: Env) -> Array:
+    return random_bits(*args)
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
@@ -210,6 +203,6 @@ ROWS = (
     + [
         Op("where", (3, 3), _where, _where_meaning, "a where the condition holds, else b"),
         Op("cast", (1, 1), _cast, lambda n, a, e: cast_array(a[0], DType(n["dtype"])), "conversion, C-like"),
-        Op("random", (2, 2), _random, _random_meaning, "uniform f32 in [0, 1) from (key, counter), reproducible"),
+        Op("random_bits", (2, 3), _random_bits, _bits_meaning, "32 uniform bits (i64) of a key and 1 or 2 counters", 0),
     ]
 )

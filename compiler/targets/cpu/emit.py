@@ -338,5 +338,5 @@ def pointwise_text(node: Node, operands: list[str]) -> str:
         return f"echoc::op::cast<{kind}>({operands[0]})" if dtype.is_int else f"{kind}({operands[0]})"
     if node.op in COMPARE:
         return f"({operands[0]} {INFIX[node.op]} {operands[1]})"
-    function = f"echoc::op::{node.op}<{kind}>" if dtype.is_int and node.op != "random" else f"echoc::op::{node.op}"
+    function = f"echoc::op::{node.op}<{kind}>" if dtype.is_int else f"echoc::op::{node.op}"
     return f"{function}({', '.join(operands)})"

@@ -21,7 +21,7 @@ from echoc.compiler.targets.cpu.emit import (
 from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, dim_text, flatten, unflatten
 
 COSTLY = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "atan", "tanh", "erf", "sigmoid", "pow", "div",
-                    "sqrt", "rsqrt", "take", "gather", "random", "mod", "floordiv"})  # fmt: skip
+                    "sqrt", "rsqrt", "take", "gather", "random_bits", "mod", "floordiv"})  # fmt: skip
 ALWAYS_STORED = frozenset({"sum", "max", "min", "argmax", "cumsum", "topk", "sort", "scatter", "contract"})
 NEEDS_ARRAY = frozenset({"topk", "sort"})
 AlongCode = Callable[[Callable[[Index, Scope], str], str, Index, Dim], list[str]]
