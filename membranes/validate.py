@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from echoc.compiler.ir.algebra import (
     Bag,
     Bound,
+    Event,
     Guard,
     Inner,
     Mode,
@@ -17,6 +18,8 @@ from echoc.compiler.ir.algebra import (
     Target,
     Where,
 )
+from echoc.compiler.ir.expression import TIME, names
+from echoc.compiler.ir.moments import solve
 from echoc.errors import CompileError
 
 MOST = (1 << 63) - 1
@@ -53,8 +56,8 @@ def validate(system: System) -> System:
 
     Checked: a cell, parents before children, labels exist, groups partition the rules, the skin is neither dissolved
     nor divided, targets exist, priorities are 0 or more, probabilities in [0, 1], counts from 1 to 2^63 - 1, links in
-    range, guards of known operators, and that a rule which is applied as often as possible consumes something. Raises
-    CompileError with every problem.
+    range, guards of known operators, events that can be solved, and that a rule which is applied as often as possible
+    consumes something. Raises CompileError with every problem.
     """
     found = problems(system)
     if found:
@@ -73,7 +76,29 @@ def problems(system: System) -> list[Problem]:
             found.extend(Problem(message, rule.where) for message in _rule(rule, system, labels))
     if system.mode in (Mode.PARALLEL, Mode.ORDERED, Mode.DCBA):
         found.extend(_endless(system))
+    for event in system.events:
+        found.extend(Problem(message, event.where) for message in _event(event, system, labels))
     return found
+
+
+def _event(event: Event, system: System, labels: _Labels) -> Iterator[str]:
+    what = f"the event {event.name}".rstrip()
+    if system.mode is not Mode.GILLESPIE:
+        yield f"{what} in mode {system.mode}; wanted mode gillespie"
+    if event.label not in labels.all:
+        yield f"{what} is of the label {event.label}, which no membrane has"
+    known = {*system.objects, TIME}
+    formulas = [event.trigger, *(value for _, value in event.assignments)]
+    for name in dict.fromkeys(n for formula in formulas for n in names(formula)):
+        if name not in known:
+            yield f"{what} reads {name}, which is no object of the system"
+    targets = [name for name, _ in event.assignments]
+    if len(set(targets)) < len(targets):
+        yield f"{what} sets an object twice"
+    try:
+        solve(event.trigger)
+    except CompileError as error:
+        yield f"the trigger of {what}: {error}"
 
 
 def _endless(system: System) -> Iterator[Problem]:

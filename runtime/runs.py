@@ -49,6 +49,7 @@ class Runs:
             for place, count in layout["initial"]:
                 self._initial[place] = count
             self._names = {int(p): (c, o) for c, cell in enumerate(self.cells) for o, p in cell["objects"].items()}
+            self.events = [(str(name), int(cell)) for name, cell in layout.get("events", ())]
             entry, scratch = str(layout["entry"]), int(layout["scratch_bytes"])
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise ArtifactError(f"the layout of the runs is not valid: {error!r}; compile the system again") from None
@@ -181,6 +182,13 @@ class Batch:
         end = f" ({others} more runs failed)" if others else ""
         if error[row] == 1:
             raise DeviceError(f"{start}the count of {runs.where(place)} would pass 2^63 - 1{end}; start from less")
+        if error[row] in (3, 4):
+            name, cell_index = runs.events[place]
+            what = "sets a count to what is none" if error[row] == 3 else "and others set each other off without end"
+            raise DeviceError(
+                f"{start}the event {name} in membrane {runs.cells[cell_index]['label']} {what}{end}; an event must set "
+                "whole numbers from 0 on, and end"
+            )
         rule = runs.rules[runs.instances[place][0]]
         cell = runs.cells[runs.instances[place][1]]["label"]
         raise DeviceError(

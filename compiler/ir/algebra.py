@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .expression import Expression
+from .records import quick
 
 Bag = tuple[tuple[str, int], ...]
 """A multiset: (object, count) pairs, sorted by object, counts at least 1. Made by `bag`."""
@@ -84,6 +85,7 @@ class Guard:
     residues: tuple[int, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Result:
     """One membrane that comes out of an inner membrane. `charge` None: as it was. `keeps`: for separation, the objects
@@ -95,6 +97,7 @@ class Result:
     keeps: frozenset[str] | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Inner:
     """A child membrane that a rule binds: it has `label` and `charge` (None: any) and loses `consume`.
@@ -127,6 +130,7 @@ class Send:
     label: str = ""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A rewriting rule.
@@ -216,7 +220,7 @@ class Mode(StrEnum):
     DCBA: population dynamics by direct distribution over consistent blocks (Martinez-del-Amor et al. 2012); bounds do
         not count, probabilities are relative to their sum in a block.
     GILLESPIE: one reaction at a time in continuous time by the direct method (Gillespie 1977); a step is one event;
-        bounds do not count.
+        bounds do not count. A moment at which a trigger changes by itself (`Event`) is a step without an application.
     """
 
     PARALLEL = "parallel"
@@ -250,6 +254,30 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """A sudden change in mode GILLESPIE, in every membrane with a label (SBML Level 3 Version 2 Core, section 4.11).
+
+    When `trigger` turns from false (0) to true, the counts become what `assignments` say, all at once. Triggers are
+    looked at at the start, after every step, and after every event. Events that are due together happen in their order,
+    with triggers looked at in between: one that is not `persistent` is dropped if its trigger is false by then.
+
+    trigger, assignments: over counts of the membrane and TIME. Time stands in a trigger only in comparisons that are
+        linear in it, so that the moments at which it turns can be solved for (`moments.py`).
+    holds: whether the trigger counts as true before the start.
+    early: whether assignments are evaluated when the trigger turns, rather than when the event happens.
+    """
+
+    label: str
+    trigger: Expression
+    assignments: tuple[tuple[str, Expression], ...] = ()
+    holds: bool = True
+    persistent: bool = True
+    early: bool = True
+    name: str = ""
+    where: Where = field(default=Where(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class System:
     """A P system. `validate` (validate.py) checks it; front ends and builders call it.
 
@@ -260,6 +288,7 @@ class System:
         are not counted there.
     environment: what is outside the skin at the start.
     features: whatever else the source says of itself, as text.
+    events: of mode GILLESPIE.
     """
 
     model: str
@@ -273,6 +302,7 @@ class System:
     environment: Bag = ()
     name: str = ""
     features: Mapping[str, str] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -284,6 +314,8 @@ class System:
         seen.update((o, None) for o in sorted(self.unbounded))
         for rule in self.rules:
             seen.update((o, None) for o in rule_objects(rule))
+        for event in self.events:
+            seen.update((o, None) for o, _ in event.assignments)
         return tuple(seen)
 
     @property

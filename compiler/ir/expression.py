@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from echoc.errors import CompileError
 
+TIME = "@time"
+"""The name of the time; no source can give it to a quantity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Expression:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from echoc.errors import IRError
 
-from .algebra import Bag, Cell, Group, Mode, Priority, Rule, System
+from .algebra import Bag, Cell, Event, Group, Mode, Priority, Rule, System
 from .encoding import attributes, decode, from_attributes
 from .membrane import Membrane, Port, Program, State
 from .membrane import Rule as ProgramRule
@@ -50,6 +50,7 @@ class Derivation:
     groups: tuple[Group, ...]
     mode: Mode = Mode.PARALLEL
     priority: Priority = Priority.STRONG
+    events: tuple[Event, ...] = ()
 
 
 def program_of(system: System) -> Program:
@@ -62,7 +63,7 @@ def program_of(system: System) -> Program:
     cells = _state()
     seed, step = _port("seed"), _port("step")
     rules = [make("rewrite", **{"index": i, **attributes(rule)}) for i, rule in enumerate(system.rules)]
-    derivation = Derivation(system.groups, system.mode, system.priority)
+    derivation = Derivation(system.groups, system.mode, system.priority, system.events)
     chosen = make("choose", cells, seed, step, *rules, **attributes(derivation))
     applied = make("apply", cells, chosen)
     after = make("release", make("fork", applied, chosen))
@@ -137,6 +138,7 @@ def decoded(start: Node, choose: Node | None) -> System:
     return System(
         begin.model, begin.cells, () if choose is None else rules_of(choose), derivation.groups, derivation.mode,
         derivation.priority, begin.links, begin.unbounded, begin.environment, begin.name, dict(begin.features),
+        derivation.events,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -130,9 +131,11 @@ class SumTree {
       next += size;
       size /= kFan;
     } while (size > 1);
+    end_ = reinterpret_cast<std::byte*>(next);
   }
 
   double* leaves() { return level_[0]; }
+  std::byte* end() { return end_; }  // of its memory
 
   double total() const { return sum(level_[levels_ - 1]); }
 
@@ -181,6 +184,7 @@ class SumTree {
   static double sum(const double* p) { return ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7])); }
 
   double* level_[kLevels];
+  std::byte* end_;
   int levels_ = 0;
 };
 
@@ -246,11 +250,119 @@ bool update(const Tables& t, Special&& special, const Reaction& reaction, SumTre
   return true;
 }
 
-template <class Special>
+// ---- Triggers ----
+// Sudden changes (Event of compiler/ir/algebra.py). Behind the places, the counts hold whether each trigger is true.
+
+struct Sudden {
+  Range values;  // what it assigns
+  bool persistent, early;
+};
+
+constexpr int kCascade = 1000;  // at one moment
+
+// A system without them. Generated code has others, with
+//   kFirst      the place of the first trigger's truth
+//   kSudden     Sudden[kCount];  kTargets  the place of each value
+//   holds(i, x, time), value(i, x, time), and the first time from `time` on at which a trigger may turn by itself:
+//   moment(x, time)
+struct NoTriggers {
+  static constexpr int32_t kCount = 0;
+};
+
+inline bool holds(double truth) { return truth != 0 && truth == truth; }
+
+// first = min(first, moment) where that is still to come; right behind it if `after`.
+inline void soonest(double& first, double now, double moment, bool at, bool after) {
+  if (at && moment > now && moment < first) first = moment;
+  const double behind = std::nextafter(moment, kNever);
+  if (after && behind > now && behind < first) first = behind;
+}
+
+// The state as it was, for a step that fails.
+class Kept {
+ public:
+  Kept(std::byte* memory, int32_t numbers, int32_t cells)
+      : counts_(reinterpret_cast<int64_t*>(memory)),
+        charges_(reinterpret_cast<int8_t*>(counts_ + numbers)),
+        numbers_(numbers),
+        cells_(cells) {}
+  void keep(const runs::Run& run) {
+    std::copy_n(run.counts, numbers_, counts_);
+    std::copy_n(run.charges, cells_, charges_);
+  }
+  void restore(runs::Run& run) const {
+    std::copy_n(counts_, numbers_, run.counts);
+    std::copy_n(charges_, cells_, run.charges);
+  }
+
+ private:
+  int64_t* counts_;
+  int8_t* charges_;
+  int32_t numbers_, cells_;
+};
+
+// All that triggers bring about at a time. False where that fails; `changed` tells whether counts were set.
+template <class Triggers>
+bool settle(runs::Run& run, double time, bool& changed) {
+  constexpr int32_t kCount = Triggers::kCount;
+  double values[Triggers::kTargets.size() + 1];
+  bool due[kCount] = {};
+  const auto evaluate = [&](const Range& range) {
+    for (int32_t i = range.begin; i < range.end; ++i) values[i] = Triggers::value(i, run.counts, time);
+  };
+  int32_t first = 0;
+  for (int round = 0; round < kCascade; ++round) {
+    for (int32_t i = 0; i < kCount; ++i) {
+      const Sudden& sudden = Triggers::kSudden[i];
+      int64_t& held = run.counts[Triggers::kFirst + i];
+      const bool now = holds(Triggers::holds(i, run.counts, time));
+      if (now && !held) {
+        due[i] = true;
+        if (sudden.early) evaluate(sudden.values);
+      }
+      due[i] = due[i] && (now || sudden.persistent);
+      held = now;
+    }
+    first = static_cast<int32_t>(std::find(due, due + kCount, true) - due);
+    if (first == kCount) return true;
+    const Sudden& sudden = Triggers::kSudden[first];
+    due[first] = false;
+    if (!sudden.early) evaluate(sudden.values);
+    for (int32_t i = sudden.values.begin; i < sudden.values.end; ++i) {
+      const double value = values[i], whole = std::nearbyint(value);
+      if (!(value > -0.5 && value < 0x1p63 && std::fabs(value - whole) <= 1e-9 * std::max(1.0, value))) {
+        run.error = runs::Error::kEvent;
+        run.where = first;
+        return false;
+      }
+      run.counts[Triggers::kTargets[i]] = static_cast<int64_t>(whole);
+      changed = true;
+    }
+  }
+  run.error = runs::Error::kEndless;
+  run.where = first;
+  return false;
+}
+
+template <class Triggers, class Special>
 void advance(const Tables& t, Special&& special, runs::Run& run) {
+  constexpr bool kTriggered = Triggers::kCount > 0;
   run.halted = 0;
   run.error = runs::Error::kNone;
   SumTree tree(run.scratch, t.reactions);
+  [[maybe_unused]] Kept kept(tree.end(), t.places + Triggers::kCount, t.cells);
+  const auto settled = [&]([[maybe_unused]] double time, [[maybe_unused]] bool& changed) {
+    if constexpr (kTriggered) {
+      if (!settle<Triggers>(run, time, changed)) {
+        kept.restore(run);
+        return false;
+      }
+    }
+    return true;
+  };
+  bool changed = false;
+  if constexpr (kTriggered) kept.keep(run);
+  if (!settled(run.time, changed)) return;
   if (!prepare(t, special, tree, run)) return;
   Events events(run.seed, run.index);
   int32_t last = -1;
@@ -261,13 +373,17 @@ void advance(const Tables& t, Special&& special, runs::Run& run) {
       refuse(run, std::max_element(tree.leaves(), tree.leaves() + t.reactions) - tree.leaves());
       break;
     }
-    if (total <= 0) {
+    double moment = kNever;
+    if constexpr (kTriggered) moment = Triggers::moment(run.counts, run.time);
+    if (total <= 0 && moment == kNever) {
       run.halted = 1;
       record_until(run, run.until);
       break;
     }
     events.at(run.step);
-    const double time = run.time + events.wait() / total;
+    const double wait = total > 0 ? run.time + events.wait() / total : kNever;
+    const bool turns = kTriggered && moment <= wait;  // what remains of an exponential wait is exponential
+    const double time = turns ? moment : wait;
     if (!(time <= run.until)) {
       record_until(run, run.until);
       break;
@@ -276,14 +392,23 @@ void advance(const Tables& t, Special&& special, runs::Run& run) {
       runs::record_before(run, time);
       next_record = next_time(run);
     }
-    const int32_t chosen = tree.find(events.pick() * total);
-    const Reaction& reaction = t.reaction[chosen];
-    if (!apply(t, reaction, run)) break;
+    if constexpr (kTriggered) kept.keep(run);
+    changed = false;
+    int32_t chosen = -1;
+    if (!turns) {
+      chosen = tree.find(events.pick() * total);
+      if (!apply(t, t.reaction[chosen], run)) break;
+    }
+    if (!settled(time, changed)) break;
     last = chosen;
     run.time = time;
     run.step += 1;
     if (run.every > 0 && run.step % run.every == 0) runs::record(run);
-    if (!update(t, special, reaction, tree, run)) break;
+    if (changed) {
+      if (!prepare(t, special, tree, run)) break;
+    } else if (!turns && !update(t, special, t.reaction[chosen], tree, run)) {
+      break;
+    }
   }
   if (run.halted && run.every > 0) {
     while (run.records_done < run.num_records) runs::record(run);

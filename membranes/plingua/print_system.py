@@ -95,6 +95,8 @@ class _Printer:
             raise _unprintable("what is outside of the skin at the start")
         if system.mode is Mode.ORDERED:
             raise _unprintable("groups of rules that run one after another")
+        if system.events:
+            raise _unprintable("events")
         for name in system.objects:
             found = _OBJECT.fullmatch(name)
             if not found or found.group(1) in KEYWORDS:

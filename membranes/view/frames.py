@@ -24,7 +24,7 @@ def frame_of(system: System, configuration: Configuration, applied: Iterable[App
         Membrane(c.id, c.label, c.charge, c.parent, c.objects, names[c.id] if c.id < len(names) else "", c.closed)
         for c in configuration.cells.values()
     )
-    fired = tuple(Fired(a.rule, a.membranes, a.times) for a in applied)
+    fired = tuple(Fired(a.rule, a.membranes, a.times) for a in applied if a.times)
     time = configuration.time if system.mode is Mode.GILLESPIE else None
     links = tuple(sorted(configuration.links))
     return Frame(configuration.step, membranes, configuration.environment, links, fired, time)

@@ -19,6 +19,7 @@ from .configuration import (
     holds_unbounded,
     is_skin,
 )
+from .events import WAIT, next_moment, settle
 
 
 @dataclass
@@ -240,7 +241,9 @@ class _Step:
             cells[i] = replace(self.cells[i].now, objects=objects, leaving=i in self.dissolutions)
         environment = _plain(self.environment, "the environment", exact)
         old = self.old
-        return Configuration(cells, frozenset(self.links), environment, old.step + steps, old.time + time, self.next_id)
+        return Configuration(
+            cells, frozenset(self.links), environment, old.step + steps, old.time + time, self.next_id, old.triggered
+        )
 
 
 def _plain(objects: Mapping[str, int], where: str, exact: bool) -> dict[str, int]:
@@ -254,10 +257,14 @@ def communicate(
     system: System, configuration: Configuration, applications: Sequence[Application], *, exact: bool = False
 ) -> Configuration:
     """The first part of `apply`: objects are consumed, then products arrive, then charges and links change. Membranes
-    that are to dissolve are marked as leaving, those that are to divide are still whole.
+    that are to dissolve are marked as leaving, those that are to divide are still whole. Then events happen.
 
     Raises StepError as `apply` does.
     """
+    configuration = settle(system, configuration)
+    if any(a.rule == WAIT for a in applications):
+        moment = next_moment(system, configuration)
+        return settle(system, replace(configuration, time=moment, step=configuration.step + 1))
     step = _Step(system, configuration)
     for application in applications:
         step.consume(application)
@@ -266,7 +273,7 @@ def communicate(
     for application in applications:
         step.note(application)
     step.settle()
-    return step.finish(exact, 1, sum(a.after for a in applications))
+    return settle(system, step.finish(exact, 1, sum(a.after for a in applications)))
 
 
 def fork(
@@ -275,7 +282,8 @@ def fork(
     """The second part of `apply`: membranes divide, innermost first; what is leaving does so in every copy."""
     step = _Step(system, configuration)
     for application in applications:
-        step.note_divisions(application)
+        if application.rule != WAIT:
+            step.note_divisions(application)
     step.fork()
     return step.finish(exact)
 
@@ -298,7 +306,7 @@ def apply(
     Raises StepError when more is consumed than is there, and for a count past 2^63 - 1 unless `exact`.
     """
     after = communicate(system, configuration, applications, exact=exact)
-    if any(_divides(system.rules[a.rule]) for a in applications):
+    if any(_divides(system.rules[a.rule]) for a in applications if a.rule != WAIT):
         after = fork(system, after, applications, exact=exact)
     if any(cell.leaving for cell in after.cells.values()):
         after = release(system, after, exact=exact)

@@ -11,6 +11,7 @@ from echoc.compiler.ir.algebra import Mode, System, Target
 from .binding import Binding, Bindings
 from .configuration import Application, Configuration, StepError, describe, num_targets, target_slots
 from .draft import Draft
+from .events import WAIT, next_moment, settle
 
 
 def check(system: System, configuration: Configuration, applications: Sequence[Application]) -> None:
@@ -22,6 +23,10 @@ def check(system: System, configuration: Configuration, applications: Sequence[A
     The applications may come in any order and with any split of `times`. Weak priority makes the order of choosing
     matter; as room only shrinks, choosing first whatever may be chosen finds an order if there is one.
     """
+    if system.events:
+        configuration = settle(system, configuration)
+        if _check_wait(system, configuration, applications):
+            return
     bindings = Bindings(system, configuration)
     claimed = _collect(system, bindings, applications)
     _check_targets(system, bindings, applications)
@@ -36,6 +41,22 @@ def check(system: System, configuration: Configuration, applications: Sequence[A
     else:
         _replay(draft, legal, claimed)
         _check_maximal(draft, legal)
+
+
+def _check_wait(system: System, configuration: Configuration, applications: Sequence[Application]) -> bool:
+    """Whether the choice is to wait until a trigger may turn, which it must be if nothing happens before."""
+    moment = next_moment(system, configuration) - configuration.time
+    after = sum(a.after for a in applications)
+    if all(a.rule != WAIT for a in applications):
+        if after > moment or (not applications and moment < math.inf):
+            raise StepError(f"a trigger may turn after {moment}, before the step of {after or 'no end'}")
+        return False
+    near = abs(after - moment) <= 1e-9 * (configuration.time + after)
+    if len(applications) != 1 or not math.isfinite(moment) or not near:
+        raise StepError(
+            f"a wait of {after} with {len(applications) - 1} applications; a trigger may turn after {moment}"
+        )
+    return True
 
 
 def _collect(system: System, bindings: Bindings, applications: Sequence[Application]) -> Counter[Binding]:

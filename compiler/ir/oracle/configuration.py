@@ -25,7 +25,7 @@ class StepError(EchoError):
 class Application:
     """A rule and the membranes it binds, `times` times in one step.
 
-    rule: index into `System.rules`.
+    rule: index into `System.rules`; WAIT (`events.py`), 0 times: no rule, time passes to where a trigger may turn.
     membranes: ids of the cells: the holder first (for a rule without label the membrane around the inner ones,
         ENVIRONMENT outside the skin), then one for each of `Rule.inner` in order, then one for each `Send` whose target
         is `in` or `linked`, in order, then the cells of `link` and of `unlink` where the rule has them.
@@ -68,6 +68,7 @@ class Configuration:
     links: (from, to) pairs of ids.
     environment: counts outside the skin.
     step: steps done. time: of mode GILLESPIE, in the unit of the rate constants.
+    triggered: (event, cell) pairs whose trigger holds; None: not looked at yet.
     """
 
     cells: Mapping[int, Membrane]
@@ -76,6 +77,7 @@ class Configuration:
     step: int = 0
     time: float = 0.0
     next_id: int = 0
+    triggered: frozenset[tuple[int, int]] | None = None
 
     def objects(self, cell: int) -> Mapping[str, int]:
         """The counts in a cell, or in ENVIRONMENT."""
@@ -143,7 +145,7 @@ def depth(configuration: Configuration, cell: int) -> int:
 
 
 def start(system: System) -> Configuration:
-    """The start configuration; cell i of `System.cells` has the id i."""
+    """The start configuration, with what triggers bring about there; cell i of `System.cells` has the id i."""
     cells = {
         i: Membrane(i, cell.label, cell.charge, cell.parent, dict(cell.objects)) for i, cell in enumerate(system.cells)
     }
@@ -152,6 +154,10 @@ def start(system: System) -> Configuration:
         if holds_unbounded(system, cell):
             plain = {o: n for o, n in cell.objects.items() if o not in system.unbounded}
             cells[cell.id] = Membrane(cell.id, cell.label, cell.charge, cell.parent, plain)
+    if system.events:
+        from .events import settle
+
+        configuration = settle(system, configuration)
     return configuration
 
 

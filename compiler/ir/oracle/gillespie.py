@@ -14,6 +14,7 @@ from echoc.compiler.ir.expression import Expression, evaluate
 from .aim import aim
 from .binding import Binding, Bindings
 from .configuration import Application, Configuration, StepError, consumed, describe
+from .events import WAIT, next_moment, settle
 
 
 def propensities(system: System, configuration: Configuration) -> dict[Binding, float]:
@@ -53,13 +54,24 @@ def combinations(taken: Counter[tuple[int, str]], counts: Mapping[int, Mapping[s
     return float(result)
 
 
+def over(system: System, configuration: Configuration) -> bool:
+    """Whether nothing happens any more: no reaction, and no trigger that turns by itself."""
+    configuration = settle(system, configuration)
+    return not propensities(system, configuration) and next_moment(system, configuration) == math.inf
+
+
 def choose(system: System, configuration: Configuration, random: Generator) -> list[Application]:
-    """The next event: after an exponential time of the rate a_0 = sum a_i, binding i with the chance a_i / a_0."""
+    """The next event: after an exponential time of the rate a_0 = sum a_i, binding i with the chance a_i / a_0.
+
+    Where a trigger may turn before, only that moment: what remains of an exponential time is exponential.
+    """
+    configuration = settle(system, configuration)
     rates = propensities(system, configuration)
     total = sum(rates.values())
-    if not total:
-        return []
-    after = float(random.exponential(1 / total))
+    moment = next_moment(system, configuration) - configuration.time
+    after = float(random.exponential(1 / total)) if total else math.inf
+    if moment <= after:
+        return [Application(WAIT, (), 0, moment)] if math.isfinite(moment) else []
     chosen = list(rates)[int(random.choice(len(rates), p=[rate / total for rate in rates.values()]))]
     (application,) = aim(system, Bindings(system, configuration), chosen, 1, random, {})
     return [Application(application.rule, application.membranes, 1, after)]

@@ -19,7 +19,7 @@ def halted(system: System, configuration: Configuration) -> bool:
     if any(cell.closed for cell in configuration.cells.values()):
         return False
     if system.mode is Mode.GILLESPIE:
-        return not gillespie.propensities(system, configuration)
+        return gillespie.over(system, configuration)
     bindings = Bindings(system, configuration)
     draft = Draft(system, configuration, bindings)
     bounded = system.mode is not Mode.DCBA

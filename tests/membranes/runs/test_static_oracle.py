@@ -9,6 +9,7 @@ from static_systems import compile_all, random_system
 
 from echoc.compiler.ir.algebra import Mode, System
 from echoc.compiler.ir.oracle import Application, Configuration, apply, check, halted, start
+from echoc.compiler.ir.oracle.events import WAIT
 from echoc.runtime.runs import Batch, Runs
 
 SEEDS = range(48)
@@ -50,8 +51,8 @@ def follow(system: System, runs: Runs) -> int:
                 for instance, times in zip(runs.instances, batch.applications[row], strict=True)
                 if times
             ]
-            check(system, configuration, applications)
-            configurations[row] = apply(system, configuration, applications)
+            check(system, configuration, applications or [Application(WAIT, (), 0, after)])
+            configurations[row] = apply(system, configuration, applications or [Application(WAIT, (), 0, after)])
             same(runs, batch, row, configurations[row])
             compared += 1
     whole = runs.start(RUNS, seed=11)

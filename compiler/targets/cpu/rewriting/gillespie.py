@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from echoc.compiler.ir.algebra import guard_objects
-from echoc.compiler.ir.expression import Expression, names, render
+from echoc.compiler.ir.expression import TIME, Expression, names, render
+from echoc.compiler.ir.moments import solve
 from echoc.compiler.targets.cpu.rewriting.ground import (
     Condition,
     Ground,
@@ -26,10 +27,16 @@ def tables(ground: Ground) -> dict[str, object]:
     """What `gillespie.cpp.j2` prints. Raises CompileError for bad rates and unknown names in rate laws."""
     for instance in ground.instances:
         _check(ground, instance)
+    triggers = _triggers(ground)
     charged = any(i.charges or i.condition.charges for i in ground.instances)
     small = 0 < len(ground.instances) <= STRAIGHT and len(ground.places) <= STRAIGHT and not charged
+    small = small and not ground.events
     holes = _straight(ground) if small else _tabled(ground)
-    return {"straight": small, "scratch_bytes": _scratch_bytes(len(ground.instances)), **holes}
+    kept = 8 * (len(ground.places) + len(ground.events)) + len(ground.charges)
+    return {
+        "straight": small, "scratch_bytes": _scratch_bytes(len(ground.instances)) + kept, **holes, **triggers,
+        "hidden": [int(ground.system.events[e].holds) for e, _ in ground.events],
+    }  # fmt: skip
 
 
 def _check(ground: Ground, instance: Instance) -> None:
@@ -53,6 +60,33 @@ def change(instance: Instance, ground: Ground) -> list[tuple[int, int]]:
     for place, count in instance.consume:
         total[ground.places[place]] -= count
     return sorted((p, n) for p, n in total.items() if n)
+
+
+def _triggers(ground: Ground) -> dict[str, object]:
+    """Events in their membranes: truth, values and the moments at which triggers turn, as C++ over x and time."""
+    rows: list[dict[str, str]] = []
+    values: list[str] = []
+    targets: list[int] = []
+    turns: list[tuple[str, str, str]] = []
+    for number, cell in ground.events:
+        event = ground.system.events[number]
+
+        def spell(name: str, cell: int = cell) -> str:
+            place = ground.places.get((cell, name))
+            return "time" if name == TIME else "0.0" if place is None else f"static_cast<double>(x[{place}])"
+
+        solved, moments = solve(event.trigger)
+        turns += [(render(m.moment, spell), _truth(m.at), _truth(m.after)) for m in moments]
+        begin = len(values)
+        values += [render(value, spell) for _, value in event.assignments]
+        targets += [ground.places[cell, name] for name, _ in event.assignments]
+        row = f"{{{{{begin}, {len(values)}}}, {_truth(event.persistent)}, {_truth(event.early)}}}"
+        rows.append({"row": row, "holds": render(solved, spell)})
+    return {"triggers": rows, "values": values, "targets": targets, "turns": turns}
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _law(ground: Ground, instance: Instance) -> str:

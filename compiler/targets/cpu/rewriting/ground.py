@@ -55,6 +55,7 @@ class Ground:
 
     places: (cell, object) -> index in the vector of counts, cell after cell.
     charges: per cell, the charges that it can have.
+    events: (index into System.events, cell), in the order in which those due together happen.
     """
 
     system: System
@@ -62,6 +63,7 @@ class Ground:
     places: dict[Place, int] = field(default_factory=dict)
     charges: list[set[int]] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    events: list[tuple[int, int]] = field(default_factory=list)
 
 
 def refuse(rule: Rule, what: str, mode: str) -> CompileError:
@@ -82,7 +84,11 @@ def ground(system: System, inputs: Iterable[Place] = ()) -> Ground:
     if len(found) > MAX_INSTANCES:
         raise CompileError(f"the rules can send inwards in more than {MAX_INSTANCES} ways; wanted fewer cells")
     result = Ground(system)
-    reached, charges = _reach(system, found, inputs, result.instances)
+    result.events = [
+        (e, c) for e, v in enumerate(system.events) for c, w in enumerate(system.cells) if w.label == v.label
+    ]
+    assigned = [(c, o) for e, c in result.events for o, _ in system.events[e].assignments]
+    reached, charges = _reach(system, found, [*inputs, *assigned], result.instances)
     result.charges = charges
     result.instances = [_simplify(instance, charges) for instance in result.instances]
     order: list[list[str]] = [[] for _ in range(len(system.cells) + 1)]

@@ -8,7 +8,8 @@ The layout is JSON-able:
 
     mode        "dcba" or "gillespie"
     entry       the function of the library, called as kernels/cpu/runs.h says
-    size        length of the vector of counts
+    size        length of the vector of counts; behind them, whether each trigger of `events` holds
+    events      [[name, cell], ...]: the events of the system in their membranes
     cells       [{label, name, parent (index or null), charge, objects: {object: place in the vector}}]; the last one is
                 the environment, and has the label "environment" and no parent
     initial     [[place, count], ...]: the start, zero elsewhere
@@ -78,7 +79,7 @@ def generate(system: System, inputs: Iterable[tuple[int, str]] = ()) -> Generate
     draft = template.render(name=str(system.mode), **common, **holes)
     name = f"{system.mode}_{hashlib.sha256(draft.encode()).hexdigest()[:8]}"
     source = template.render(name=name, **common, **holes)
-    return Generated({name: source}, name, _layout(bound, name, holes["scratch_bytes"]))
+    return Generated({name: source}, name, _layout(bound, name, holes))
 
 
 def build(generated: Generated, level: str = "native", progress: Progress | None = None) -> bytes:
@@ -93,8 +94,8 @@ def _comment(system: System) -> list[str]:
     return lines
 
 
-def _layout(bound: Ground, entry: str, scratch_bytes: int) -> dict[str, Any]:
-    system = bound.system
+def _layout(bound: Ground, entry: str, holes: Mapping[str, Any]) -> dict[str, Any]:
+    system, start = bound.system, [*bound.counts, *holes.get("hidden", ())]
     objects: list[dict[str, int]] = [{} for _ in bound.charges]
     for (cell, name), place in bound.places.items():
         objects[cell][name] = place
@@ -106,10 +107,11 @@ def _layout(bound: Ground, entry: str, scratch_bytes: int) -> dict[str, Any]:
     return {
         "mode": str(system.mode),
         "entry": entry,
-        "size": len(bound.places),
+        "size": len(start),
         "cells": cells,
-        "initial": [[place, count] for place, count in enumerate(bound.counts) if count],
+        "initial": [[place, count] for place, count in enumerate(start) if count],
         "rules": [show_rule(rule) for rule in system.rules],
         "instances": [[i.rule, *(c if c < len(system.cells) else -1 for c in i.cells)] for i in bound.instances],
-        "scratch_bytes": scratch_bytes,
+        "events": [[system.events[e].name or system.events[e].label, c] for e, c in bound.events],
+        "scratch_bytes": holes["scratch_bytes"],
     }
