@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from echoc.compiler.ir import DType, Node
-from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.types import Dim, Poly
 from echoc.compiler.passes.fuse import IN_MEMORY, root, works_whole
-from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, choose, dim_text, flatten, unflatten
+from echoc.compiler.targets import scope as shared
+from echoc.compiler.targets.index import Index, SplitNeeded, Var, choose, dim_text, flatten
+from echoc.compiler.targets.scope import at_most
 from echoc.errors import CompileError
 
 VALUE = {
@@ -82,81 +83,45 @@ class Arguments:
         return self.items[-1].name
 
 
-@dataclass
-class Scope:
+class Scope(shared.Scope):
     """Statements of one loop body; values and index variables already computed in it."""
 
-    emitter: Emitter
-    lines: list[str] = field(default_factory=list)
-    values: dict[tuple[Node, tuple[Index, ...]], str] = field(default_factory=dict)
-    bound: dict[str, Var] = field(default_factory=dict)
+    def __init__(self, emitter: Emitter) -> None:
+        super().__init__()
+        self.emitter = emitter
 
     def bind(self, text: str, low: int, high: int | None) -> Var:
-        """An index variable holding `text`."""
         if text not in self.bound:
             name = self.emitter.fresh("i")
             self.lines.append(f"const int64_t {name} = {text};")
             self.bound[text] = Var(name, low, high, loops=False)
         return self.bound[text]
 
-    def value(self, node: Node, index: tuple[Index, ...]) -> str:
-        """A C++ name or literal for node[index]."""
-        key = (node, index)
-        if key not in self.values:
-            text = self.emitter.load(node, index, self)
-            if text is None:
-                text = self.compute(node, index)
-            if not text.replace("_", "").isalnum():
-                name = self.emitter.fresh("v")
-                self.lines.append(f"const {VALUE[node.tensor.dtype]} {name} = {text};")
-                text = name
-            self.values[key] = text
-        return self.values[key]
+    def read(self, node: Node, index: tuple[Index, ...]) -> str | None:
+        return self.emitter.load(node, index, self)
 
-    def compute(self, node: Node, index: tuple[Index, ...]) -> str:
-        if node.op in POINTWISE:
-            operands = [self.value(i, aligned(i, index)) for i in node.inputs]
-            return pointwise_text(node, operands)
-        handler: Callable[[Node, tuple[Index, ...]], str] | None = getattr(self, f"_{node.op}", None)
-        if handler is None:
-            raise CompileError(f"the op {node.op} : {node.type} cannot stand inside an expression")
-        return handler(node, index)
+    def declare(self, text: str, dtype: DType) -> str:
+        if text.replace("_", "").isalnum():
+            return text
+        name = self.emitter.fresh("v")
+        self.lines.append(f"const {VALUE[dtype]} {name} = {text};")
+        return name
+
+    def pointwise(self, node: Node, operands: list[str]) -> str:
+        return pointwise_text(node, operands)
+
+    def literal(self, value: float | int | bool, dtype: DType) -> str:
+        return literal(value, dtype)
 
     def integer(self, node: Node, index: tuple[Index, ...], size: Dim) -> Index:
-        """node[index], clamped into 0..size-1, as an index."""
-        if node.op == "iota" and _at_most(node["size"], size):
+        if node.op == "iota" and at_most(node["size"], size):
             return index[0]
         value = self.value(node, index)
         high = size if isinstance(size, int) else None
         return Index(((self.bind(f"echoc::op::clamp_index({value}, {dim_text(size)})", 0, high), 1),))
 
-    def _const(self, node: Node, index: tuple[Index, ...]) -> str:
-        return literal(node["value"], node.tensor.dtype)
-
-    def _iota(self, node: Node, index: tuple[Index, ...]) -> str:
-        return f"int64_t({index[0]})"
-
-    def _reshape(self, node: Node, index: tuple[Index, ...]) -> str:
-        source = node.inputs[0]
-        kept = [(d, i) for d, i in zip(node.shape, index, strict=True) if d != 1]
-        if [d for d, _ in kept] == [d for d in source.shape if d != 1]:
-            rest = iter(i for _, i in kept)
-            return self.value(source, tuple(Index() if d == 1 else next(rest) for d in source.shape))
-        offset = flatten(index, node.shape, self.bind)
-        return self.value(source, tuple(unflatten(offset, source.shape, self.bind)))
-
-    def _broadcast(self, node: Node, index: tuple[Index, ...]) -> str:
-        return self.value(node.inputs[0], aligned(node.inputs[0], index))
-
-    def _transpose(self, node: Node, index: tuple[Index, ...]) -> str:
-        places = list(index)
-        for out_axis, in_axis in enumerate(node["perm"]):
-            places[in_axis] = index[out_axis]
-        return self.value(node.inputs[0], tuple(places))
-
-    def _slice(self, node: Node, index: tuple[Index, ...]) -> str:
-        places = [i * step + start for i, start, step in zip(index, node["starts"], node["steps"], strict=True)]
-        return self.value(node.inputs[0], tuple(places))
+    def position(self, index: Index) -> str:
+        return f"int64_t({index})"
 
     def _concat(self, node: Node, index: tuple[Index, ...]) -> str:
         axis, start = node["axis"], 0
@@ -219,18 +184,6 @@ class Scope:
         fill = literal(node["value"], node.tensor.dtype)
         return f"({' && '.join(tests)} ? {value} : {fill})" if tests else value
 
-    def _take(self, node: Node, index: tuple[Index, ...]) -> str:
-        source, places = node.inputs
-        axis, rank = node["axis"], len(places.shape)
-        place = self.integer(places, index[axis : axis + rank], source.shape[axis])
-        return self.value(source, (*index[:axis], place, *index[axis + rank :]))
-
-    def _gather(self, node: Node, index: tuple[Index, ...]) -> str:
-        source, places = node.inputs
-        axis = node["axis"]
-        place = self.integer(places, index, source.shape[axis])
-        return self.value(source, (*index[:axis], place, *index[axis + 1 :]))
-
 
 class Emitter:
     """What all scopes of one kernel share: arguments, places of computed rows, fresh names."""
@@ -287,16 +240,6 @@ class Emitter:
 
     def accumulator(self, node: Node, index: tuple[Index, ...], place: Place, scope: Scope) -> str:
         raise CompileError("no accumulator in this kernel")
-
-
-def _at_most(a: Dim, c: Dim) -> bool:
-    return a == c or (isinstance(a, int) and isinstance(c, int) and a <= c)
-
-
-def aligned(node: Node, index: tuple[Index, ...]) -> tuple[Index, ...]:
-    """The index of a broadcast operand: trailing axes, 0 where it has one element."""
-    tail = index[len(index) - len(node.shape) :]
-    return tuple(Index() if d == 1 else i for d, i in zip(node.shape, tail, strict=True))
 
 
 def literal(value: float | int | bool, dtype: DType) -> str:

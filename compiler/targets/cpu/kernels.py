@@ -16,9 +16,9 @@ from echoc.compiler.ir.types import Dim
 from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
 from echoc.compiler.passes.pack import Packed, Packing
 from echoc.compiler.targets.cpu.emit import Argument, Arguments, Emitter, Place, Scope
-from echoc.compiler.targets.cpu.index import Index, Var, dim_text, flatten, unflatten
 from echoc.compiler.targets.cpu.loops import PackedRows
 from echoc.compiler.targets.cpu.rows import RowKernel
+from echoc.compiler.targets.index import Index, Var, dim_text, flatten, unflatten
 from echoc.errors import CompileError
 
 TEMPLATES = Path(__file__).parents[3] / "templates" / "cpu"

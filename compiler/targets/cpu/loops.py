@@ -18,7 +18,7 @@ from echoc.compiler.targets.cpu.emit import (
     storage,
     storage_bytes,
 )
-from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, dim_text, flatten, unflatten
+from echoc.compiler.targets.index import Index, SplitNeeded, Var, dim_text, flatten, unflatten
 
 COSTLY = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "atan", "tanh", "erf", "sigmoid", "pow", "div",
                     "sqrt", "rsqrt", "take", "gather", "random_bits", "mod", "floordiv"})  # fmt: skip

@@ -13,8 +13,8 @@ from echoc.compiler.targets.cpu.emit import (
     Scope,
     storage,
 )
-from echoc.compiler.targets.cpu.index import Index, SplitNeeded, Var, dim_text, flatten
 from echoc.compiler.targets.cpu.loops import AlongCode, RowLoops, add, known, lead_axes, product
+from echoc.compiler.targets.index import Index, SplitNeeded, Var, dim_text, flatten
 
 
 class RowKernel(RowLoops):

@@ -10,7 +10,7 @@ from echoc.compiler.ir.types import Dim, dim_product
 
 @dataclass(frozen=True, eq=False)
 class Var:
-    """A C++ integer variable with values in low..high-1 (None: unknown, but not negative).
+    """An integer variable with values in low..high-1 (None: unknown, but not negative).
 
     `loops`: whether it is a loop's counter, so that its range can be cut.
     """
@@ -82,7 +82,7 @@ Bind = Callable[[str, int, int | None], Var]
 
 
 def dim_text(dim: Dim) -> str:
-    """A dimension as a C++ expression over the variables named like its symbols."""
+    """A dimension as an expression over the variables named like its symbols."""
     if isinstance(dim, int):
         return str(dim)
     text = " + ".join("*".join([str(c), *names]) if c != 1 or not names else "*".join(names) for names, c in dim.terms)
@@ -106,8 +106,11 @@ def flatten(indices: Sequence[Index], shape: Sequence[Dim], bind: Bind) -> Index
     return out
 
 
-def unflatten(offset: Index, shape: Sequence[Dim], bind: Bind) -> list[Index]:
-    """The index of a row-major offset into a shape, exact where ranges allow, else through div and mod."""
+def unflatten(offset: Index, shape: Sequence[Dim], bind: Bind, quotient: str = "/") -> list[Index]:
+    """The index of a row-major offset into a shape, exact where ranges allow, else through div and mod.
+
+    `quotient` is the language's operator of integer division.
+    """
     out: list[Index] = []
     rest = offset
     for axis in range(len(shape) - 1, -1, -1):
@@ -124,7 +127,7 @@ def unflatten(offset: Index, shape: Sequence[Dim], bind: Bind) -> list[Index]:
             text = dim_text(size)
             high = size if isinstance(size, int) else None
             remainder = Index(((bind(f"({rest}) % {text}", 0, high), 1),))
-            exact = Index(((bind(f"({rest}) / {text}", 0, None), 1),)), remainder
+            exact = Index(((bind(f"({rest}) {quotient} {text}", 0, None), 1),)), remainder
         rest, last = exact
         out.append(last)
     return out[::-1]
