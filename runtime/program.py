@@ -1,5 +1,6 @@
 """A loaded program of any kind: bind arrays to its ports, pick a variant, run the step."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -74,6 +75,10 @@ class Program:
         ordered = [outputs[p.name] if p.direction == "out" else arrays[p.name] for p in self.manifest.ports]
         self.device.step(variant, dims, ordered)
         return {name: array.copy() for name, array in outputs.items()} if copy else outputs
+
+    def reset(self) -> None:
+        """Back to the start: state that belongs to the program, not to an instance of it, is as after loading."""
+        self.device.reset()
 
     def max_tokens(self, rule: str = "step") -> int:
         """The most tokens one step takes."""
@@ -164,7 +169,7 @@ class Program:
     def _output(self, port: PortSpec, dims: list[int]) -> Array:
         """A view of the port's buffer, which grows to the largest step so far."""
         shape = tuple(d if isinstance(d, int) else dims[self._symbols[d]] for d in port.shape)
-        size = int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
         buffer = self._buffers.get(port.name)
         if buffer is None or buffer.size < size:
             buffer = self._buffers[port.name] = np.empty(size, dtype=DTYPES[port.dtype])

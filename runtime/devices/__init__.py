@@ -25,6 +25,9 @@ class Device(Protocol):
     def step(self, variant: int, dims: Sequence[int], ports: Sequence[Array]) -> None:
         """Runs variant `variant` of the manifest: `dims` the symbols' values, `ports` one C-contiguous array each."""
 
+    def reset(self) -> None:
+        """Zeroes the states that belong to the program (those without pages)."""
+
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies pages of every state, (source, destination) in order."""
 

@@ -85,6 +85,11 @@ class CpuDevice:
         stride = (stride + 63) // 64 * 64
         self._scratch = allocate(stride * num_threads)
         self._pool, bases = _pool(manifest, num_pages, str(artifact.path))
+        self._values = [
+            self._pool[base : base + state.bytes_per_page]
+            for base, state in zip(bases, manifest.states, strict=True)
+            if state.kind == "value"
+        ]
         self._executor.bind(
             address(self._arena),
             address(self._scratch),
@@ -108,6 +113,10 @@ class CpuDevice:
             self._executor.step(variant, dims, ports)
         except RuntimeError as error:
             raise DeviceError(str(error)) from None
+
+    def reset(self) -> None:
+        for value in self._values:
+            value[:] = 0
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._executor.copy_pages(pairs)
