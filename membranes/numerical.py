@@ -4,7 +4,7 @@ A program `F(x) -> c1|v1 + ... + cn|vn` evaluates its production function on the
 deals the result out: v_j gets c_j / (c1 + ... + cn) of it. Variables that occur in a production function that runs are
 consumed (become 0) before the shares arrive. A program with an enzyme e runs only when e > min(|x| of its variables),
 at the start of the step. Several programs of one membrane without enzymes: all run (the usual non-deterministic choice
-of one is `one_program=True`, drawn uniformly by the seed). Values are float64.
+of one is `one_program=True`, drawn uniformly, see `draw`). Values are float64.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from echoc.compiler.ir.algebra import Where
 from echoc.compiler.ir.expression import Expression
+from echoc.compiler.ir.ops.philox import random_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,24 @@ class NumericalSystem:
     programs: tuple[Production, ...]
     one_program: bool = False
     name: str = ""
+
+    def choices(self) -> dict[int, list[int]]:
+        """Where one of several programs is drawn in each step: the membrane's number, and those programs' indices."""
+        if not self.one_program:
+            return {}
+        free: dict[str, list[int]] = {}
+        for i, program in enumerate(self.programs):
+            if program.enzyme is None:
+                free.setdefault(program.membrane, []).append(i)
+        found = ((number, free.get(label, [])) for number, (label, _) in enumerate(self.membranes))
+        return {number: programs for number, programs in found if len(programs) > 1}
+
+
+def draw(count: int, membrane: int, step: int, seed: int = 0, run: int = 0) -> int:
+    """The place in 0 .. count - 1 that a membrane (by number) draws in a step: a function of these numbers alone.
+
+    It is floor(count * bits / 2^32) of 32 random bits, so that no place is likelier than another by more than 2^-32.
+    Seeds are taken modulo 2^64, runs modulo 2^32.
+    """
+    bits = random_bits(seed % (1 << 64), step, (run << 32 | membrane) % (1 << 64))
+    return count * int(bits) >> 32

@@ -7,11 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from numpy.random import Generator
-
 from echoc.compiler.ir.expression import evaluate, names
-from echoc.compiler.ir.oracle import StepError, generator
-from echoc.membranes.numerical import NumericalSystem, Production
+from echoc.compiler.ir.oracle import StepError
+from echoc.membranes.numerical import NumericalSystem, Production, draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +39,13 @@ def _enzyme_allows(program: Production, values: Mapping[str, float]) -> bool:
     return values[program.enzyme] > min((abs(values[name]) for name in names(program.function)), default=0.0)
 
 
-def choose(system: NumericalSystem, configuration: Values, random: Generator) -> list[int]:
+def choose(system: NumericalSystem, configuration: Values, seed: int = 0, run: int = 0) -> list[int]:
     """The programs that run in the next step: all active ones; with `one_program`, one of those without an enzyme in
     each membrane, drawn uniformly, and all active ones with an enzyme."""
-    running = active(system, configuration)
-    if not system.one_program:
-        return running
-    chosen = [i for i in running if system.programs[i].enzyme is not None]
-    for membrane, _ in system.membranes:
-        here = [i for i in running if system.programs[i].enzyme is None and system.programs[i].membrane == membrane]
-        if here:
-            chosen.append(here[int(random.integers(len(here)))])
-    return sorted(chosen)
+    idle: set[int] = set()
+    for membrane, programs in system.choices().items():
+        idle |= {*programs} - {programs[draw(len(programs), membrane, configuration.step, seed, run)]}
+    return [i for i in active(system, configuration) if i not in idle]
 
 
 def apply(system: NumericalSystem, configuration: Values, programs: list[int]) -> Values:
@@ -75,18 +68,17 @@ def apply(system: NumericalSystem, configuration: Values, programs: list[int]) -
     return Values(values, configuration.step + 1)
 
 
-def trace(system: NumericalSystem, steps: int, seed: int = 0) -> Iterator[Values]:
-    """The configurations of `steps` steps, the initial one first: steps + 1 in all."""
+def trace(system: NumericalSystem, steps: int, seed: int = 0, run: int = 0) -> Iterator[Values]:
+    """The configurations of `steps` steps, the initial one first: steps + 1 in all. Seed and run number the draws."""
     configuration = start(system)
     yield configuration
     for _ in range(steps):
-        programs = choose(system, configuration, generator(seed, configuration.step))
-        configuration = apply(system, configuration, programs)
+        configuration = apply(system, configuration, choose(system, configuration, seed, run))
         yield configuration
 
 
-def run(system: NumericalSystem, steps: int, seed: int = 0) -> Values:
+def run(system: NumericalSystem, steps: int, seed: int = 0, run: int = 0) -> Values:
     """The values after `steps` steps."""
-    for configuration in trace(system, steps, seed):
+    for configuration in trace(system, steps, seed, run):
         last = configuration
     return last

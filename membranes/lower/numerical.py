@@ -2,13 +2,12 @@
 
 The values of all variables are one float64 state of the skin; membranes only say where programs and variables belong,
 so that the tree costs nothing at run time. States start as zeros, so a step counter lets the first step take the
-initial values instead.
+initial values instead. Where a membrane draws one of its programs, the counter numbers the draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 
 from echoc.compiler.ir import DType, Membrane, Node, Port, Program, Rule, StateType, TensorType, make
@@ -26,11 +25,12 @@ def lower(system: NumericalSystem) -> Program:
     """The program whose rule `step` does one step of the system.
 
     State `values` (f64[n], n the number of variables, in source order) and `steps` (i64, the steps done); out port
-    `values` (f64[n]): the values after the step. The result is that of the interpreter, but for rounding (compilers
-    fuse a product with a sum) and for functions where they have no value: infinite where it says NaN.
+    `values` (f64[n]): the values after the step. A system that chooses has the in ports `seed` and `run` (i64), which
+    every step of a run is given. The result is that of the interpreter, but for rounding (compilers fuse a product with
+    a sum) and for functions where they have no value: infinite where it says NaN.
 
-    Raises CompileError for a system without variables, for a choice between programs (one_program) that is really
-    one, for shares that add up to 0, for names that are no variables, and for functions nested more than 400 deep.
+    Raises CompileError for a system without variables, for shares that add up to 0, for names that are no variables or
+    membranes, and for functions nested more than 400 deep.
     """
     if not system.variables:
         raise CompileError("a numerical P system without variables has no step; it needs at least one variable")
@@ -38,32 +38,30 @@ def lower(system: NumericalSystem) -> Program:
     shape = (len(system.variables),)
     steps = make("state", name="steps", kind="value", shape=(), dtype="i64")
     values = make("state", name="values", kind="value", shape=shape, dtype="f64")
-    before = _before(system, make("read", steps), make("read", values))
-    after = _step(system, before)
+    count = make("read", steps)
+    before = _before(system, count, make("read", values))
+    after = _step(system, before, _drawn(system, count))
     stacked = make("concat", *(after[v.name] for v in system.variables), axis=0) if len(after) > 1 else (
         after[system.variables[0].name]
     )  # fmt: skip
-    count = make("add", make("read", steps), make("const", value=1, dtype="i64"))
     rule = Rule(
         "step",
         (("values", stacked),),
-        (("values", make("write", values, stacked)), ("steps", make("write", steps, count))),
+        (("values", make("write", values, stacked)), ("steps", make("write", steps, make("add", count, _integer(1))))),
     )
     states = (State("values", StateType("value", shape, DType.F64)), State("steps", StateType("value", (), DType.I64)))
-    skin = Membrane("skin", states, (Port("values", "out", TensorType(shape, DType.F64)),), (rule,))
+    numbered = [Port(name, "in", TensorType((), DType.I64)) for name in ("seed", "run") if system.choices()]
+    skin = Membrane("skin", states, (*numbered, Port("values", "out", TensorType(shape, DType.F64))), (rule,))
     return verify(Program(skin, {}))
 
 
 def _check(system: NumericalSystem) -> None:
     known = {v.name for v in system.variables}
-    free = Counter(p.membrane for p in system.programs if p.enzyme is None)
+    labels = {label for label, _ in system.membranes}
     for i, program in enumerate(system.programs):
         at = f"{program.where}: " if str(program.where) else ""
-        if system.one_program and program.enzyme is None and free[program.membrane] > 1:
-            raise CompileError(
-                f"{at}membrane {program.membrane} chooses one of {free[program.membrane]} programs at random in each "
-                f"step; a compiled step runs every program. Gate them by enzymes, or use the interpreter"
-            )
+        if program.membrane not in labels:
+            raise CompileError(f"{at}program {i} is of membrane {program.membrane}, which the system does not have")
         if math.fsum(share for share, _ in program.shares) == 0:
             raise CompileError(f"{at}the shares of program {i} add up to 0; there is nothing to deal out by")
         if _height(program.function) > MAX_HEIGHT:
@@ -87,9 +85,25 @@ def _const(value: float) -> Node:
     return make("const", value=float(value), dtype="f64")
 
 
+def _integer(value: int) -> Node:
+    return make("const", value=value, dtype="i64")
+
+
+def _drawn(system: NumericalSystem, steps: Node) -> dict[int, Node]:
+    """Of each program that stands for choice, whether it is the one that its membrane draws (`numerical.draw`)."""
+    seed, run = (make("port", name=name, shape=(), dtype="i64") for name in ("seed", "run"))
+    drawn: dict[int, Node] = {}
+    for membrane, programs in system.choices().items():
+        numbers = make("add", make("mul", run, _integer(1 << 32)), _integer(membrane))
+        bits = make("random_bits", seed, steps, numbers)
+        place = make("floordiv", make("mul", bits, _integer(len(programs))), _integer(1 << 32))
+        drawn |= {program: make("eq", place, _integer(i)) for i, program in enumerate(programs)}
+    return drawn
+
+
 def _before(system: NumericalSystem, steps: Node, values: Node) -> dict[str, Node]:
     """Each variable at the start of the step, f64[1]."""
-    first = make("eq", steps, make("const", value=0, dtype="i64"))
+    first = make("eq", steps, _integer(0))
     before = {}
     for i, variable in enumerate(system.variables):
         held = make("slice", values, starts=(i,), stops=(i + 1,), steps=(1,))
@@ -97,9 +111,9 @@ def _before(system: NumericalSystem, steps: Node, values: Node) -> dict[str, Nod
     return before
 
 
-def _step(system: NumericalSystem, before: Mapping[str, Node]) -> dict[str, Node]:
+def _step(system: NumericalSystem, before: Mapping[str, Node], drawn: Mapping[int, Node]) -> dict[str, Node]:
     """Each variable after the step: consumed ones are 0, then the shares are added in program order."""
-    runs = [_runs(program, before) for program in system.programs]
+    runs = [drawn.get(i, _runs(program, before)) for i, program in enumerate(system.programs)]
     after = dict(before)
     for program, running in zip(system.programs, runs, strict=True):
         for name in dict.fromkeys(names(program.function)):
@@ -119,7 +133,7 @@ def _zero() -> Node:
 
 
 def _runs(program: Production, before: Mapping[str, Node]) -> Node | None:
-    """Whether the program runs; None: always."""
+    """Whether the program's enzyme lets it run; None: it has none."""
     if program.enzyme is None:
         return None
     sizes = [make("abs", before[name]) for name in dict.fromkeys(names(program.function))]

@@ -27,9 +27,9 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Wor
 
 
 def random_bits(key: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike = 0) -> npt.NDArray[np.int64]:
-    """Uniform on 0 .. 2^32 - 1: word 0 of the block that key (i64) and counter (`second` above `first`, i64) name.
+    """Uniform on 0 .. 2^32 - 1: word 0 of the block that the key and the counter (`second` above `first`) name.
 
-    The arguments are integers, negative ones modulo 2^64; the result has their common shape.
+    The arguments are integers modulo 2^64; the result has their common shape.
     """
     low, high = zip(*(_halves(x) for x in (key, first, second)), strict=True)
     shape = np.broadcast_shapes(*(x.shape for x in low))
@@ -38,5 +38,5 @@ def random_bits(key: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike 
 
 
 def _halves(x: npt.ArrayLike) -> tuple[Words, Words]:
-    words = np.asarray(x, np.int64).view(np.uint64)
+    words = np.asarray(x).astype(np.int64).view(np.uint64)
     return words & LOW, words >> HALF

@@ -1,12 +1,14 @@
-"""`echoc run` for numerical P systems: one trajectory of their variables."""
+"""`echoc run` for numerical P systems: trajectories of their variables."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 
-from echoc.cli.console import print_json, stopwatch
+from echoc.cli.console import print_json, progress_bar, say, stopwatch
 from echoc.cli.systems import show_trace
 from echoc.errors import EchoError, RequestError
 
@@ -14,57 +16,113 @@ if TYPE_CHECKING:
     from echoc.cli.systems import Wishes
     from echoc.runtime.artifact import Artifact
 
+SEEDS, RUNS = 1 << 64, 1 << 32
+Row = np.ndarray[Any, np.dtype[np.float64]]
+
 
 class Numbers:
-    """A numerical P system: one trajectory of its variables."""
+    """A numerical P system: what its variables come to, in one run or in several."""
 
     def __init__(self, artifact: "Artifact", wishes: "Wishes") -> None:
+        from echoc.runtime.program import Program
+
         self.artifact, self.wishes = artifact, wishes
-        if wishes.runs > 1 or wishes.until is not None:
-            raise RequestError("a numerical P system has one trajectory, in steps: leave --runs and --until out")
+        if wishes.until is not None:
+            raise RequestError("a numerical P system counts steps, it has no time: leave --until out")
+        if not 0 <= wishes.seed < SEEDS or wishes.runs > RUNS:
+            raise RequestError(f"seed {wishes.seed} and {wishes.runs} runs; wanted 0 to 2^64 - 1 and 1 to 2^32")
+        if wishes.runs > 1 and wishes.watched:
+            raise typer.BadParameter("--trace, --text, --plot and --html show one run; leave --runs out")
+        if wishes.steps is None:
+            raise typer.BadParameter("a numerical P system never halts: say how many steps with --steps N")
+        self.steps = wishes.steps
         try:
             source = artifact.manifest.raw["source"]
             self.name = str(source.get("name") or artifact.path.stem)
             self.names = [str(v[0]) for v in source["variables"]]
-            self.values = [float(v[2]) for v in source["variables"]]
+            self.first: Row = np.array([float(v[2]) for v in source["variables"]])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise EchoError(f"{artifact.path} does not name its variables: {error!r}; compile it again") from None
+        self.program = Program(artifact, num_threads=wishes.threads or 1)  # a step is short: others only wait
 
     def run(self) -> None:
+        self.many() if self.wishes.runs > 1 else self.one()
+
+    def one(self) -> None:
         wishes = self.wishes
-        if wishes.steps is None:
-            raise typer.BadParameter("a numerical P system never halts: say how many steps with --steps N")
-        with tempfile.TemporaryDirectory(prefix="echoc-") as folder, stopwatch() as seconds:
-            path = wishes.trace or Path(folder) / "trace.jsonl"
-            self.follow(path if wishes.watched else None, wishes.steps)
-            elapsed = seconds()
+        with stopwatch() as seconds:
             if wishes.watched:
-                show_trace(path, wishes)
+                with tempfile.TemporaryDirectory(prefix="echoc-") as folder:
+                    path = wishes.trace or Path(folder) / "trace.jsonl"
+                    values = self.watch(path)
+                    elapsed = seconds()
+                    show_trace(path, wishes)
+            else:
+                values = self.last(0)
+                elapsed = seconds()
         if wishes.as_json:
-            values = {n: v if v == v and abs(v) != float("inf") else str(v) for n, v in self.table().items()}
-            print_json({"artifact": str(self.artifact.path), "name": self.name, "mode": "numerical",
-                        "steps": wishes.steps, "values": values, "seconds": round(elapsed, 6)})  # fmt: skip
+            print_json({**self.described(), "values": self.table(values), "seconds": round(elapsed, 6)})
         elif not wishes.text:
-            typer.echo(f"{self.name}: at step {wishes.steps}")
-            typer.echo(", ".join(f"{name} = {value:.12g}" for name, value in self.table().items()))
+            typer.echo(f"{self.name}: at step {self.steps}")
+            typer.echo(", ".join(f"{n} = {v:.12g}" for n, v in zip(self.names, values, strict=True)))
 
-    def table(self) -> dict[str, float]:
-        return dict(zip(self.names, self.values, strict=True))
+    def many(self) -> None:
+        wishes = self.wishes
+        with stopwatch() as seconds, progress_bar(enabled=not wishes.as_json) as progress:
+            ends = np.empty((wishes.runs, len(self.names)))
+            for run in range(wishes.runs):
+                ends[run] = self.last(run)
+                progress("run", run + 1, wishes.runs)
+            elapsed = seconds()
+        with np.errstate(all="ignore"):  # of values that are not finite, no spread is either
+            found = {"mean": ends.mean(axis=0), "sd": ends.std(axis=0, ddof=1), "min": ends.min(axis=0),
+                     "max": ends.max(axis=0)}  # fmt: skip
+        if wishes.as_json:
+            runs = [{"run": run, "values": self.table(values)} for run, values in enumerate(ends)]
+            spread = {what: self.table(values) for what, values in found.items()}
+            summary = {"runs": wishes.runs, "values": {n: {w: spread[w][n] for w in spread} for n in self.names}}
+            print_json({**self.described(), "runs": runs, "summary": summary, "seconds": round(elapsed, 6)})
+        else:
+            told = zip(self.names, found["mean"], found["sd"], strict=True)
+            typer.echo(f"{self.name}: {wishes.runs} runs, at step {self.steps}")
+            typer.echo(", ".join(f"{name} {mean:.6g} (sd {sd:.4g})" for name, mean, sd in told))
+            say(f"({wishes.runs} runs in {elapsed:.3f} s)")
 
-    def follow(self, path: Path | None, steps: int) -> None:
+    def described(self) -> dict[str, Any]:
+        return {"artifact": str(self.artifact.path), "name": self.name, "mode": "numerical", "seed": self.wishes.seed,
+                "steps": self.steps}  # fmt: skip
+
+    def table(self, values: Row) -> dict[str, Any]:
+        """The values by name, as JSON has them."""
+        return {n: float(v) if np.isfinite(v) else str(v) for n, v in zip(self.names, values, strict=True)}
+
+    def trajectory(self, run: int) -> Iterator[Row]:
+        """The values after each step of a run; the next step overwrites them."""
+        self.program.reset()
+        numbers = {"seed": np.array(self.wishes.seed, np.uint64).astype(np.int64), "run": np.array(run)}
+        taken = {port.name for port in self.artifact.manifest.ports if port.direction == "in"}
+        inputs = {name: number for name, number in numbers.items() if name in taken}
+        for _ in range(self.steps):
+            yield self.program.step(inputs, copy=False)["values"]
+
+    def last(self, run: int) -> Row:
+        values = self.first
+        for after in self.trajectory(run):
+            values = after
+        return values
+
+    def watch(self, path: Path) -> Row:
+        """The trace of a run; returns the values at its end."""
         from echoc.membranes.view.trace import Frame, Header, TraceWriter
-        from echoc.runtime.program import Program
 
-        program = Program(self.artifact, num_threads=self.wishes.threads)
-        if path is None:
-            for _ in range(steps):
-                outputs = program.step({}, copy=False)
-            if steps:
-                self.values = [float(v) for v in outputs["values"]]
-            return
-        with TraceWriter(path, Header(self.name, "numerical", source=self.artifact.path.name)) as writer:
-            writer.write(Frame(0, values=self.table()))
-            for step in range(1, steps + 1):
-                self.values = [float(v) for v in program.step({})["values"]]
-                writer.write(Frame(step, values=self.table()))
+        header = Header(self.name, "numerical", self.wishes.seed, source=self.artifact.path.name)
+        values = self.first
+        with TraceWriter(path, header) as writer:
+            writer.write(Frame(0, values=self.number_table(values)))
+            for step, values in enumerate(self.trajectory(0), 1):
+                writer.write(Frame(step, values=self.number_table(values)))
             writer.end(halted=False, reason="steps")
+        return values
+
+    def number_table(self, values: Row) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=True))

@@ -170,6 +170,24 @@ def test_thermostat_follows_its_equations(tmp_path: Path) -> None:
     assert abs(temperature - 20) < 1e-6
 
 
+def test_dust_settles_on_its_fractal(tmp_path: Path) -> None:
+    """x = 0.ddd... in base 3 with the digits 0 and 2 only, drawn apart for x and y, and the last one drawn first."""
+    program = echoc.load(echoc.compile(FOLDER / "dust.pep", output=tmp_path / "dust.echo"))
+    assert isinstance(program, Program)
+    digits = []
+    for run in range(400):
+        program.reset()
+        for _ in range(12):
+            values = program.step({"seed": 8, "run": run})["values"]
+        whole = np.rint(values * 3**12).astype(int)
+        assert np.allclose(whole, values * 3**12, atol=1e-6)
+        digits.append([np.base_repr(n, 3).zfill(12) for n in whole])
+        assert all(set(number) <= {"0", "2"} for number in digits[-1])
+    twos = np.array([[d == "2" for d in x + y] for x, y in digits])
+    share = np.corrcoef(twos.T) - np.eye(24)
+    assert abs(twos.mean() - 0.5) < 0.02 and np.abs(share).max() < 0.25  # 5 standard deviations of a correlation
+
+
 def test_dimer_reaches_its_equilibrium(load: Load) -> None:
     pytest.importorskip("libsbml", reason="the extra `sbml` is not installed")
     batch = load("dimer.xml").create_many(2000, seed=5)

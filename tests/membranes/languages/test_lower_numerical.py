@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from random_systems import random_numerical
 
 import echoc
 from echoc.compiler.api import compile_program
@@ -13,11 +16,12 @@ from echoc.compiler.ir import Program
 from echoc.compiler.ir.algebra import Where
 from echoc.compiler.ir.expression import Expression, call, name, number
 from echoc.compiler.ir.interpret import run_rule
-from echoc.errors import CompileError
+from echoc.errors import CompileError, RequestError
 from echoc.membranes import numerical_steps as numerical
 from echoc.membranes.lower.numerical import lower
 from echoc.membranes.numerical import NumericalSystem, Production, Variable
 from echoc.membranes.pep import read
+from echoc.runtime.program import Program as LoadedProgram
 
 STEPS = 12
 SOURCES = {
@@ -32,22 +36,102 @@ SOURCES = {
         var0 = (0.3, 1, ~0.7); }; }""",
     "alone": "p = { m = { var = {x}; pr = {x * 2 -> 1|x}; var0 = (1.5); }; }",
     "still": "p = { m = { var = {x, y}; var0 = (1.5, ~0.25); }; }",
+    "choices": """p = { H = {a, b, c}; structure = [a [b ]b [c ]c ]a;
+        a = { var = {x, y}; pr = {x/2 + 1 -> 1|y + 1|u}; pr = {y/3 -> 1|x}; pr = {1 -> 1|x + 2|w}; var0 = (1, 2); };
+        b = { var = {u}; E = {e}; pr = {u -> 1|x}; pr = {u/2 - x [e -> ] 1|u}; pr = {2 -> 1|u}; E0 = (1); };
+        c = { var = {w}; pr = {w * 0.75 -> 1|w + 1|e}; }; }""",
 }
+CHOOSING = ["choices", *range(0, 60, 3)]  # a source, or the seed of a random system
 
 
-def wanted(system: NumericalSystem) -> list[list[float]]:
-    return [list(v.values.values()) for v in numerical.trace(system, STEPS)][1:]
+def wanted(system: NumericalSystem, seed: int = 0, run: int = 0) -> list[list[float]]:
+    return [list(v.values.values()) for v in numerical.trace(system, STEPS, seed, run)][1:]
 
 
-def stepped(program: Program) -> list[list[float]]:
+def stepped(program: Program, seed: int = 0, run: int = 0) -> list[list[float]]:
     """By the numpy meanings of the op table."""
     skin = program.skin
     states = {s.name: np.zeros(s.type.shape, s.type.dtype.numpy) for s in skin.states}
+    numbers = {"seed": np.array(seed), "run": np.array(run)}
+    given = {port.name: numbers[port.name] for port in skin.ports if port.direction == "in"}
     found = []
     for _ in range(STEPS):
-        outputs, states = run_rule(skin, skin.rules[0], {}, None, states)
+        outputs, states = run_rule(skin, skin.rules[0], given, None, states)
         found.append(outputs["values"].tolist())
     return found
+
+
+def choosing(which: str | int) -> NumericalSystem:
+    if isinstance(which, str):
+        return read(which, text=SOURCES[which])
+    return replace(random_numerical(which), one_program=True)
+
+
+def loaded(system: NumericalSystem, folder: Path) -> LoadedProgram:
+    program = echoc.load(compile_program(lower(system), {}, weights_dtype="f32", output=folder / "p.echo"))
+    assert isinstance(program, LoadedProgram)
+    return program
+
+
+@pytest.mark.parametrize("which", CHOOSING)
+def test_choices_are_those_of_the_interpreter(which: str | int) -> None:
+    system = choosing(which)
+    program = lower(system)
+    for seed, run in ((0, 0), (1, 0), (0, 1), (-1, 2**32 - 1), (2**63 - 1, 5)):
+        np.testing.assert_allclose(stepped(program, seed, run), wanted(system, seed, run), rtol=1e-11, atol=1e-12)
+
+
+def test_some_random_systems_choose() -> None:
+    assert sum(bool(choosing(which).choices()) for which in CHOOSING) > 5
+
+
+def test_compiled_choices_are_those_of_the_interpreter(tmp_path: Path) -> None:
+    system = choosing("choices")
+    program = loaded(system, tmp_path)
+    ends = set()
+    for seed in (*range(40), 2**63, 2**64 - 1):
+        for run in (0, 1, 2**31):
+            program.reset()
+            given = {"seed": np.array(seed, np.uint64).view(np.int64), "run": run}
+            found = [program.step(given)["values"].tolist() for _ in range(STEPS)]
+            np.testing.assert_allclose(found, wanted(system, seed, run), rtol=1e-12, atol=1e-13)
+            ends.add(tuple(found[-1]))
+    assert len(ends) == 42 * 3
+
+
+def test_draws_are_uniform_and_membranes_draw_apart(tmp_path: Path) -> None:
+    """Over seeds, over steps of one seed, and over pairs of two membranes: each program as often as the others."""
+    text = """p = { H = {a, b}; structure = [a [b ]b ]a;
+        a = { var = {x, y, z}; pr = {1 -> 1|x}; pr = {1 -> 1|y}; pr = {1 -> 1|z}; };
+        b = { var = {u, v, w}; pr = {1 -> 1|u}; pr = {1 -> 1|v}; pr = {1 -> 1|w}; }; }"""
+    program = loaded(read("p", text=text), tmp_path)
+
+    def pairs(numbers: Iterable[tuple[int, int]], steps: int) -> np.ndarray:
+        found = np.zeros((3, 3))
+        for seed, run in numbers:
+            program.reset()
+            before = np.zeros(6)
+            for _ in range(steps):
+                values = program.step({"seed": seed, "run": run})["values"]
+                a, b = np.flatnonzero(values - before)
+                found[a, b - 3] += 1
+                before = values
+        return found
+
+    for counts in (
+        pairs(((seed, 0) for seed in range(1800)), 1),
+        pairs(((5, run) for run in range(1800)), 1),
+        pairs([(7, 0)], 1800),
+    ):
+        assert counts.sum() == 1800
+        assert ((counts - 200) ** 2 / 200).sum() < 26.1  # 0.999 quantile of chi-square with 8 degrees
+
+
+def test_only_a_system_that_chooses_takes_a_seed(tmp_path: Path) -> None:
+    assert [p.name for p in lower(choosing("gates")).skin.ports] == ["values"]
+    program = loaded(choosing("choices"), tmp_path)
+    with pytest.raises(RequestError, match="lacks its input seed"):
+        program.step({})
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -93,10 +177,7 @@ def deep() -> Expression:
         (only(number(1), ((1.0, "q"),)), "uses 'q'"),
         (only(number(1), ((0.0, "x"),)), "add up to 0"),
         (only(deep()), "nested more than 400"),
-        (
-            read("p", text="p = { m = { var = {x}; pr = {1 -> 1|x}; pr = {2 -> 1|x}; }; }"),
-            "one of 2 programs at random",
-        ),
+        (replace(only(number(1)), membranes=(("k", None),)), "program 0 is of membrane m"),
     ],
 )
 def test_systems_that_have_no_such_step(system: NumericalSystem, words: str) -> None:

@@ -46,6 +46,8 @@ def test_one_program_of_a_membrane_is_drawn() -> None:
     programs = [Production("m", number(k), ((1, "x"),)) for k in (1, 2)]
     found = [numerical.run(system({"x": 0}, *programs, one=True), 1, seed).values["x"] for seed in range(200)]
     assert set(found) == {1.0, 2.0} and 70 < found.count(1.0) < 130
+    again = [numerical.run(system({"x": 0}, *programs, one=True), 1, 4, run).values["x"] for run in range(200)]
+    assert again != found and 70 < again.count(1.0) < 130
     assert numerical.run(system({"x": 0}, *programs), 1).values == {"x": 3.0}
 
 
@@ -60,7 +62,7 @@ def test_random_systems_conserve_what_is_produced() -> None:
     for seed in range(40):
         s = random_numerical(seed)
         before, after = list(numerical.trace(s, 1, seed))
-        chosen = numerical.choose(s, before, numerical.generator(seed, 0))
+        chosen = numerical.choose(s, before, seed)
         gone = {v for i in chosen for v in numerical.names(s.programs[i].function)}
         made = sum(numerical.evaluate(s.programs[i].function, before.values) for i in chosen)
         kept = sum(v for k, v in before.values.items() if k not in gone)

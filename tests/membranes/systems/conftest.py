@@ -56,6 +56,14 @@ SOURCES = {
         from = "mind.bell"
         to = "bell"
     """,
+    "coins.pep": """
+        coins = {
+          H = {m1, m2};
+          structure = [m1 [m2 ]m2 ]m1;
+          m1 = { var = {x}; pr = {x + 1 -> 1|x}; pr = {x - 1 -> 1|x}; };
+          m2 = { var = {y, z}; pr = {1 -> 1|y}; pr = {1 -> 1|z}; };
+        }
+    """,
     "control.pep": """
         control = {
           H = {m1};

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,31 @@ def test_a_source_runs_without_an_artifact(source: Compiled) -> None:
     assert json.loads(run.stdout)["values"] == {"x": 2.0, "y": 3.5}
 
 
+def test_runs_of_a_numerical_system_that_chooses(compiled: Compiled, source: Compiled) -> None:
+    def run(path: Path, *arguments: str) -> dict[str, Any]:
+        return dict(json.loads(echoc("run", path, "--steps", "30", *arguments, "--json").stdout))
+
+    artifact = compiled("coins.pep")
+    first, other = run(artifact, "--seed", "3"), run(artifact, "--seed", "5")
+    assert first["values"] == run(source("coins.pep"), "--seed", "3")["values"] != other["values"]
+    assert first["values"]["y"] + first["values"]["z"] == 30
+    many = run(artifact, "--seed", "3", "--runs", "300")
+    assert many["runs"][0]["values"] == first["values"]
+    found = many["summary"]["values"]
+    assert abs(found["x"]["mean"]) < 1.3 and 4.7 < found["x"]["sd"] < 6.3  # of 30 steps: 5.48
+    assert 14.4 < found["y"]["mean"] < 15.6 and 2.3 < found["y"]["sd"] < 3.2
+    shown = echoc("run", artifact, "--steps", "30", "--runs", "5").stdout
+    assert "coins: 5 runs, at step 30" in shown and "sd" in shown
+
+
+def test_a_numerical_system_without_choices_takes_a_seed_too(compiled: Compiled) -> None:
+    path = compiled("control.pep")
+    runs = [echoc("run", path, "--steps", "2", "--seed", seed).stdout for seed in ("0", "7")]
+    assert runs[0] == runs[1] != ""
+    many = json.loads(echoc("run", path, "--steps", "2", "--runs", "3", "--json").stdout)
+    assert many["summary"]["values"]["x"] == {"mean": 2.0, "sd": 0.0, "min": 2.0, "max": 2.0}
+
+
 def test_an_overflow_keeps_the_state_and_fails(compiled: Compiled) -> None:
     run = echoc("run", compiled("doubling.pli"), "--json")
     assert run.returncode == 1
@@ -85,6 +111,9 @@ def test_too_little_memory_is_said_and_traced(compiled: Compiled, tmp_path: Path
         (("run", "splitting.pli", "--memory", "lots"), "no amount of memory", 2),
         (("run", "weather.pli", "--runs", "2", "--text"), "leave --runs out", 2),
         (("run", "control.pep"), "say how many steps", 2),
+        (("run", "control.pep", "--until", "2"), "counts steps", 1),
+        (("run", "control.pep", "--steps", "2", "--seed", "-1"), "wanted 0 to 2^64 - 1", 1),
+        (("run", "control.pep", "--steps", "2", "--runs", "2", "--text"), "leave --runs out", 2),
         (("run", "doubling.pli", "--until", "3"), "chemical systems", 1),
         (("run", "doubling.pli", "--prompt", "hello"), "takes no prompt", 2),
     ],
