@@ -79,6 +79,7 @@ class Index:
 
 
 Bind = Callable[[str, int, int | None], Var]
+Divide = Callable[[Index, Dim], tuple[Index, Index]]
 
 
 def dim_text(dim: Dim) -> str:
@@ -106,11 +107,8 @@ def flatten(indices: Sequence[Index], shape: Sequence[Dim], bind: Bind) -> Index
     return out
 
 
-def unflatten(offset: Index, shape: Sequence[Dim], bind: Bind, quotient: str = "/") -> list[Index]:
-    """The index of a row-major offset into a shape, exact where ranges allow, else through div and mod.
-
-    `quotient` is the language's operator of integer division.
-    """
+def unflatten(offset: Index, shape: Sequence[Dim], bind: Bind, divide: Divide | None = None) -> list[Index]:
+    """The index of a row-major offset into a shape, exact where ranges allow, else through `divide`."""
     out: list[Index] = []
     rest = offset
     for axis in range(len(shape) - 1, -1, -1):
@@ -123,14 +121,18 @@ def unflatten(offset: Index, shape: Sequence[Dim], bind: Bind, quotient: str = "
             rest = Index()
             continue
         exact = rest.split(size) if isinstance(size, int) else None
-        if exact is None:
-            text = dim_text(size)
-            high = size if isinstance(size, int) else None
-            remainder = Index(((bind(f"({rest}) % {text}", 0, high), 1),))
-            exact = Index(((bind(f"({rest}) {quotient} {text}", 0, None), 1),)), remainder
-        rest, last = exact
+        rest, last = exact or (divide(rest, size) if divide else divided(rest, size, bind))
         out.append(last)
     return out[::-1]
+
+
+def divided(index: Index, size: Dim, bind: Bind, quotient: str = "/") -> tuple[Index, Index]:
+    """(index // size, index % size) as new variables; `quotient` is the language's operator of integer division."""
+    text = dim_text(size)
+    low, high = index.range()
+    whole = high // size + 1 if isinstance(size, int) and high is not None and low >= 0 else None
+    remainder = bind(f"({index}) % {text}", 0, size if isinstance(size, int) else None)
+    return Index(((bind(f"({index}) {quotient} {text}", 0, whole), 1),)), Index(((remainder, 1),))
 
 
 def choose(index: Index, cut: int) -> bool | None:
