@@ -34,11 +34,13 @@ class Formulas:
         self.sizes: dict[int, tuple[int, int, Expression]] = {}
         self.level = 0  # of the tree that is being read, with those of what is put in
         self.work = 0  # trees read for one formula
+        self.time: Expression | None = None  # what stands for it, in formulas that may depend on it
 
     def read(self, tree: Any, names: Names) -> Expression:
         """The expression of a syntax tree; `names` gives those of its names.
 
-        Raises MathError for what has no meaning in a jump process: time, delays, rates, unknown functions.
+        Raises MathError for what has no meaning in a jump process: delays, rates, unknown functions, and time unless
+        `time` is set.
         """
         if tree is None:
             raise MathError("there is no formula")
@@ -82,7 +84,9 @@ class Formulas:
         if kind in constants:
             return number(constants[kind])
         if kind == "NAME_TIME":
-            raise MathError("the formula depends on time; rates may depend on the state only")
+            if self.time is not None:
+                return self.time
+            raise MathError("the formula depends on time; only events may, all else on the state only")
         return None
 
     def _inline(self, name: str, arguments: list[Expression]) -> Expression:

@@ -8,20 +8,24 @@ A rate law becomes a number c where it is c times the counts of its reactants, e
 counts. In it a species means its concentration (count / size) unless hasOnlySubstanceUnits; parameters, sizes,
 functions and assignment rules are put in. A reversible reaction becomes two rules if its law is a difference.
 
-Whatever a jump process of counts cannot do exactly is refused by name: events, rate and algebraic rules, constraints,
-delays, laws of time, fast reactions, conversion factors, amounts and stoichiometries that are not whole numbers,
-required packages.
+Events set species, by triggers that compare the state or, linearly, the time; those without priorities that are due
+together happen in the order of the file.
+
+Whatever a jump process of counts cannot do exactly is refused by name: rate and algebraic rules, constraints, delays,
+priorities among events, events that set parameters or sizes, laws of time, fast reactions, conversion factors, amounts
+and stoichiometries that are not whole numbers, required packages.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-from echoc.compiler.ir.algebra import Bag, Cell, Group, Mode, Rule, System, Where, bag
-from echoc.compiler.ir.expression import Expression, evaluate, names, number, render
+from echoc.compiler.ir.algebra import Bag, Cell, Event, Group, Mode, Rule, System, Where, bag
+from echoc.compiler.ir.expression import TIME, Expression, evaluate, name, names, number, render
+from echoc.compiler.ir.moments import solve
 from echoc.errors import CompileError
 
 from .markup import check_xml
@@ -41,6 +45,20 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
     text that is not SBML or asks for more than the module says, InvalidSystem for a system that makes no sense.
     What an assignment rule gives a quantity is in `features` as "value of <id>": a formula of counts, as C.
     """
+    return validate(_reader(path, text).system())
+
+
+def values(path: str | os.PathLike[str], *, text: str | None = None) -> dict[str, Expression]:
+    """What is no object but has a value: parameters and species that follow assignment rules, species that nothing
+    changes. Expressions of counts by species. Raises as `read` does."""
+    reader = _reader(path, text)
+    reader.check_features()
+    reader.quantities()
+    still = {one.id: one.value for one in reader.species.values() if one.value is not None}
+    return still | {symbol: reader.put_in(symbol, rule, False) for symbol, rule in reader.assigned.items()}
+
+
+def _reader(path: str | os.PathLike[str], text: str | None) -> _Reader:
     try:
         libsbml = import_module("libsbml")
     except ImportError as error:
@@ -57,7 +75,7 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
             raise source.error_at(" ".join(problem.getMessage().split()), where)
     if document.getModel() is None:
         raise source.error("this is not an SBML model", 0, "<sbml> with a <model>")
-    return validate(_Reader(libsbml, source, document).system())
+    return _Reader(libsbml, source, document)
 
 
 @dataclass
@@ -93,6 +111,7 @@ class _Reader:
     species: dict[str, _Species] = field(default_factory=dict)
     known: dict[tuple[str, bool], Expression] = field(default_factory=dict)  # what rules give, at the start or not
     opened: list[str] = field(default_factory=list)  # assignment rules being put in
+    sets: dict[str, Any] = field(default_factory=dict)  # what events set: the last assignment to each
 
     def __post_init__(self) -> None:
         self.model = self.document.getModel()
@@ -109,26 +128,27 @@ class _Reader:
         self.check_features()
         self.quantities()
         reactions = [r for reaction in self.model.getListOfReactions() for r in self.reaction(reaction)]
-        cells, home = self.membranes(reactions)
+        events = [self.event(e) for e in self.model.getListOfEvents() if e.isSetTrigger()]
+        cells, home = self.membranes([*map(_seen, reactions), *map(_looked_at, events)])
         rules = tuple(self.rule(r, home, cells[0].label) for r in reactions)
         groups = (Group(tuple(range(len(rules)))),) if rules else ()
         features = {f"value of {symbol}": render(self.put_in(symbol, rule, False), str)
                     for symbol, rule in self.assigned.items()}  # fmt: skip
-        name = self.model.getId() or self.model.getName()
-        return System("chemical", tuple(cells), rules, groups, Mode.GILLESPIE, name=name, features=features)
+        title = self.model.getId() or self.model.getName()
+        placed = tuple(replace(e, label=next((home[o] for o in _looked_at(e)), cells[0].label)) for e in events)
+        return System("chemical", tuple(cells), rules, groups, Mode.GILLESPIE, name=title, features=features,
+                      events=placed)  # fmt: skip
 
     def check_features(self) -> None:
         """Refuses what cannot be done exactly."""
         model = self.model
-        for what, elements in (("event", model.getListOfEvents()), ("constraint", model.getListOfConstraints())):
-            for element in elements:
-                raise self.refuse(
-                    element, f"the {what} {element.getId()!r} is not supported", f"a model without {what}s"
-                )
         for i in range(self.document.getNumPlugins()):
             package = self.document.getPlugin(i).getPackageName()
             if package not in PART_OF_CORE and self.document.getPackageRequired(package):
                 raise self.refuse(model, f"the package {package!r}, which changes the model's meaning", "core SBML")
+        for element in model.getListOfConstraints():
+            raise self.refuse(element, f"the constraint {element.getId()!r} is not supported", "a model without them")
+        self.check_events()
         for rule in model.getListOfRules():
             if not rule.isAssignment():
                 kind = "rate rule" if rule.isRate() else "algebraic rule"
@@ -139,6 +159,22 @@ class _Reader:
             self.initial[assignment.getSymbol()] = assignment
         if model.isSetConversionFactor():
             raise self.refuse(model, "the conversion factor of the model is not supported", "none")
+
+    def check_events(self) -> None:
+        """Refuses of events what is not supported, and notes what they set."""
+        events = self.model.getListOfEvents()
+        for event in events:
+            name = f"the event {event.getId()!r}"
+            if event.isSetPriority() and len(events) > 1:
+                raise self.refuse(event.getPriority(), f"the priority of {name} is not supported", "no priorities")
+            for assignment in event.getListOfEventAssignments():
+                target = assignment.getVariable()
+                species = self.model.getSpecies(target)
+                if species is None or species.getConstant():
+                    raise self.refuse(assignment, f"{name} sets {target}, which is no species that may change",
+                                      "events that set species")  # fmt: skip
+                if assignment.isSetMath():
+                    self.sets[target] = assignment
 
     # quantities
 
@@ -180,7 +216,7 @@ class _Reader:
             amount = element.getInitialConcentration() * self.size(one)
         else:
             raise self.refuse(element, f"the species {id_} has no start", "initialAmount or initialConcentration")
-        if element.getBoundaryCondition() or element.getConstant():
+        if (element.getBoundaryCondition() or element.getConstant()) and id_ not in self.sets:
             one.value = number(amount if element.getHasOnlySubstanceUnits() else amount / self.size(one))
             return
         if not -0.5 < amount <= MAX_COUNT or abs(amount - round(amount)) > 1e-9 * max(1.0, abs(amount)):
@@ -208,8 +244,10 @@ class _Reader:
 
     # formulas
 
-    def formula(self, element: Any, tree: Any, local: dict[str, float], *, starting: bool = False) -> Expression:
-        """A formula over counts, by species."""
+    def formula(
+        self, element: Any, tree: Any, local: dict[str, float], *, starting: bool = False, timed: bool = False
+    ) -> Expression:
+        """A formula over counts, by species, and over TIME if it is `timed`."""
 
         def lookup(symbol: str) -> Expression:
             if symbol in local:
@@ -218,6 +256,7 @@ class _Reader:
 
         if not self.opened:
             self.formulas.work = 0
+            self.formulas.time = name(TIME) if timed else None
         try:
             return self.formulas.read(tree, lookup)
         except MathError as error:
@@ -326,16 +365,44 @@ class _Reader:
             )
         return round(value)
 
+    # events
+
+    def event(self, event: Any) -> Event:
+        """An event, with a label that is still to be found."""
+        trigger = event.getTrigger()
+        if event.isSetDelay():
+            delay = self.formula(event.getDelay(), event.getDelay().getMath(), {})
+            if delay.op != "number" or delay.value != 0:
+                raise self.refuse(event.getDelay(), f"the delay of the event {event.getId()!r} is not supported", "0")
+        assignments = []
+        for assignment in event.getListOfEventAssignments():
+            if assignment.isSetMath():
+                one = self.species[assignment.getVariable()]
+                if one.id in self.assigned:
+                    raise self.refuse(assignment, f"the event {event.getId()!r} sets {one.id}, which follows a rule")
+                value = self.formula(assignment, assignment.getMath(), {}, timed=True)
+                if not one.element.getHasOnlySubstanceUnits():
+                    value = self.formulas.node("mul", value, number(self.size(one)))
+                assignments.append((one.id, value))
+        early = event.getUseValuesFromTriggerTime() if event.isSetUseValuesFromTriggerTime() else True
+        condition = self.formula(trigger, trigger.getMath(), {}, timed=True)
+        try:
+            solve(condition)
+        except CompileError as error:
+            raise self.refuse(trigger, f"in the trigger of the event {event.getId()!r}, {error}") from error
+        return Event(
+            "", condition, tuple(assignments),
+            trigger.getInitialValue() if trigger.isSetInitialValue() else True,
+            trigger.getPersistent() if trigger.isSetPersistent() else True, early, event.getId(), self.where(event),
+        )  # fmt: skip
+
     # membranes and rules
 
-    def membranes(self, reactions: list[_Reaction]) -> tuple[list[Cell], dict[str, str]]:
-        """The cells, and the label of the membrane of each species."""
+    def membranes(self, together: list[list[str]]) -> tuple[list[Cell], dict[str, str]]:
+        """The cells, and the label of the membrane of each species; those of one list want to be in one membrane."""
         counts = {s.id: s for s in self.species.values() if s.value is None and s.id not in self.assigned}
         compartments = {c.getId(): c for c in self.model.getListOfCompartments()}
-        apart = len(compartments) <= 1 or all(
-            len({counts[o].compartment for o in (*dict(r.consume), *dict(r.produce), *names(r.law))}) == 1
-            for r in reactions
-        )
+        apart = len(compartments) <= 1 or all(len({counts[o].compartment for o in seen}) == 1 for seen in together)
         if not apart or not compartments:
             label = self.model.getId() or "model"
             content = bag({s.id: s.count for s in counts.values()})
@@ -374,11 +441,21 @@ class _Reader:
         return cells
 
     def rule(self, reaction: _Reaction, home: dict[str, str], skin: str) -> Rule:
-        involved = [*dict(reaction.consume), *dict(reaction.produce), *names(reaction.law)]
-        label = home[involved[0]] if involved else skin
+        label = next((home[o] for o in _seen(reaction)), skin)
         rate = _mass_action(reaction)
         return Rule(label, reaction.consume, reaction.produce, rate=reaction.law if rate is None else rate,
                     where=reaction.where)  # fmt: skip
+
+
+def _seen(reaction: _Reaction) -> list[str]:
+    """The species that a reaction has to do with."""
+    return [*dict(reaction.consume), *dict(reaction.produce), *names(reaction.law)]
+
+
+def _looked_at(event: Event) -> list[str]:
+    """The species that an event has to do with."""
+    formulas = [event.trigger, *(value for _, value in event.assignments)]
+    return [*dict(event.assignments), *(n for f in formulas for n in names(f) if n != TIME)]
 
 
 def _mass_action(reaction: _Reaction) -> float | None:

@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 
 from echoc.compiler.ir import oracle
 from echoc.compiler.ir.algebra import Mode, Rule, System
+from echoc.compiler.ir.expression import TIME as TIME_NAME
 from echoc.compiler.ir.expression import Expression, evaluate
 from echoc.errors import CompileError
-from echoc.membranes.sbml import read
+from echoc.membranes.sbml import read, values
 from echoc.membranes.source import SourceError
 
 pytest.importorskip("libsbml", reason="the extra `sbml` is not installed")
 
 MATH = '<math xmlns="http://www.w3.org/1998/Math/MathML">{}</math>'
 CELL = '<compartment id="cell" spatialDimensions="3" size="2" constant="true"/>'
+
+
+TIME = '<csymbol encoding="text" definitionURL="http://www.sbml.org/sbml/symbols/time">t</csymbol>'
 
 
 def apply(op: str, *arguments: str) -> str:
@@ -291,9 +295,59 @@ def forking(length: int) -> str:
     return made
 
 
-TRIGGER = f'<trigger initialValue="true" persistent="true">{MATH.format("<true/>")}</trigger>'
-EVENT = f'<listOfEvents><event id="boom" useValuesFromTriggerTime="true">{TRIGGER}</event></listOfEvents>'
-TIME = '<csymbol encoding="text" definitionURL="http://www.sbml.org/sbml/symbols/time">t</csymbol>'
+def event(name: str, trigger: str, sets: dict[str, str], more: str = "", flags: str = "", late: bool = False) -> str:
+    """An event that is not taken for true at the start."""
+    values = "".join(f'<eventAssignment variable="{v}">{MATH.format(m)}</eventAssignment>' for v, m in sets.items())
+    listed = f"<listOfEventAssignments>{values}</listOfEventAssignments>" if sets else ""
+    flags = flags or 'initialValue="false" persistent="true"'
+    return (f'<event id="{name}" useValuesFromTriggerTime="{str(not late).lower()}"><trigger {flags}>'
+            f"{MATH.format(trigger)}</trigger>{more}{listed}</event>")  # fmt: skip
+
+
+def with_events(events: str, *arguments: str, **options: object) -> str:
+    made = model(*arguments, **options)  # type: ignore[arg-type]
+    return made.replace("</listOfReactions>", f"</listOfReactions>\n<listOfEvents>{events}</listOfEvents>")
+
+
+def test_events_set_species() -> None:
+    """In a membrane of their species; concentrations times the size; boundary species become objects."""
+    soon = apply("geq", TIME, cn(2))
+    many = apply("and", apply("gt", ci("A"), cn(3)), apply("lt", TIME, cn(9)))
+    built = read("made.xml", text=with_events(
+        event("e1", soon, {"A": cn(4), "S": apply("plus", ci("S"), cn(1))})
+        + event("e2", many, {"A": cn(0)}, flags='initialValue="true" persistent="false"', late=True),
+        species("A", 10, substance=False) + species("S", 5, 'boundaryCondition="true"'),
+        reaction("r", {"A": 1, "S": 1}, {}, apply("times", ci("A", "S"))),
+    ))  # fmt: skip
+    one, two = built.events
+    assert built.cells[0].objects == (("A", 10), ("S", 5)) and one.label == two.label == "cell"
+    assert (one.name, one.holds, one.persistent, one.early) == ("e1", False, True, True)
+    assert (two.name, two.holds, two.persistent, two.early) == ("e2", True, False, False)
+    assert [(o, evaluate(v, {"S": 5})) for o, v in one.assignments] == [("A", 8), ("S", 6)]
+    assert [evaluate(one.trigger, {TIME_NAME: t}) for t in (1, 2)] == [0, 1]
+    assert [evaluate(two.trigger, {"A": a, TIME_NAME: 1}) for a in (6, 7)] == [0, 1]
+    assert at(built, 2.0, 0) == {"S": 6}  # the first event sets off the second one
+    parts = CELL + CELL.replace('"cell"', '"c2"')
+    for target, labels in (("A", ["made", "cell", "c2"]), ("B", ["made"])):
+        both = with_events(event("e", apply("gt", ci("A"), cn(3)), {target: cn(0)}),
+                           species("A", 1) + species("B", 2, compartment="c2"), ONE, compartments=parts)  # fmt: skip
+        built = read("made.xml", text=both)
+        assert [c.label for c in built.cells] == labels
+        assert built.events[0].label == labels[min(1, len(labels) - 1)]
+
+
+def test_values_of_what_is_no_object() -> None:
+    rule = (
+        '<listOfRules><assignmentRule variable="y">' + MATH.format(apply("times", cn(2), ci("A"))) + "</assignmentRule>"
+    )
+    text = model(species("A", 3) + species("y") + species("S", 50, 'boundaryCondition="true"'), ONE,
+                 extra=rule + "</listOfRules>")  # fmt: skip
+    found = values("made.xml", text=text)
+    assert {k: evaluate(v, {"A": 7}) for k, v in found.items()} == {"y": 14, "S": 50}
+
+
+DELAY = f"<delay>{MATH.format(cn(3))}</delay>"
+PRIORITY = f"<priority>{MATH.format(cn(3))}</priority>"
 RATE = f'<listOfRules><rateRule variable="A">{MATH.format(cn(1))}</rateRule></listOfRules>'
 LOOP = ("<listOfRules><assignmentRule variable=\"p\">" + MATH.format(ci("q")) + "</assignmentRule>"
         "<assignmentRule variable=\"q\">" + MATH.format(ci("p")) + "</assignmentRule></listOfRules>")  # fmt: skip
@@ -308,7 +362,12 @@ LOOP = ("<listOfRules><assignmentRule variable=\"p\">" + MATH.format(ci("q")) + 
         ("<html/>", 2, ""),
         ("<!DOCTYPE x [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;'>]>\n<sbml>&b;</sbml>", 1, "document type"),
         ("<a>" * 100000, 1, "at most 200 inside each other"),
-        (model(species("A", 1), ONE).replace("</listOfReactions>", "</listOfReactions>" + EVENT), 5, "event 'boom'"),
+        (with_events(event("boom", "<true/>", {}, DELAY), species("A", 1), ONE), 6, "delay of the event 'boom'"),
+        (with_events(event("boom", "<true/>", {}, PRIORITY) + event("e", "<true/>", {}), species("A", 1), ONE), 6,
+         "priority of the event 'boom'"),
+        (with_events(event("boom", "<true/>", {"p": cn(1)}), species("A", 1), ONE, {"p": 1}), 7, "'boom' sets p"),
+        (with_events(event("boom", apply("gt", apply("sin", TIME), cn(1)), {}), species("A", 1), ONE), 6,
+         "linear in it"),
         (model(species("A", 1), "", extra=RATE), 5, "rate rule of A"),
         (model(species("A", 1.5), ONE), 4, "A starts with 1.5"),
         (model(species("A", -1), ONE), 4, "A starts with -1"),
