@@ -19,6 +19,7 @@
 #include "runtime/native/bindings.h"
 #include "runtime/native/library.h"
 #include "runtime/native/team.h"
+#include "runtime/native/turn.h"
 
 namespace nb = nanobind;
 
@@ -58,22 +59,6 @@ struct State {
 
 using Port = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using LaunchSpec = std::tuple<std::string, bool, std::vector<std::pair<std::string, int64_t>>>;
-
-/// Holds `busy` while it lives; refuses when somebody else does.
-class Turn {
- public:
-  explicit Turn(std::atomic_flag& busy) : busy_(busy) {
-    if (busy.test_and_set(std::memory_order_acquire)) {
-      throw std::runtime_error("a step of this program is running in another thread; give each thread a turn");
-    }
-  }
-  ~Turn() { busy_.clear(std::memory_order_release); }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
- private:
-  std::atomic_flag& busy_;
-};
 
 class Executor {
  public:
