@@ -11,4 +11,5 @@ NB_MODULE(_native, m) {
   echoc::bind_pack(m);
   echoc::bind_runs(m);
   echoc::bind_population(m);
+  echoc::bind_gpu(m);
 }

@@ -1,0 +1,74 @@
+#include "runtime/native/gpu_launch.h"
+
+#include <algorithm>
+
+namespace echoc::gpu {
+namespace {
+
+constexpr int64_t kMostBlocks[3] = {0x7FFFFFFF, 65535, 65535};  // CUDA C++ Programming Guide, technical specifications
+constexpr int kProgrammaticStreamSerialization = 6;             // CUlaunchAttributeID
+
+int64_t size_of(const Axis& axis, std::span<const int64_t> dims, const Kernel& kernel) {
+  int64_t sum = 0;
+  bool fits = true;
+  for (const auto& [coefficient, symbols] : axis.terms) {
+    int64_t product = coefficient;
+    for (const uint32_t symbol : symbols) fits = !__builtin_mul_overflow(product, dims[symbol], &product) && fits;
+    fits = !__builtin_add_overflow(sum, product, &sum) && fits;
+  }
+  if (!fits || sum < 0) {
+    throw Failure("kernel " + kernel.name + " has a grid of " + (fits ? std::to_string(sum) : "more than 2^63") +
+                  " elements at these sizes; make a smaller step, or compile the model again");
+  }
+  return sum;
+}
+
+}  // namespace
+
+Grid evaluate(const Launch& launch, std::span<const int64_t> dims) {
+  Grid grid{1, 1, 1};
+  bool idle = false;
+  for (size_t i = 0; i < launch.axes.size(); ++i) {
+    const Axis& axis = launch.axes[i];
+    const int64_t size = size_of(axis, dims, *launch.kernel);
+    const int64_t blocks = size / axis.tile + (size % axis.tile != 0);
+    if (blocks > kMostBlocks[i]) {
+      throw Failure("kernel " + launch.kernel->name + " would need " + std::to_string(blocks) + " blocks on axis " +
+                    std::to_string(i) + ", a device takes " + std::to_string(kMostBlocks[i]) + ": make a smaller step");
+    }
+    idle = idle || blocks == 0;
+    grid[i] = static_cast<unsigned>(blocks);
+  }
+  return idle ? Grid{0, 0, 0} : grid;
+}
+
+void start(const Context& context, Handle stream, const Kernel& kernel, const Grid& grid, void** parameters,
+           bool dependent) {
+  int status = 0;
+  if (context.api.launch) {
+    LaunchAttribute attribute{};
+    attribute.id = kProgrammaticStreamSerialization;
+    attribute.value = 1;
+    const LaunchConfig config{{grid[0], grid[1], grid[2]},      {kernel.threads, 1, 1}, kernel.shared_bytes, stream,
+                              dependent ? &attribute : nullptr, dependent ? 1u : 0u};
+    status = context.api.launch(&config, kernel.function, parameters, nullptr);
+  } else {
+    status = context.api.launch_plain(kernel.function, grid[0], grid[1], grid[2], kernel.threads, 1, 1,
+                                      kernel.shared_bytes, stream, parameters, nullptr);
+  }
+  if (status != 0) context.driver->fail(status, "launch of kernel " + kernel.name);
+}
+
+std::string names(const Variant& variant) {
+  constexpr size_t kShown = 12;
+  std::vector<std::string> found;
+  for (const Launch& launch : variant.launches) {
+    if (std::find(found.begin(), found.end(), launch.kernel->name) == found.end()) found.push_back(launch.kernel->name);
+  }
+  std::string out;
+  for (size_t i = 0; i < std::min(found.size(), kShown); ++i) out += (i ? ", " : "") + found[i];
+  if (found.size() > kShown) out += " and " + std::to_string(found.size() - kShown) + " more";
+  return out;
+}
+
+}  // namespace echoc::gpu
