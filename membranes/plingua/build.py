@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from echoc.compiler.ir.algebra import Bag, Guard, Mode, Rule, Send, Target, Where
 
 from .diagnostics import Fault, Limits, Mark
 from .evaluate import Evaluator
+from .loopnest import Aside, Nest, Unsuited, kind_of, loop_nest, many
 from .patterns import Matcher, PatternGroup, RuleShape, Shape, TooManyWays
-from .plan import Member, Plan, Unmapped, plan_exchange, plan_rule
-from .plan import build as build_rule
+from .plan import Maker, Member, Plan, Unmapped, maker, plan_exchange, plan_rule
 from .show import shortened, show_shape
 from .spiking import BadExpression, unary_language
-from .syntax import Condition, Feature, Label, Membrane, Object
+from .syntax import Condition, Feature, Label, Membrane, Object, Ranged
 from .syntax import Rule as RuleNode
 from .thunks import BagThunk, Locals, Run, Thunk
 from .values import Undefined, Value, to_whole
@@ -22,6 +22,8 @@ from .values import Undefined, Value, to_whole
 Labels = tuple[str, ...]
 SHOWN = 40  # patterns in a message
 ROUNDING = 1e-9  # a probability may miss 0 or 1 by this much
+MANY = 200  # values of ranges for which a loop nest pays
+GUESS = 16  # values of a range whose bounds are not numbers
 
 
 class Part(NamedTuple):
@@ -42,6 +44,8 @@ class Template:
         self.bags: list[BagThunk] = []
         self.constant_bags: list[Bag | None] = []
         self.open_bags: list[int] = []  # those that may be empty, single or more
+        self.bag_nodes: list[tuple[Object, ...]] = []
+        self.label_nodes: list[tuple[Label, ...]] = []
         self.labels: list[Callable[[Locals], Labels]] = []
         self.constant_labels: list[Labels | None] = []
         self.outside = self.side(node.outside)
@@ -62,6 +66,7 @@ class Template:
     def bag(self, objects: tuple[Object, ...]) -> int:
         run, constant = self.builder.bag(objects)
         self.bags.append(run)
+        self.bag_nodes.append(objects)
         self.constant_bags.append(constant)
         named = [o for o in objects if o.name is not None]
         if constant is None and (len(named) != 1 or len(objects) > 1 or named[0].count is not None):
@@ -73,6 +78,7 @@ class Template:
         if node.labels is not None or not self.labels:
             run, constant = self.builder.labels(node.labels or ())
             self.labels.append(run)
+            self.label_nodes.append(node.labels or ())
             self.constant_labels.append(constant)
             index = len(self.labels) - 1
         assert node.charge.value is not None
@@ -80,21 +86,22 @@ class Template:
         place = self.bag(node.objects)
         return Part(node.charge.value, index, place, dissolve, tuple(self.part(m) for m in node.inner))
 
-    def shape(self, part: Part, labels: list[Labels], bags: list[Bag]) -> Shape:
+    def shape(self, part: Part, labels: Sequence[Labels], bags: Sequence[Bag]) -> Shape:
         inner = tuple(self.shape(p, labels, bags) for p in part.inner)
         return Shape(part.charge, labels[part.labels], bags[part.bag], part.dissolve, inner)
 
-    def member(self, part: Part, labels: list[Labels]) -> Member:
+    def member(self, part: Part, labels: Sequence[Labels]) -> Member:
         charge = part.charge if self.builder.charged else None
         inner = tuple(self.member(p, labels) for p in part.inner)
         return Member(charge, ",".join(labels[part.labels]), part.bag, part.dissolve, inner)
 
 
 class Planned(NamedTuple):
-    """A plan, its number among the different plans, and the number of its group (-1: maximal)."""
+    """A plan, its number among the different plans, what makes its rules, and the number of its group (-1: maximal)."""
 
     plan: Plan
     number: int
+    make: Maker
     group: int
 
 
@@ -114,19 +121,59 @@ class RuleBuilder(Evaluator):
         self.spiking = False
         self.around: Callable[[str, str], str | None] = lambda a, b: None
         self.repeated: dict[int, list[float]] = {}  # probabilities of rules that are written again
-        self._seen: dict[object, int] = {}
-        self._plans: dict[Plan, int] = {}
+        self.seen: dict[object, int] = {}
+        self._plans: dict[Plan, tuple[int, Maker]] = {}
+        self.samples: list[int] = []  # rules that stand for all others: those differ in names and sound numbers only
 
     def rule(self, node: RuleNode) -> Run:
-        if self.spiking:
-            return self.spiking_rule(node)
-        template, mark = Template(self, node), self.mark(node.at)
+        return self.spiking_rule(node) if self.spiking else self.applied(node, Template(self, node), {})
+
+    def ranged(self, node: Ranged) -> Run:
+        rule = node.body
+        if self.spiking or not isinstance(rule, RuleNode) or not many(node.ranges, MANY, GUESS):
+            return super().ranged(node)
+        template, cache = Template(self, rule), dict[object, Planned]()
+        closures = self.nest(node.ranges, self.applied(rule, template, cache))
+        mark = self.mark(rule.at)
+        try:
+            nest: Nest | None = loop_nest(self, node.ranges, rule, template, cache)
+        except Unsuited:
+            return closures
+
+        def run(local: Locals) -> tuple[Value] | None:
+            nonlocal nest
+            if nest is None or any("{" in name for name in local):
+                return closures(local)
+            if not self.nested(nest, local, mark):
+                nest = None
+                return closures(local)
+            return None
+
+        return run
+
+    def nested(self, nest: Nest, local: Locals, mark: Mark) -> bool:
+        """Runs a loop nest. False: it did not work, and everything is as it was."""
+        rules, known, checked = len(self.rules), len(self.seen), len(self.samples)
+        again: list[tuple[int, float | None, int | None]] = []
+        try:
+            self.left = nest(self, local, again)
+        except (Aside, Fault, Undefined, Unmapped, KeyError, OverflowError):
+            del self.rules[rules:], self.groups[rules:], self.samples[checked:]
+            while len(self.seen) > known:
+                self.seen.popitem()
+            return False
+        for first, p, level in again:
+            self.repeat(first, p, level, mark)
+        return True
+
+    def applied(self, node: RuleNode, template: Template, cache: dict[object, Planned]) -> Run:
+        """The rule for one set of values of the variables, as closures."""
+        mark = self.mark(node.at)
         where = self.source.where(node.at)
         number = self.number(node)
         priority = self.priority(node)
         extra = self.extra(node)
         guard = self.guard(node.guard) if node.guard is not None else None
-        cache: dict[object, Planned] = {}
         bags, labels, open_bags = template.bags, template.labels, template.open_bags
         fixed = all(c is not None for c in template.constant_labels)
         exact = self.matcher is not None and self.matcher.exact
@@ -139,7 +186,7 @@ class RuleBuilder(Evaluator):
             found = [b(local) for b in bags]
             key: object = () if fixed else tuple([run(local) for run in labels])
             if open_bags:
-                key = (key, tuple([_kind(found[i]) for i in open_bags]))
+                key = (key, tuple([kind_of(found[i]) for i in open_bags]))
             planned = cache.get(key)
             if planned is None or exact:
                 planned = cache[key] = self.plan(template, found, [run(local) for run in labels], mark, extra, local)
@@ -154,7 +201,7 @@ class RuleBuilder(Evaluator):
     def add(
         self,
         planned: Planned,
-        bags: list[Bag],
+        bags: Sequence[Bag],
         p: float | None,
         level: int | None,
         where: Where,
@@ -164,23 +211,34 @@ class RuleBuilder(Evaluator):
         guard: Guard | None,
     ) -> None:
         notes = extra(local) if extra is not None else {}
-        identity = (planned.number, tuple(bags), guard, tuple(notes.items()))
-        first = self._seen.setdefault(identity, len(self.rules))
+        identity: tuple[object, ...] = (planned.number, *bags)
+        weight = None if self.mode is Mode.DCBA else p
+        if guard is not None or notes or weight is not None:
+            identity = (*identity, (weight, guard, tuple(notes.items())))
+        first = self.seen.setdefault(identity, len(self.rules))
         if first < len(self.rules):
-            if level != self.rules[first].priority:
-                other = self.rules[first]
-                raise Fault(f"the same rule has the priority {other.priority} at {other.where}; here: {level}", mark)
-            if p is not None and self.mode is Mode.DCBA:
-                self.repeated.setdefault(first, []).append(p)
+            self.repeat(first, p, level, mark)
             return
         self.room(mark)
         rate = p if self.mode is Mode.GILLESPIE else None
-        rule = build_rule(planned.plan, bags, level, None if rate is not None else p, rate, guard, where)
+        try:
+            rule = planned.make(identity, level, None if rate is not None else p, rate, guard, where)
+        except Unmapped as problem:
+            raise Fault(str(problem), mark) from None
+        self.samples.append(len(self.rules))
         self.rules.append(rule)
         self.groups.append(planned.group)
         for name, value in notes.items():
             if name != "pattern":
                 self.notes[f"rules[{len(self.rules) - 1}].{name}"] = str(value)
+
+    def repeat(self, first: int, p: float | None, level: int | None, mark: Mark) -> None:
+        """A rule that is there already, by its number."""
+        other = self.rules[first]
+        if level != other.priority:
+            raise Fault(f"the same rule has the priority {other.priority} at {other.where}; here: {level}", mark)
+        if p is not None and self.mode is Mode.DCBA:
+            self.repeated.setdefault(first, []).append(p)
 
     def guard(self, node: Condition) -> Callable[[Locals], Guard]:
         """The guard of a rule for the values of the variables."""
@@ -199,8 +257,8 @@ class RuleBuilder(Evaluator):
     def plan(
         self,
         template: Template,
-        bags: list[Bag],
-        labels: list[Labels],
+        bags: Sequence[Bag],
+        labels: Sequence[Labels],
         mark: Mark,
         extra: Callable[[Locals], dict[str, Value]] | None,
         local: Locals,
@@ -219,12 +277,13 @@ class RuleBuilder(Evaluator):
             plan = self.mapped(template, labels)
         except Unmapped as problem:
             raise Fault(f"the rule {shortened(show_shape(shape))} cannot be run: {problem}", mark) from None
-        number = self._plans.setdefault(plan, len(self._plans))
+        if plan not in self._plans:
+            self._plans[plan] = len(self._plans), maker(plan)
         if group is not None and "separation" in group.name:
             self.patterns.append(group.name)
-        return Planned(plan, number, group.group if group is not None else -1)
+        return Planned(plan, *self._plans[plan], group.group if group is not None else -1)
 
-    def mapped(self, template: Template, labels: list[Labels]) -> Plan:
+    def mapped(self, template: Template, labels: Sequence[Labels]) -> Plan:
         left = template.member(template.left, labels)
         right = tuple(template.member(p, labels) for p in template.right)
         if template.double:
@@ -265,13 +324,19 @@ class RuleBuilder(Evaluator):
             raise Fault("a probability of any value is for patterns only; wanted a number", self.mark(node.at))
         if node.probability is None:
             return None
-        run, mark = self.expression(node.probability).run, self.mark(node.probability.at)
-        rate = self.mode is Mode.GILLESPIE
+        run, check = self.expression(node.probability).run, self.checked_number(self.mark(node.probability.at))
 
         def number(local: Locals) -> float:
             value = run(local)
-            if value.__class__ is float and ROUNDING < value < 1 - ROUNDING:
-                return value
+            return value if value.__class__ is float and ROUNDING < value < 1 - ROUNDING else check(value)
+
+        return number
+
+    def checked_number(self, mark: Mark) -> Callable[[Value], float]:
+        """The check of what stands behind `::`."""
+        rate = self.mode is Mode.GILLESPIE
+
+        def check(value: Value) -> float:
             if isinstance(value, str):
                 raise Fault(f"a probability is a number; found the string {value[:40]!r}", mark)
             p = float(value)
@@ -287,20 +352,21 @@ class RuleBuilder(Evaluator):
                 raise Fault(f"the probability {p}; wanted 0 to 1", mark)
             return p
 
-        return number
+        return check
 
     def priority(self, node: RuleNode) -> Callable[[Locals], int] | None:
         if node.priority is None:
             return None
-        run, mark = self.expression(node.priority).run, self.mark(node.priority.at)
+        run, check = self.expression(node.priority).run, self.checked_priority(self.mark(node.priority.at))
+        return lambda local: check(run(local))
 
-        def priority(local: Locals) -> int:
-            value = run(local)
+    def checked_priority(self, mark: Mark) -> Callable[[Value], int]:
+        def check(value: Value) -> int:
             if not isinstance(value, int) or value < 0:
                 raise Fault(f"the priority {value}; wanted a whole number, 0 or more", mark)
             return value
 
-        return priority
+        return check
 
     def extra(self, node: RuleNode) -> Callable[[Locals], dict[str, Value]] | None:
         return self.feature_values(node.features) if node.features else None
@@ -370,13 +436,9 @@ class RuleBuilder(Evaluator):
             name = ",".join(label(local))
             self.room(mark)
             rule = Rule(name, taken, send=send, guard=guard(*taken[0]), delay=steps, where=where)
-            if self._seen.setdefault(rule, len(self.rules)) == len(self.rules):
+            if self.seen.setdefault(rule, len(self.rules)) == len(self.rules):
+                self.samples.append(len(self.rules))
                 self.rules.append(rule)
                 self.groups.append(0)
 
         return run
-
-
-def _kind(found: Bag) -> int:
-    """Whether a bag has nothing, one object, or more."""
-    return 0 if not found else 1 if len(found) == 1 and found[0][1] == 1 else 2

@@ -231,7 +231,7 @@ class Evaluator(Sink):
         unequal = [r for r in ranges if r.variable is None]
         if unequal:
             body = self.filtered(unequal, body)
-        for part in _order([r for r in ranges if r.variable is not None]):
+        for part in in_order([r for r in ranges if r.variable is not None]):
             body = self.range(part, body)
         return body
 
@@ -361,7 +361,7 @@ def _names(node: object) -> set[str]:
     return found
 
 
-def _order(ranges: list[Range]) -> list[Range]:
+def in_order(ranges: Sequence[Range]) -> list[Range]:
     """Innermost first. The last range that is written is the outermost, unless it needs the variable of another."""
     outer_first: list[Range] = []
     left = list(reversed(ranges))

@@ -6,9 +6,14 @@ membrane with its children. A plan says which of them go where; it is made once 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NamedTuple
 
 from echoc.compiler.ir.algebra import Bag, Guard, Inner, Result, Rule, Send, Target, Where, bag
+
+from .values import HIGH
 
 Indices = tuple[int, ...]
 
@@ -53,51 +58,56 @@ class Unmapped(Exception):
     """A rule that the algebra has no form for; the message says why."""
 
 
-def gather(bags: list[Bag], indices: Indices) -> Bag:
-    if len(indices) == 1:
-        return bags[indices[0]]
-    return bag([pair for i in indices for pair in bags[i]]) if indices else ()
+Maker = Callable[[tuple[Any, ...], int | None, float | None, float | None, Guard | None, Where], Rule]
+"""The rule of a plan from (anything, its bags ...), priority, probability, rate, guard and place."""
 
 
-def build(
-    plan: Plan,
-    bags: list[Bag],
-    priority: int | None,
-    probability: float | None,
-    rate: float | None,
-    guard: Guard | None,
-    where: Where,
-) -> Rule:
-    """The rule of a plan."""
-    inner = tuple(
-        [
-            Inner(
-                i.label,
-                i.charge,
-                gather(bags, i.consume),
-                tuple([Result(r.label, r.charge, gather(bags, r.produce)) for r in i.results]),
-            )
-            for i in plan.inner
-        ]
+def gather(bags: tuple[Any, ...], indices: Indices) -> Bag:
+    """The sum of some of the bags. Raises Unmapped."""
+    found = bag([pair for i in indices for pair in bags[i + 1]])
+    if any(count > HIGH for _, count in found):
+        raise Unmapped("the multiplicity of an object does not fit in 64 bits")
+    return found
+
+
+def maker(plan: Plan) -> Maker:
+    """A function that makes the rules of a plan. Plans that differ in labels and charges only share its code."""
+    scope: dict[str, object] = {"gather": gather, "Rule": Rule, "Inner": Inner, "Result": Result, "Send": Send}
+    scope["OUT"] = Target.OUT
+
+    def known(value: object) -> str:
+        scope[f"c{len(scope)}"] = value
+        return f"c{len(scope) - 1}"
+
+    def objects(indices: Indices) -> str:
+        return "()" if not indices else f"b[{indices[0] + 1}]" if len(indices) == 1 else f"gather(b, {indices})"
+
+    def result(r: ResultPlan) -> str:
+        if not r.produce:
+            return known(Result(r.label, r.charge))
+        return f"Result({known(r.label)}, {known(r.charge)}, {objects(r.produce)})"
+
+    def inner(i: InnerPlan) -> str:
+        if not i.consume and not any(r.produce for r in i.results):
+            return known(Inner(i.label, i.charge, (), tuple([Result(r.label, r.charge) for r in i.results])))
+        results = "".join(f"{result(r)}, " for r in i.results)
+        return f"Inner({known(i.label)}, {known(i.charge)}, {objects(i.consume)}, ({results}))"
+
+    out = f"(Send(OUT, out),) if (out := {objects(plan.out)}) else ()" if plan.out else "()"
+    members = "".join(f"{inner(i)}, " for i in plan.inner)
+    fixed = f"{known(plan.charge)}, {known(plan.new_charge)}, {known(plan.dissolve)}"
+    text = (
+        f"lambda b, priority, probability, rate, guard, where: Rule({known(plan.label)}, {objects(plan.consume)}, "
+        f"{objects(plan.produce)}, ({members}), {fixed}, {out}, guard, (), (), priority, probability, rate, 0, (), "
+        "None, None, where)"
     )
-    out = gather(bags, plan.out)
-    return Rule(
-        plan.label,
-        gather(bags, plan.consume),
-        gather(bags, plan.produce),
-        inner,
-        plan.charge,
-        plan.new_charge,
-        plan.dissolve,
-        (Send(Target.OUT, out),) if out else (),
-        guard,
-        (),
-        (),
-        priority,
-        probability,
-        rate,
-        where=where,
-    )
+    made: Maker = eval(_code(text), scope)
+    return made
+
+
+@lru_cache(maxsize=10_000)
+def _code(text: str) -> CodeType:
+    return compile(text, "<rules of a plan>", "eval")
 
 
 def plan_rule(
