@@ -93,6 +93,8 @@ class Formulas:
         if name not in self.functions:
             raise MathError(f"the function {name} is not defined")
         definition = self.functions[name]
+        if definition is None or not definition.isLambda():
+            raise MathError(f"the function {name} has no formula")
         count = definition.getNumChildren() - 1
         if count != len(arguments):
             raise MathError(f"{name} takes {count} arguments; found {len(arguments)}")

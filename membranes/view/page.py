@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,4 +134,5 @@ def _whole(count: int) -> int | str:
 
 
 def _real(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    """None for what JavaScript has no number for."""
+    return value if abs(value) <= sys.float_info.max else None

@@ -141,7 +141,7 @@ class _At:
         try:
             return float(value)
         except OverflowError:
-            return math.copysign(math.inf, value)
+            return math.inf if value > 0 else -math.inf
 
     def counts(self, value: Any, what: str) -> dict[str, int]:
         return {k: self.integer(v, f"the count of {k[:40]!r}", 1) for k, v in self.object(value, what).items()}

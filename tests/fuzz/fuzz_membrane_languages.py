@@ -1,10 +1,10 @@
-"""Throws damaged and made-up sources at the readers of membrane languages.
+"""Throws damaged and made-up sources at the readers of membranes: languages, topologies, traces, trees, tableaus.
 
     python tests/fuzz/fuzz_membrane_languages.py --seconds 60 --language plingua
 
-A reader may give a system or raise a CompileError, and nothing else, in bounded time. The first input that breaks this
-is written to a file and the run ends with 1. A language is registered in LANGUAGES: its reader, its words, and small
-sources to mutate.
+A reader may give what it reads or raise an EchoError, and nothing else, in bounded time and memory. The first input
+that breaks this is written to a file and the run ends with 1. A language is registered in LANGUAGES: its reader, its
+words, and small sources to mutate.
 """
 
 from __future__ import annotations
@@ -13,27 +13,22 @@ import argparse
 import importlib
 import importlib.util
 import random
+import resource
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from echoc.errors import CompileError
+import membrane_readers as readers
+from membrane_readers import Language
+
+from echoc.errors import EchoError
 
 HERE = Path(__file__).resolve().parent
 SLOW = 20.0  # seconds of CPU for one small input: longer is a hang
-
-
-@dataclass(frozen=True, slots=True)
-class Language:
-    """How to read one language. `words` are tokens to mix, `seeds` sources to mutate."""
-
-    read: Callable[[str], object]
-    words: Sequence[str]
-    seeds: Sequence[str]
+MEMORY = 4 << 30  # bytes of address space: an input that wants more fails
 
 
 def mutate(source: str, words: Sequence[str], generator: random.Random) -> str:
@@ -71,7 +66,7 @@ def attempt(language: Language, source: str) -> str:
     start = time.process_time()
     try:
         language.read(source)
-    except CompileError as error:
+    except EchoError as error:
         if not str(error).strip():
             return "an error without a message"
     except Exception:
@@ -127,6 +122,11 @@ def _module(name: str, words: str, seeds: Sequence[str]) -> Callable[[], Languag
 
 LANGUAGES: dict[str, Callable[[], Language]] = {
     "plingua": _plingua,
+    "sbml": readers.sbml,
+    "topology": readers.topology,
+    "trace": readers.trace,
+    "trees": readers.trees,
+    "tableau": readers.tableau,
     "kplingua": _module(
         "kplingua",
         "type { } max choice arbitrary . , ; -> - : a b 2a >= <= = < > & | ! ( ) [ ] # @ A B m1 in out \\- /* */ 99",
@@ -156,24 +156,26 @@ def main() -> int:
     options.add_argument("--failure", type=Path, default=Path("fuzz_failure.txt"), help="where a failing input goes")
     given = options.parse_args()
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for name in LANGUAGES if given.language == "all" else [given.language]:
         language = LANGUAGES[name]()
         generator = random.Random(given.seed)
         end, count = time.monotonic() + given.seconds, 0
         while time.monotonic() < end:
-            whole = generator.random() < 0.85
-            source = (
-                mutate(generator.choice(list(language.seeds)), language.words, generator)
-                if whole
-                else soup(language.words, generator)
-            )
+            source, kind = generator.choice(list(language.seeds)), generator.random()
+            if kind < 0.5 and language.change is not None:
+                source = language.change(source, generator)
+            elif kind < 0.85:
+                source = mutate(source, language.words, generator)
+            else:
+                source = soup(language.words, generator)
             count += 1
             problem = attempt(language, source)
             if problem:
                 given.failure.write_bytes(source.encode("utf-8", "surrogatepass"))
                 print(f"{name}: input {count} (seed {given.seed}), written to {given.failure}:\n{problem}")
                 return 1
-        print(f"{name}: {count} inputs, each a system or a CompileError")
+        print(f"{name}: {count} inputs, each read or refused by an EchoError")
     return 0
 
 

@@ -378,6 +378,8 @@ LOOP = ("<listOfRules><assignmentRule variable=\"p\">" + MATH.format(ci("q")) + 
         (model(species("A", 1), reaction("r", {"A": 1}, {}, ci("z"))), 5, "z has no value"),
         (model(species("A", 1), reaction("r", {"A": 1}, {}, "")), 5, "has no rate law"),
         (model(species("A", 1), reaction("r", {"A": 1}, {}, f"<apply>{ci('h', 'A')}</apply>")), 5, "h is not defined"),
+        (model(species("A", 1), reaction("r", {"A": 1}, {}, tower(1)), functions='<functionDefinition id="g0"/>'), 6,
+         "g0 has no formula"),
         (model(species("A", 1), reaction("r", {"A": 1}, {}, apply("plus", apply("minus", ci("A"), cn(1)), cn(2)),
                                          reversible=True)), 5, "reversible reaction r"),
         (model(species("A", 1), reaction("r", {"A": 1}, {}, TIME)), 5, "time"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from echoc.membranes.view.page import render
 from echoc.membranes.view.reading import read_trace
 from echoc.membranes.view.trace import Fired, Frame, Header, Membrane, Total, TraceError, TraceWriter
 
@@ -133,3 +134,11 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         read_trace(tmp_path / "t")
     with pytest.raises(TraceError, match="cannot be read"):
         read_trace(tmp_path / "missing")
+
+
+def test_numbers_beyond_any_float_are_read_and_shown() -> None:
+    huge = "9" * 400
+    text = f'{START}{{"step":0,"time":-{huge},"values":{{"x":{huge}}}}}\n{{"step":{huge},"values":{{"x":1}}}}\n'
+    frames = list(read_trace(io.StringIO(text)))
+    assert frames[0].time == -math.inf and frames[0].values == {"x": math.inf} and frames[1].step == int(huge)
+    assert render(read_trace(io.StringIO(text)))
