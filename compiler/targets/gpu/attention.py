@@ -1,0 +1,214 @@
+"""Attention and its state on GPUs: `append` writes entries into pages, `attend` reads them.
+
+Two forms. Decode, for few rows: a program takes one row, the heads that share one kv head and a part of the row's
+context; a second kernel merges the parts. Prefill, for many: a program takes a block of rows of one sequence (or of
+several, one after another) and skips the tiles of keys that none of them sees. Grids depend on the number of rows
+alone, and so does nothing else of a row's result on the rows beside it: the parts are cut by the row's own position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from echoc.compiler.ir import Node, StateType
+from echoc.compiler.ir.types import Dim
+from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.targets.cpu.kernels import listing, state_name
+from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.printer import Arguments, Printer, Workspace
+from echoc.compiler.targets.index import dim_text
+
+if TYPE_CHECKING:
+    from echoc.compiler.targets.gpu.render import Renderer
+
+PAGE = 16
+LOG2_E = 1.4426950408889634
+DECODE_ROWS = 256  # up to so many rows each row reads its context alone
+MAX_BLOCK = 4096  # elements of an entry that an append writes at a time
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one attention: `group` query heads share each of `kv_heads`."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    kv: str
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def width(self) -> int:
+        return power_of_two(self.head_dim)
+
+    @property
+    def v_width(self) -> int:
+        return power_of_two(self.v_head_dim)
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    """The power of two that holds n."""
+    return max(1 << (n - 1).bit_length(), least)
+
+
+def append(renderer: Renderer, group: Group, deterministic: bool, form: int | None) -> list[Kernel]:
+    """One kernel for all appends of the group (K and V of a layer): one program a row."""
+    arguments = renderer.arguments()
+    states = []
+    for node in group.nodes:
+        state, values, sequences, positions, table = node.inputs
+        type_ = state.type
+        assert isinstance(type_, StateType)
+        heads, dim = type_.shape
+        states.append(
+            {
+                "state": arguments.get(state_name(state), str(type_.dtype), written=True),
+                "values": arguments.get(root(values)), "heads": heads, "dim": dim,
+                "block": min(power_of_two(heads * dim), MAX_BLOCK),
+            }
+        )  # fmt: skip
+        places = {(sequences, positions, table)}
+    holes: dict[str, Any] = {
+        "states": states, "sequences": arguments.get(sequences), "positions": arguments.get(positions),
+        "table": arguments.get(table), "blocks": dim_text(table.shape[1]),
+    }  # fmt: skip
+    assert len(places) == 1
+    return [
+        renderer.finish("append", listing(group), arguments, ((group.domain, 1),), num_warps=4, dependent=True, **holes)
+    ]
+
+
+def attend(renderer: Renderer, group: Group, deterministic: bool, form: int | None) -> list[Kernel]:
+    """The kernels of one attention for at most `form` rows (None: any number)."""
+    (node,) = group.nodes
+    k, v = node.inputs[1].type, node.inputs[2].type
+    assert isinstance(k, StateType) and isinstance(v, StateType)
+    shape = Shape(int(str(node.inputs[0].shape[1])), k.shape[0], k.shape[1], v.shape[1], str(k.dtype))
+    if form is not None and form <= DECODE_ROWS:
+        return decode(renderer, group, node, shape, splits_for(shape, form))
+    return [prefill(renderer, group, node, shape, deterministic)]
+
+
+def splits_for(shape: Shape, rows: int) -> int:
+    """Parts of a context: so many programs that a device is busy, a power of two."""
+    splits = 16
+    while splits > 1 and splits * shape.kv_heads * max(rows // 4, 1) > 1024:
+        splits //= 2
+    return splits
+
+
+def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, splits: int) -> list[Kernel]:
+    lanes = min(power_of_two(shape.group), 64)
+    head_blocks = -(-shape.group // lanes)
+    rows = node.inputs[0].shape[0]
+    wide = max(shape.width, shape.v_width) * (2 if shape.kv == "f32" else 1)
+    tile = 64 if wide <= 128 else 32 if wide <= 256 else 16
+    partial = Workspace(rows * (shape.heads * splits * shape.v_head_dim * 4))
+    bounds = Workspace(rows * (shape.heads * splits * 8))
+    arguments, holes = _common(renderer, node, shape, tile)
+    holes |= {"lanes": lanes, "head_blocks": head_blocks, "splits": splits}
+    if splits == 1:
+        holes["sink"] = _sink(arguments, node, "head", f"[{lanes}]")
+        holes["out"] = arguments.get(node, written=True)
+    else:
+        holes["partial"] = arguments.get(partial, "f32", written=True)
+        holes["bounds"] = arguments.get(bounds, "f32", written=True)
+    schedule = {"form": "decode", "splits": splits, "tile": tile}
+    grid: tuple[tuple[Dim, int], ...] = ((rows, 1), (shape.kv_heads * head_blocks, 1), (splits, 1))
+    first = renderer.finish(
+        "attend_decode", listing(group), arguments, grid, num_warps=4, num_stages=3, dependent=True,
+        schedule=schedule, **holes,
+    )  # fmt: skip
+    if splits == 1:
+        return [first]
+    arguments = renderer.arguments()
+    holes = {
+        "partial": arguments.get(partial, "f32"), "bounds": arguments.get(bounds, "f32"),
+        "out": arguments.get(node, written=True), "positions": arguments.get(node.inputs[4]), "heads": shape.heads,
+        "v_head_dim": shape.v_head_dim, "v_width": shape.v_width, "splits": splits, "tile": tile,
+        "window": node["window"], "sink": _sink(arguments, node, "head", ""),
+    }  # fmt: skip
+    grid = ((rows, 1), (shape.heads, 1))
+    second = renderer.finish(
+        "attend_merge", listing(group), arguments, grid, num_warps=1, dependent=True, schedule=schedule, **holes
+    )
+    return [first, second]
+
+
+def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, deterministic: bool) -> Kernel:
+    wide = max(shape.width, shape.v_width) * (2 if shape.kv == "f32" else 1)
+    lines = 128 if wide <= 128 else 64 if wide <= 256 else 32
+    tile = 64 if wide <= 128 else 32
+    lanes = min(shape.group, lines)
+    head_blocks = -(-shape.group // lanes)
+    rows = lines // lanes
+    arguments, holes = _common(renderer, node, shape, tile)
+    count = node.inputs[0].shape[0]
+    holes |= {
+        "out": arguments.get(node, written=True), "lines": lines, "lanes": lanes, "head_blocks": head_blocks,
+        "rows": rows, "count": dim_text(count), "sinks": "",
+        # Tiles that every row sees whole need no mask; two loops may round differently, one does not.
+        "plain_tiles": not node["window"] and not deterministic,
+    }  # fmt: skip
+    if node["sinks"]:
+        holes["sinks"] = arguments.get(root(node.inputs[6]))
+    return renderer.finish(
+        "attend_prefill", listing(group), arguments, ((count, rows), (shape.kv_heads * head_blocks, 1)),
+        num_warps=8 if lines == 128 and wide > 64 else 4, num_stages=2 if wide > 128 else 3, dependent=True,
+        schedule={"form": "prefill", "lines": lines, "tile": tile}, **holes,
+    )  # fmt: skip
+
+
+def _common(renderer: Renderer, node: Node, shape: Shape, tile: int) -> tuple[Arguments, dict[str, Any]]:
+    """Arguments and holes that both forms share."""
+    q, k, v, sequences, positions, table = node.inputs[:6]
+    assert isinstance(k.type, StateType) and isinstance(v.type, StateType)
+    arguments = renderer.arguments()
+    holes: dict[str, Any] = {
+        "q": arguments.get(root(q)), "k": arguments.get(state_name(k), str(k.type.dtype)),
+        "v": arguments.get(state_name(v), str(v.type.dtype)), "sequences": arguments.get(sequences),
+        "positions": arguments.get(positions), "table": arguments.get(table), "blocks": dim_text(table.shape[1]),
+        "heads": shape.heads, "kv_heads": shape.kv_heads, "group": shape.group, "head_dim": shape.head_dim,
+        "v_head_dim": shape.v_head_dim, "width": shape.width, "v_width": shape.v_width, "window": node["window"],
+        "tile": tile,
+    }  # fmt: skip
+    plain = not node["softcap"] and not node["body"]
+    holes["scale"] = repr(node["scale"] * (LOG2_E if plain else 1.0))
+    lines = []
+    if node["softcap"]:
+        lines.append(f"score = attend.tanh(score * {1.0 / node['softcap']!r}) * {node['softcap']!r}")
+    if node["body"]:
+        lines += _body(renderer, node.inputs[-1], arguments)
+    if not plain:
+        lines.append(f"score = score * {LOG2_E!r}")
+    holes["body"] = lines
+    return arguments, holes
+
+
+def _body(renderer: Renderer, body: Node, arguments: Arguments) -> list[str]:
+    """The inlined body over a block of scores [lines, keys]."""
+    printer = Printer(arguments, renderer.bounds)
+    lines, keys = printer.axis(), printer.axis()
+    printer.name("head", lines)
+    printer.name("position", lines)
+    printer.name("kpos", keys)
+    printer.named = {
+        "score": printer.name("score", lines, keys), "head": "head.to(tl.int64)[:, None]",
+        "kpos": "kpos.to(tl.int64)[None, :]", "qpos": "(position + tl.zeros_like(head)).to(tl.int64)[:, None]",
+    }  # fmt: skip
+    scope = printer.scope()
+    value = scope.value(body, ())
+    return [*scope.lines, f"score = {value}"]
+
+
+def _sink(arguments: Arguments, node: Node, head: str, shape: str) -> str:
+    if node["sinks"]:
+        name = arguments.get(root(node.inputs[6]))
+        mask = ", mask=mine, other=0.0" if shape else ""
+        return f"tl.load({name} + {head}{mask}).to(tl.float32)"
+    return f'tl.full({shape or "[1]"}, float("-inf"), tl.float32)'

@@ -1,0 +1,280 @@
+"""Matmuls with packed weights on GPUs: a GEMV for up to four rows, tiles for more, experts by sorted rows.
+
+Siblings (matmuls of the same rows with weights of their own, such as q, k and v) share a launch: each has its own
+tiles of columns. Sisters (one group's matmuls, such as gate and up) share a program: its epilogue combines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from echoc.compiler.ir import Node
+from echoc.compiler.ir.types import Dim, dim_value
+from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
+from echoc.compiler.passes.pack import Packed
+from echoc.compiler.targets.cpu.kernels import listing
+from echoc.compiler.targets.gpu import weights
+from echoc.compiler.targets.gpu.attention import power_of_two
+from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.printer import Arguments, Printer, Scope, Workspace
+from echoc.compiler.targets.index import Index, dim_text, flatten
+from echoc.errors import CompileError
+
+if TYPE_CHECKING:
+    from echoc.compiler.targets.gpu.render import Renderer
+
+GEMV_ROWS = 4
+BUSY = 120  # programs that keep a large device busy
+BAND = 8
+ROUTE_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sizes of a matmul's programs: `block` rows by `columns` columns (of every sister), `depth` values of K a step."""
+
+    form: str
+    block: int
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+    def record(self, packed: Packed) -> dict[str, Any]:
+        return {
+            "form": self.form, "block": self.block, "columns": self.columns, "depth": self.depth,
+            "warps": self.num_warps, "stages": self.num_stages, "format": packed.format, "group": packed.group,
+            "interleave": packed.interleave, "n": packed.n, "k": packed.k,
+        }  # fmt: skip
+
+
+def siblings(groups: Sequence[Group], packing: Callable[[Group], Packed]) -> list[list[Group]]:
+    """Groups in launch order as runs that share a launch: matmuls of one stage, the same rows and the same format."""
+    out: list[list[Group]] = []
+    for group in groups:
+        for run in out:
+            if run[0].family == group.family == "gemm" and _alike(run[0], group, packing):
+                run.append(group)
+                break
+        else:
+            out.append([group])
+    return out
+
+
+def _alike(a: Group, c: Group, packing: Callable[[Group], Packed]) -> bool:
+    p, q = a.matmuls[0], c.matmuls[0]
+    same = a.stage == c.stage and root(p.x) is root(q.x) and p.rows == q.rows and len(a.matmuls) == len(c.matmuls)
+    return same and _form(packing(a)) == _form(packing(c))
+
+
+def _form(packed: Packed) -> tuple[str, int, int]:
+    return packed.format, packed.group, packed.k
+
+
+def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bool, form: int | None) -> list[Kernel]:
+    """The kernels of one launch's matmul groups (one group, or siblings) for at most `form` tokens (None: any).
+
+    A row's result depends on the row alone in every form, so that the deterministic ones are no others.
+    """
+    groups = [group] if isinstance(group, Group) else list(group)
+    first = groups[0].matmuls[0]
+    packed = [renderer.packing.of(g) for g in groups]
+    bound = None
+    if form is not None:
+        bound = dim_value(first.rows, {name: min(high, form) for name, high in renderer.bounds.items()})
+    columns = sum(g.matmuls[0].n for g in groups)
+    if first.ids is not None:
+        few = bound is not None and bound <= max(16, packed[0].experts)
+        if few:
+            return [_gemv(renderer, groups, packed, replace(gemv_schedule(1, columns, packed[0]), block=1))]
+        schedule = gemm_schedule(16 if bound is not None and bound <= 1024 else None, columns, packed[0])
+        route, routing = _route(renderer, groups[0], packed[0])
+        return [route, _gemm(renderer, groups, packed, schedule, routing)]
+    if bound is not None and bound <= GEMV_ROWS:
+        return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
+    return [_gemm(renderer, groups, packed, gemm_schedule(bound, columns, packed[0]))]
+
+
+def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
+    """About 16 KB of weights in flight a program of 128 threads, half of it before the step's input is there."""
+    span = weights.SPANS[packed.format]
+    depth = min(power_of_two(weights.layout(packed).padded_k), 128 * span)
+    each = 8 if columns >= 8 * BUSY else 4
+    return Schedule("gemv", rows, max(each // packed.interleave, 2), depth, 4, 1)
+
+
+def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
+    """Tiles by the number of rows: narrow ones that spread few rows' weights over the device, square ones for many."""
+    precise = packed.format == "f32"
+    sisters = packed.interleave
+    depth = max(64 if not precise else 32, packed.group)
+    if bound is not None and bound <= 256:
+        block = 16 if bound <= 16 else 64
+        wide = 16
+        while wide < 64 and columns >= 2 * wide * BUSY:
+            wide *= 2
+        wide = max(wide // (2 if sisters > 2 else 1), 16)
+        depth = max(depth, 128) if not precise else depth
+        return Schedule("tiles", block, wide, depth, 2 if block * wide <= 512 else 4, 4 if sisters == 1 else 3)
+    wide = 128 if sisters == 1 else 64
+    if precise:
+        return Schedule("tiles", 64, 64 if sisters == 1 else 32, depth, 4, 2)
+    return Schedule("tiles", 128, wide if sisters <= 2 else 32, depth, 8, 3)
+
+
+def _gemv(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule) -> Kernel:
+    first = groups[0].matmuls[0]
+    form = weights.layout(packed[0])
+    span = weights.SPANS[form.format]
+    vectors = schedule.depth // span
+    used = form.padded_k // span
+    arguments = renderer.arguments()
+    holes = _common(renderer, arguments, groups, packed, schedule)
+    holes |= {
+        "rows": schedule.block, "unit": weights.UNITS[form.format], "span": span, "vectors": vectors,
+        "steps": -(-used // vectors), "cut": used % vectors != 0 or form.k != form.padded_k, "ids": "",
+        "block": 1 << (schedule.block - 1).bit_length(),
+    }  # fmt: skip
+    if first.ids is not None:
+        holes |= {"ids": arguments.get(root(first.ids)), "experts": packed[0].experts, "slab": form.slab}
+    return renderer.finish(
+        "gemv", _listing(groups), arguments, ((holes["tiles"], 1), (first.rows, schedule.block)),
+        num_warps=schedule.num_warps, num_stages=schedule.num_stages, dependent=True,
+        schedule=schedule.record(packed[0]), **holes,
+    )  # fmt: skip
+
+
+def _gemm(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule,
+          routing: tuple[Workspace, Workspace] | None = None) -> Kernel:  # fmt: skip
+    first = groups[0].matmuls[0]
+    form = weights.layout(packed[0])
+    depth = schedule.depth // (weights.SPANS[form.format] // weights.UNITS[form.format])
+    arguments = renderer.arguments()
+    holes = _common(renderer, arguments, groups, packed, schedule)
+    holes |= {
+        "depth": depth, "steps": -(-form.row // depth), "cut": form.row % depth != 0 or form.k != form.padded_k,
+        "block": schedule.block, "band": BAND, "routed": routing is not None, "prefetch": schedule.block == 16
+        and routing is None,
+    }  # fmt: skip
+    grid: tuple[tuple[Dim, int], ...] = ((first.rows, schedule.block), (holes["tiles"], 1))
+    if routing is not None:
+        holes |= {
+            "order": arguments.get(routing[0], "i32"), "sizes": arguments.get(routing[1], "i32"), "slab": form.slab,
+            "experts": packed[0].experts, "experts_block": power_of_two(packed[0].experts),
+        }  # fmt: skip
+        grid = ((holes["tiles"], 1), (first.rows + packed[0].experts * schedule.block, schedule.block))
+    return renderer.finish(
+        "gemm", _listing(groups), arguments, grid, num_warps=schedule.num_warps, num_stages=schedule.num_stages,
+        dependent=True, schedule=schedule.record(packed[0]), **holes,
+    )  # fmt: skip
+
+
+def _route(renderer: Renderer, group: Group, packed: Packed) -> tuple[Kernel, tuple[Workspace, Workspace]]:
+    """The kernel that sorts rows by expert, and where it leaves the sorted rows and the number of each expert's."""
+    first = group.matmuls[0]
+    assert first.ids is not None
+    order, sizes = Workspace(first.rows * 4), Workspace(packed.experts * 4)
+    arguments = renderer.arguments()
+    holes: dict[str, Any] = {
+        "ids": arguments.get(root(first.ids)), "order": arguments.get(order, "i32", written=True),
+        "sizes": arguments.get(sizes, "i32", written=True), "count": dim_text(first.rows), "experts": packed.experts,
+        "block": ROUTE_BLOCK,
+    }  # fmt: skip
+    ir = [f"rows of {first.ids.type} sorted by expert"]
+    kernel = renderer.finish(
+        "route", ir, arguments, ((packed.experts, 1),), num_warps=4, dependent=True,
+        schedule={"block": ROUTE_BLOCK}, **holes,
+    )  # fmt: skip
+    return kernel, (order, sizes)
+
+
+def _common(renderer: Renderer, arguments: Arguments, groups: Sequence[Group], packed: Sequence[Packed],
+            schedule: Schedule) -> dict[str, Any]:  # fmt: skip
+    """Arguments and holes of every form: x, the siblings' weights and epilogues."""
+    first = groups[0].matmuls[0]
+    form = weights.layout(packed[0])
+    x = arguments.get(root(first.x))
+    parts, start = [], 0
+    for group, entry in zip(groups, packed, strict=True):
+        each = weights.layout(entry)
+        pointer = arguments.get(entry, weights.element(entry))
+        tiles = -(-entry.n // schedule.columns)
+        offsets = [f" + {s * entry.experts * each.slab}" if s else "" for s in range(entry.interleave)]
+        if first.ids is not None:
+            offsets = [o + " + slab" for o in offsets]
+        printer = Epilogue(renderer, arguments, group)
+        parts.append(
+            {
+                "start": start, "stop": start + tiles, "n": entry.n, "weight": pointer, "offsets": offsets,
+                "scales": each.scales, "body": printer.render(),
+            }
+        )  # fmt: skip
+        start += tiles
+    return {
+        "x": x, "parts": parts, "sisters": len(groups[0].matmuls), "columns": schedule.columns, "tiles": start,
+        "ragged": any(p.n % schedule.columns for p in packed), "count": dim_text(first.rows), "format": form.format,
+        "group": form.group, "groups": form.groups, "row": form.row, "k": form.k,
+    }  # fmt: skip
+
+
+def _listing(groups: Sequence[Group]) -> list[str]:
+    return [line for g in groups for line in listing(g)]
+
+
+class Epilogue(Printer):
+    """The riders of a matmul group over a block of its result: rows `m` [BM, 1], columns `n` [1, BN]."""
+
+    def __init__(self, renderer: Renderer, arguments: Arguments, group: Group) -> None:
+        super().__init__(arguments, renderer.bounds)
+        self.group = group
+        self.external = renderer.external
+        self.n = group.matmuls[0].n
+        rows, columns = self.axis("mask_m"), self.axis("mask_n")
+        self.m = self.variable("m", rows)
+        self.column = self.variable("n", columns, high=self.n) if self.n > 1 else Index()
+        self.members = set(group.nodes)
+        self.accumulators = {m.node: self.name(f"acc{i}", rows, columns) for i, m in enumerate(group.matmuls)}
+
+    def is_external(self, node: Node) -> bool:
+        return node not in self.members and (node.op in IN_MEMORY or self.external(node))
+
+    def own(self, node: Node, scope: Scope) -> tuple[Index, ...]:
+        """Where this element lies in a value of as many elements as the matmul's result."""
+        return tuple(scope.unflatten(self.m * self.n + self.column, node.shape))
+
+    def load(self, node: Node, index: tuple[Index, ...], scope: Scope) -> str | None:
+        if node in self.accumulators:
+            if index != self.own(node, scope):
+                offset = flatten(index, node.shape, scope.bind)
+                if dict(offset.terms) != dict((self.m * self.n + self.column).terms) or offset.const:
+                    raise CompileError(f"the epilogue of {node.type} reads another element than its own")
+            return self.accumulators[node]
+        if node.op == "reshape" and node.tensor.size == self.group.outputs[0].tensor.size:
+            source = node.inputs[0]
+            if source.tensor.rank and index == self.own(node, scope):
+                return scope.value(source, self.own(source, scope))  # a view of the same element, without divisions
+        return super().load(node, index, scope)
+
+    def render(self) -> list[str]:
+        """Statements that compute and store the group's outputs."""
+        scope = self.scope()
+        for node in self.group.outputs:
+            if not node.tensor.rank:
+                raise CompileError(f"a scalar {node.op} cannot ride on a matmul")
+            index = self.own(node, scope)
+            value = scope.value(node, index)
+            scope.lines.append(scope.store(node, index, value, "mask_m & mask_n"))
+        return scope.lines
+
+
+def packed_row(packed: Packed, which: int, pointer: str, row: str, column: str, mask: str = "") -> str:
+    """The Triton expression (f32) of source `which` of a packed table at blocks of rows and columns; 0 where masked."""
+    form = weights.layout(packed)
+    values = f"{pointer} + {which * packed.experts * form.slab}" if which else pointer
+    scales = f"({values} + {form.scales}).to(tl.pointer_type(tl.float16))" if form.group else values
+    return (
+        f'weights.pick({values}, {scales}, {row}, {column}, {mask or "None"}, "{form.format}", {form.group}, '
+        f"{form.row}, {form.groups})"
+    )

@@ -1,0 +1,109 @@
+"""Generated kernels run one after another in Triton's interpreter, their memory made as they ask for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from echoc.compiler.api import lookup
+from echoc.compiler.ir import Node, Program
+from echoc.compiler.ir.types import dim_value
+from echoc.compiler.passes.fuse import Fuser, Group
+from echoc.compiler.passes.pack import Packed, plan_packing
+from echoc.compiler.targets.gpu import matmul, weights
+from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.printer import Workspace
+from echoc.compiler.targets.gpu.render import Device, Renderer
+from echoc.compiler.weights import Weights
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+TORCH = {
+    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
+    "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8,
+}  # fmt: skip
+
+
+class Launches:
+    """The kernels of a program's one rule: `kernels` in order, `memory` by what their arguments point to."""
+
+    def __init__(self, program: Program, form: int | None, weights_dtype: str = "f32", group: int = 32,
+                 deterministic: bool = False, device: Device | None = None, join: bool = True) -> None:  # fmt: skip
+        self.program = program
+        rule = program.skin.rules[0]
+        fuser = Fuser(rule)
+        groups = fuser.groups()
+        self.outputs = dict(rule.outputs)
+        self.packing = plan_packing(fuser, groups, weights_dtype, group)
+        bounds = {name: high for name, (_, high) in program.symbols.items()}
+        self.renderer = Renderer(
+            bounds, self.packing, {n for g in groups for n in g.outputs}, frozenset(), device or Device("cuda")
+        )
+        self.kernels: list[Kernel] = []
+        runs: list[list[Group]] = matmul.siblings(groups, self.packing.of) if join else [[g] for g in groups]
+        for run in runs:
+            if run[0].matmuls:
+                self.kernels += matmul.render(self.renderer, run, deterministic, form)
+            else:
+                self.kernels += self.renderer.kernels(run[0], deterministic, form)
+
+    def run(self, inputs: Arrays, values: Arrays, symbols: Mapping[str, int], states: Arrays | None = None) -> Arrays:
+        """The out ports, with `inputs` as the in ports and `states` [pages, 16, heads, dim]."""
+        self.memory: dict[object, torch.Tensor] = {}
+        held = Weights(self.program.skin, lookup(dict(values)), {})
+
+        def make(key: object, element: str) -> torch.Tensor:
+            if isinstance(key, str):
+                pages = torch.tensor(np.ascontiguousarray(dict(states or {})[key].transpose(0, 2, 1, 3)))
+                return pages.to(TORCH[element])
+            if isinstance(key, Packed):
+                data = np.concatenate([p.reshape(-1).view(np.uint8) for p in weights.parts(key, held, 1)])
+                assert data.nbytes == weights.nbytes(key)
+                return torch.from_numpy(data).view(TORCH[element])
+            if isinstance(key, Workspace):
+                return torch.full((dim_value(key.size, symbols),), 0xFF, dtype=torch.uint8).view(TORCH[element])
+            assert isinstance(key, Node)
+            if key.op in ("port", "weight"):
+                array = (inputs if key.op == "port" else values)[key["name"]]
+                return torch.tensor(np.ascontiguousarray(array)).to(TORCH[element])
+            return torch.full((dim_value(key.tensor.size, symbols),), 77).to(TORCH[element])
+
+        for kernel in self.kernels:
+            for argument in kernel.arguments:
+                if argument.key not in self.memory:
+                    self.memory[argument.key] = make(argument.key, argument.element)
+            pointers = [self.memory[a.key] for a in kernel.arguments]
+            grid = tuple(-(-dim_value(size, symbols) // tile) for size, tile in kernel.grid)
+            function(kernel)[grid](*pointers, *(symbols[s] for s in kernel.symbols))
+        return {
+            name: self.memory[node].to(torch.float32).numpy().reshape([dim_value(d, symbols) for d in node.shape])
+            for name, node in self.outputs.items()
+        }
+
+    def state(self, name: str) -> np.ndarray[Any, Any]:
+        """A state's pages [pages, 16, heads, dim] after the run."""
+        return self.memory[name].to(torch.float32).numpy().transpose(0, 2, 1, 3)
+
+
+def function(kernel: Kernel) -> Any:
+    """The kernel's function, from a file, where Triton looks for its source."""
+    folder = Path(tempfile.mkdtemp())
+    path = folder / f"{kernel.name}.py"
+    path.write_text(kernel.source)
+    spec = importlib.util.spec_from_file_location(kernel.name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, kernel.name)
+
+
+def close(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], tolerance: float) -> None:
+    """Both finite and near each other, relative to the largest wanted value."""
+    assert found.shape == wanted.shape and np.isfinite(found).all()
+    error = np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
+    assert error <= tolerance, f"relative error {error:.3g}; wanted {tolerance:.3g}"
