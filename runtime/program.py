@@ -10,12 +10,9 @@ import numpy.typing as npt
 
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
-from echoc.runtime.devices import Array, open_device
+from echoc.runtime.devices import Array, PageCount, open_device
 from echoc.runtime.manifest import DTYPES, PortSpec, VariantSpec
-from echoc.runtime.memory import available_memory
 from echoc.runtime.pages import PagePool
-
-_DEFAULT_POOL_SHARE = 0.4  # of the memory that is available when nothing was asked for
 
 
 class Program:
@@ -30,33 +27,53 @@ class Program:
         *,
         num_pages: int | None = None,
         state_bytes: int | None = None,
+        most_pages: int | None = None,
         num_threads: int | None = None,
         deterministic: bool = False,
         prefix_cache: bool = True,
+        device_index: int | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
         self.manifest = self.artifact.manifest
         self.deterministic = deterministic
         self._variants = _usable_variants(self.artifact, deterministic)
-        pages = _pool_size(self.artifact, num_pages, state_bytes)
-        self.device = open_device(self.artifact, num_pages=pages, num_threads=num_threads)
-        self.pool = PagePool(pages, max(self.manifest.page_size, 1), prefix_cache=prefix_cache)
+        self.device = open_device(
+            self.artifact,
+            num_pages=_pool_size(self.artifact, num_pages, state_bytes, most_pages),
+            num_threads=num_threads,
+            device_index=device_index,
+        )
+        self.pool = PagePool(self.device.num_pages, max(self.manifest.page_size, 1), prefix_cache=prefix_cache)
         self._symbols = {symbol.name: i for i, symbol in enumerate(self.manifest.symbols)}
         self._buffers: dict[str, Array] = {}
+        self._holder: ValueInstance | None = None  # whose values the device has; None: the program's own
+        self._own = np.empty(0, np.uint8)
 
-    def create(self) -> "Instance":
-        """A new instance with empty state."""
+    def create(self, **inputs: npt.ArrayLike) -> "Instance | ValueInstance":
+        """A new instance with empty state: an `Instance`, or a `ValueInstance` where state is values without pages.
+
+        `inputs` are for the latter: what the ports of these names get in each of its steps, as `seed` and `run`.
+        """
+        kinds = {state.kind for state in self.manifest.states}
+        if kinds == {"value"}:
+            return ValueInstance(self, inputs)
+        if inputs:
+            raise RequestError(f"an instance of {self.artifact.path} is stepped by tokens; it takes no {min(inputs)!r}")
         return Instance(self, self.pool.create(np.empty(0, np.int32), use_cache=False)[0])
 
     def step(
         self, inputs: Mapping[str, npt.ArrayLike], *, rule: str = "step", copy: bool = True, check: bool = True
     ) -> dict[str, Array]:
-        """Runs one step and returns the output ports by name.
+        """Runs one step on the program's own state, where it has some, and returns the output ports by name.
 
         `inputs` holds one array per input port; symbols take their values from the arrays' shapes. With copy=False
         the outputs are views that the next step overwrites. Raises RequestError for arrays that do not fit the ports,
         and for indices that point nowhere unless check=False says that they were made here.
         """
+        self._hold(None)
+        return self._step(inputs, rule, copy, check)
+
+    def _step(self, inputs: Mapping[str, npt.ArrayLike], rule: str, copy: bool, check: bool) -> dict[str, Array]:
         dims = [-1] * len(self._symbols)
         arrays: dict[str, Array] = {}
         for port in self.manifest.ports:
@@ -76,9 +93,17 @@ class Program:
         self.device.step(variant, dims, ordered)
         return {name: array.copy() for name, array in outputs.items()} if copy else outputs
 
-    def reset(self) -> None:
-        """Back to the start: state that belongs to the program, not to an instance of it, is as after loading."""
-        self.device.reset()
+    def _hold(self, instance: "ValueInstance | None") -> None:
+        """Puts the values of an instance (None: the program's own) where steps read and write them."""
+        if instance is self._holder:
+            return
+        held = self.device.save()
+        if self._holder is None:
+            self._own = held
+        else:
+            self._holder.values = held
+        self.device.restore(self._own if instance is None else instance.values)
+        self._holder = instance
 
     def max_tokens(self, rule: str = "step") -> int:
         """The most tokens one step takes."""
@@ -228,6 +253,29 @@ class Instance:
         self.release()
 
 
+class ValueInstance:
+    """One run of a program whose state is values: of a numerical P system, of a reservoir. Starts with zeros."""
+
+    def __init__(self, program: Program, inputs: Mapping[str, npt.ArrayLike], values: Array | None = None) -> None:
+        names = {port.name for port in program.manifest.ports if port.direction == "in"}
+        if unknown := sorted(set(inputs) - names):
+            raise RequestError(f"the program has no input port {unknown[0]!r}; it has {', '.join(sorted(names))}")
+        self.program, self.inputs = program, dict(inputs)
+        self.values = np.zeros_like(program.device.save()) if values is None else values
+
+    def step(
+        self, inputs: Mapping[str, npt.ArrayLike] | None = None, *, rule: str = "step", copy: bool = True
+    ) -> dict[str, Array]:
+        """Runs one step on this instance's state; as `Program.step`, with the inputs that it was created with."""
+        self.program._hold(self)
+        return self.program._step(self.inputs | dict(inputs or {}), rule, copy, check=True)
+
+    def fork(self) -> "ValueInstance":
+        """A copy of it that goes its own way."""
+        self.program._hold(None)
+        return ValueInstance(self.program, self.inputs, self.values.copy())
+
+
 def load(artifact: Artifact | str | os.PathLike[str], **options: Any) -> Any:
     """Loads any artifact: a `SystemProgram` for a P system of objects, a `CompoundProgram` for a topology, else a
     `Program`; the options are theirs."""
@@ -270,16 +318,20 @@ def _usable_variants(artifact: Artifact, deterministic: bool) -> list[tuple[int,
     return sorted(wanted or variants, key=size)
 
 
-def _pool_size(artifact: Artifact, num_pages: int | None, state_bytes: int | None) -> int:
-    """Pages of the pool: as asked, or as many as fit the bytes asked for, or a share of the free memory."""
+def _pool_size(artifact: Artifact, num_pages: int | None, state_bytes: int | None, most_pages: int | None) -> PageCount:
+    """Pages of the pool: as asked, or as many as fit the bytes asked for, else those that the device has."""
     page_bytes = artifact.manifest.page_bytes
     if num_pages is not None:
         if num_pages < 1:
             raise DeviceError(f"num_pages is {num_pages}, wanted 1 or more")
         return num_pages
-    if page_bytes == 0:
-        return 1 << 16  # nothing is stored: pages only count tokens
-    budget = int(available_memory() * _DEFAULT_POOL_SHARE) if state_bytes is None else state_bytes
-    if budget < page_bytes:
-        raise DeviceError(f"{budget} bytes for state hold no page of {page_bytes} bytes; ask for more")
-    return min(budget // page_bytes, (1 << 31) - 1)
+    if page_bytes == 0:  # nothing is stored: pages only count tokens
+        return 1 << 16 if most_pages is None else most_pages
+    most = (1 << 31) - 1 if most_pages is None else most_pages
+
+    def fitting(budget: int) -> int:
+        if budget < page_bytes:
+            raise DeviceError(f"{budget} bytes for state hold no page of {page_bytes} bytes; ask for more")
+        return min(budget // page_bytes, most)
+
+    return fitting if state_bytes is None else fitting(state_bytes)

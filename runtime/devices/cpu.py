@@ -5,15 +5,18 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from echoc import _native
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.artifact import Artifact
-from echoc.runtime.devices import Array
+from echoc.runtime.devices import Array, PageCount
 from echoc.runtime.libraries import open_library
 from echoc.runtime.manifest import Manifest, WeightSpec
-from echoc.runtime.memory import Bytes, address, allocate
+from echoc.runtime.memory import Bytes, address, allocate, available_memory
 
 _PAGE = 4096
+_POOL_SHARE = 0.4  # of the memory that is available
 _SCRATCH_GAP = 128  # keeps neighbouring threads' scratch off each other's cache lines and prefetches
 
 
@@ -73,8 +76,10 @@ def check_target(artifact: Artifact) -> None:
 class CpuDevice:
     """An artifact's kernels, weights and pages in this process."""
 
-    def __init__(self, artifact: Artifact, num_pages: int, num_threads: int) -> None:
+    def __init__(self, artifact: Artifact, num_pages: PageCount, num_threads: int) -> None:
         check_target(artifact)
+        if callable(num_pages):
+            num_pages = num_pages(int(available_memory() * _POOL_SHARE))
         manifest = artifact.manifest
         self.num_pages, self.num_threads = num_pages, num_threads
         self._artifact = artifact
@@ -114,9 +119,14 @@ class CpuDevice:
         except RuntimeError as error:
             raise DeviceError(str(error)) from None
 
-    def reset(self) -> None:
+    def save(self) -> Bytes:
+        return np.concatenate([np.empty(0, np.uint8), *self._values])
+
+    def restore(self, held: Bytes) -> None:
+        begin = 0
         for value in self._values:
-            value[:] = 0
+            value[:] = held[begin : begin + value.size]
+            begin += value.size
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._executor.copy_pages(pairs)
@@ -136,7 +146,7 @@ class CpuDevice:
         ]
 
 
-def open_device(artifact: Artifact, *, num_pages: int, num_threads: int | None) -> CpuDevice:
+def open_device(artifact: Artifact, *, num_pages: PageCount, num_threads: int | None) -> CpuDevice:
     """Loads an artifact compiled for a CPU; `num_threads` defaults to the cores at hand."""
     threads = default_num_threads() if num_threads is None else num_threads
     if threads < 1:

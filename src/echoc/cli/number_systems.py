@@ -98,12 +98,13 @@ class Numbers:
 
     def trajectory(self, run: int) -> Iterator[Row]:
         """The values after each step of a run; the next step overwrites them."""
-        self.program.reset()
+        from echoc.runtime.program import ValueInstance
+
         numbers = {"seed": np.array(self.wishes.seed, np.uint64).astype(np.int64), "run": np.array(run)}
         taken = {port.name for port in self.artifact.manifest.ports if port.direction == "in"}
-        inputs = {name: number for name, number in numbers.items() if name in taken}
+        instance = ValueInstance(self.program, {name: n for name, n in numbers.items() if name in taken})
         for _ in range(self.steps):
-            yield self.program.step(inputs, copy=False)["values"]
+            yield instance.step(copy=False)["values"]
 
     def last(self, run: int) -> Row:
         values = self.first

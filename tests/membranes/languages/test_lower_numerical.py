@@ -91,12 +91,30 @@ def test_compiled_choices_are_those_of_the_interpreter(tmp_path: Path) -> None:
     ends = set()
     for seed in (*range(40), 2**63, 2**64 - 1):
         for run in (0, 1, 2**31):
-            program.reset()
-            given = {"seed": np.array(seed, np.uint64).view(np.int64), "run": run}
-            found = [program.step(given)["values"].tolist() for _ in range(STEPS)]
+            instance = program.create(seed=np.array(seed, np.uint64).view(np.int64), run=run)
+            found = [instance.step()["values"].tolist() for _ in range(STEPS)]
             np.testing.assert_allclose(found, wanted(system, seed, run), rtol=1e-12, atol=1e-13)
             ends.add(tuple(found[-1]))
     assert len(ends) == 42 * 3
+
+
+def test_instances_and_forks_go_their_own_ways(tmp_path: Path) -> None:
+    system = choosing("choices")
+    program = loaded(system, tmp_path)
+    first, second = program.create(seed=1), program.create(seed=2, run=3)
+    own, found = [], ([], [])
+    for i in range(STEPS):
+        found[0].append(first.step({"run": 0})["values"])
+        own.append(program.step({"seed": 5, "run": 1})["values"])
+        found[1].append(second.step()["values"])
+        if i == 4:
+            fork = second.fork()
+    np.testing.assert_allclose(found[0], wanted(system, 1), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(found[1], wanted(system, 2, 3), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(own, wanted(system, 5, 1), rtol=1e-12, atol=1e-13)
+    np.testing.assert_array_equal([fork.step()["values"] for _ in range(5, STEPS)], found[1][5:])
+    with pytest.raises(RequestError, match="no input port 'sead'; it has run, seed"):
+        program.create(sead=1)
 
 
 def test_draws_are_uniform_and_membranes_draw_apart(tmp_path: Path) -> None:
@@ -109,10 +127,10 @@ def test_draws_are_uniform_and_membranes_draw_apart(tmp_path: Path) -> None:
     def pairs(numbers: Iterable[tuple[int, int]], steps: int) -> np.ndarray:
         found = np.zeros((3, 3))
         for seed, run in numbers:
-            program.reset()
+            instance = program.create(seed=seed, run=run)
             before = np.zeros(6)
             for _ in range(steps):
-                values = program.step({"seed": seed, "run": run})["values"]
+                values = instance.step()["values"]
                 a, b = np.flatnonzero(values - before)
                 found[a, b - 3] += 1
                 before = values
@@ -131,7 +149,7 @@ def test_only_a_system_that_chooses_takes_a_seed(tmp_path: Path) -> None:
     assert [p.name for p in lower(choosing("gates")).skin.ports] == ["values"]
     program = loaded(choosing("choices"), tmp_path)
     with pytest.raises(RequestError, match="lacks its input seed"):
-        program.step({})
+        program.create(run=0).step()
 
 
 @pytest.mark.parametrize("source", SOURCES)
