@@ -24,10 +24,12 @@ class LLM:
     """A language model ready to generate.
 
     artifact: an `Artifact` or the path of a `.echo` file. The KV cache has `num_pages` pages or as many as fit into
-    `kv_cache_bytes` (default: 40% of the free memory, or what `max_num_seqs` full contexts take if that is less; memory
-    is taken as pages are first used). `max_num_seqs` sequences are worked on at once, `max_num_batched_tokens` tokens
-    per step. deterministic=True makes results bitwise independent of what else is in the batch and of how prompts are
-    cut into chunks. `seed` is for requests that bring none: the same requests in the same order give the same tokens.
+    `kv_cache_bytes` (default: 40% of the free memory, 90% on a GPU, or what `max_num_seqs` full contexts take if that
+    is less; a CPU takes memory as pages are first used). `max_num_seqs` sequences are worked on at once,
+    `max_num_batched_tokens` tokens per step. deterministic=True makes results bitwise independent of what else is in
+    the batch and of how prompts are cut into chunks. `seed` is for requests that bring none: the same requests in the
+    same order give the same tokens. `device_index` says which of several GPUs (default: ECHOC_DEVICE_INDEX, else the
+    first).
 
     Methods may be called from several threads; they take turns.
     """
@@ -44,6 +46,7 @@ class LLM:
         deterministic: bool = False,
         enable_prefix_caching: bool = True,
         seed: int = 0,
+        device_index: int | None = None,
     ) -> None:
         self.model = Model(
             artifact,
@@ -53,6 +56,7 @@ class LLM:
             num_threads=num_threads,
             deterministic=deterministic,
             prefix_cache=enable_prefix_caching,
+            device_index=device_index,
         )
         self.engine = Engine(
             self.model.stepper,

@@ -1,5 +1,6 @@
 """What an artifact says about itself: the typed form of manifest.json, checked while it is read."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,10 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "bool": np.bool_,
 }
 ARGUMENT_KINDS = ("arena", "weight", "port", "state")
+GPUS = ("cuda", "rocm")
+
+_MOST = (1 << 62) - 1
+_MOST_TERMS, _MOST_FACTORS = 64, 8  # of the size of a grid
 
 T = TypeVar("T")
 
@@ -72,12 +77,52 @@ class WeightSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class BinarySpec:
+    """A kernel of a GPU: function `entry` of a cubin or hsaco member, run in blocks of `threads` threads.
+
+    `shared_bytes` of shared memory a block; `extra_pointers` null pointers follow the parameters of a launch.
+    """
+
+    name: str
+    member: str
+    entry: str
+    threads: int
+    shared_bytes: int
+    extra_pointers: int
+
+
+@dataclass(frozen=True, slots=True)
+class FillSpec:
+    """The kernel that draws random weights of one format: blocks of `tile` values."""
+
+    format: str
+    group: int
+    kernel: str
+    tile: int
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSpec:
+    """One axis of a grid: ceil(sum of coefficient * product of symbols / tile) blocks."""
+
+    terms: tuple[tuple[int, tuple[int, ...]], ...]
+    tile: int
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """One kernel of a launch list; arguments are (kind, byte offset or index)."""
+    """One kernel of a launch list; arguments are (kind, byte offset or index).
+
+    On a GPU the values of `symbols` (indices) follow the arguments, `grid` has one to three axes, and a `dependent`
+    launch may start before the one in front of it has ended.
+    """
 
     kernel: str
     barrier: bool
     args: tuple[tuple[str, int], ...]
+    symbols: tuple[int, ...] = ()
+    grid: tuple[AxisSpec, ...] = ()
+    dependent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +153,8 @@ class Manifest:
     variants: tuple[VariantSpec, ...]
     random_seed: int | None
     kernel_library: str | None
+    binaries: Mapping[str, BinarySpec]
+    fills: tuple[FillSpec, ...]
     model: Mapping[str, Any]
     page_size: int
     hashes: Mapping[str, str]
@@ -142,10 +189,11 @@ class _Reader:
             )
         return found
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def count(self, key: str, default: int | None = None, low: int = 0, high: int | None = None) -> int:
         found = self.get(key, int, default)
-        if found < 0:
-            raise ArtifactError(f"{self.where}: manifest.json has {found} at {self.path}{key}, wanted 0 or more")
+        if found < low or (high is not None and found > high):
+            wanted = f"{low} or more" if high is None else f"{low}..{high}"
+            raise ArtifactError(f"{self.where}: manifest.json has {found} at {self.path}{key}, wanted {wanted}")
         return found
 
     def limit(self, key: str) -> int | None:
@@ -172,21 +220,27 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
     target = top.child("target")
     random = top.value.get("random_weights")
     kernels = top.child("kernels")
+    device = target.get("device", str)
+    symbols = tuple(Symbol(s.get("name", str), s.count("low", 0), s.count("high")) for s in top.each("symbols"))
+    binaries = {b.name: b for b in _binaries(kernels)}
+    gpu = _Gpu(binaries, len(symbols)) if device in GPUS else None
     return Manifest(
         raw=top.value,
-        device=target.get("device", str),
+        device=device,
         level=target.get("level", str, ""),
         features=tuple(str(feature) for feature in target.get("features", list, [])),
-        symbols=tuple(Symbol(s.get("name", str), s.count("low", 0), s.count("high")) for s in top.each("symbols")),
+        symbols=symbols,
         states=tuple(
             StateSpec(s.get("name", str), s.get("kind", str), s.count("page_size", 0), s.count("bytes_per_page", 0))
             for s in top.each("states")
         ),
         ports=tuple(_port(p) for p in top.each("ports")),
         weights=tuple(_weight(w) for w in top.each("weights")),
-        variants=tuple(_variant(v) for v in top.each("variants")),
+        variants=tuple(_variant(v, gpu) for v in top.each("variants")),
         random_seed=None if random is None else _Reader(random, "random_weights.", where).count("seed"),
         kernel_library=kernels.get("library", str) if "library" in kernels.value else None,
+        binaries=binaries,
+        fills=tuple(_fill(fill, binaries) for fill in kernels.each("fill")),
         model=top.child("model").value,
         page_size=top.count("page_size", 0),
         hashes={str(name): str(digest) for name, digest in top.child("hashes").value.items()},
@@ -215,7 +269,7 @@ def _weight(weight: _Reader) -> WeightSpec:
     )
 
 
-def _variant(variant: _Reader) -> VariantSpec:
+def _variant(variant: _Reader, gpu: "_Gpu | None") -> VariantSpec:
     return VariantSpec(
         rule=variant.get("rule", str, "step"),
         max_tokens=variant.limit("max_tokens"),
@@ -223,11 +277,19 @@ def _variant(variant: _Reader) -> VariantSpec:
         deterministic=variant.get("deterministic", bool, False),
         arena_bytes=variant.count("arena_bytes", 0),
         scratch_bytes=variant.count("scratch_bytes", 0),
-        launches=tuple(_launch(launch) for launch in variant.each("launches")),
+        launches=tuple(_launch(launch, gpu) for launch in variant.each("launches")),
     )
 
 
-def _launch(launch: _Reader) -> LaunchSpec:
+@dataclass(frozen=True, slots=True)
+class _Gpu:
+    """What the launches of a GPU artifact may refer to."""
+
+    binaries: Mapping[str, BinarySpec]
+    num_symbols: int
+
+
+def _launch(launch: _Reader, gpu: _Gpu | None) -> LaunchSpec:
     args = []
     for arg in launch.get("args", list):
         if not (isinstance(arg, list) and len(arg) == 2 and arg[0] in ARGUMENT_KINDS and isinstance(arg[1], int)):
@@ -235,4 +297,81 @@ def _launch(launch: _Reader) -> LaunchSpec:
                 f"{launch.where}: manifest.json has {arg!r} in {launch.path}args, wanted [kind, number]"
             )
         args.append((str(arg[0]), arg[1]))
-    return LaunchSpec(launch.get("kernel", str), launch.get("barrier", bool, True), tuple(args))
+    kernel = launch.get("kernel", str)
+    if gpu is None:
+        return LaunchSpec(kernel, launch.get("barrier", bool, True), tuple(args))
+    if kernel not in gpu.binaries:
+        raise ArtifactError(
+            f"{launch.where}: manifest.json has kernel {kernel!r} in {launch.path}kernel, which is not among its "
+            "kernels.binaries; compile the model again"
+        )
+    symbols = launch.get("symbols", list, [])
+    grid = launch.get("grid", list)
+    if not all(_is_index(symbol, gpu.num_symbols) for symbol in symbols):
+        raise ArtifactError(
+            f"{launch.where}: manifest.json has {symbols!r} at {launch.path}symbols, wanted indices of its "
+            f"{gpu.num_symbols} symbols"
+        )
+    if not 1 <= len(grid) <= 3:
+        raise ArtifactError(f"{launch.where}: manifest.json has {len(grid)} axes at {launch.path}grid, wanted 1 to 3")
+    axes = tuple(_axis(axis, launch, gpu.num_symbols) for axis in grid)
+    return LaunchSpec(kernel, False, tuple(args), tuple(symbols), axes, launch.get("dependent", bool, False))
+
+
+def _axis(axis: Any, launch: _Reader, num_symbols: int) -> AxisSpec:
+    """[[[coefficient, [symbol index, ...]], ...], tile]."""
+    try:
+        terms, tile = axis
+        read = tuple((coefficient, tuple(symbols)) for coefficient, symbols in terms)
+    except (TypeError, ValueError):
+        read, tile = (), None
+    good = all(
+        _is_number(c, -_MOST, _MOST)
+        and len(symbols) <= _MOST_FACTORS
+        and all(_is_index(i, num_symbols) for i in symbols)
+        for c, symbols in read
+    )
+    if not (good and 0 < len(read) <= _MOST_TERMS and _is_number(tile, 1, _MOST)):
+        raise ArtifactError(
+            f"{launch.where}: manifest.json has {reprlib.repr(axis)} in {launch.path}grid, wanted [[[coefficient, "
+            f"[indices of its {num_symbols} symbols]], ...], tile]"
+        )
+    return AxisSpec(read, tile)
+
+
+def _is_number(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_index(value: Any, count: int) -> bool:
+    return _is_number(value, 0, count - 1)
+
+
+def _binaries(kernels: _Reader) -> list[BinarySpec]:
+    found = []
+    table = kernels.child("binaries")
+    for name in table.value:
+        binary = table.child(name)
+        found.append(
+            BinarySpec(
+                name=name,
+                member=binary.get("member", str),
+                entry=binary.get("entry", str),
+                threads=binary.count("threads", low=1, high=1024),
+                shared_bytes=binary.count("shared_bytes", 0, high=1 << 20),
+                extra_pointers=binary.count("extra_pointers", 0, high=8),
+            )
+        )
+    return found
+
+
+def _fill(fill: _Reader, binaries: Mapping[str, BinarySpec]) -> FillSpec:
+    spec = FillSpec(
+        fill.get("format", str), fill.count("group", 0), fill.get("kernel", str), fill.count("tile", low=1, high=_MOST)
+    )
+    if spec.kernel not in binaries:
+        raise ArtifactError(
+            f"{fill.where}: manifest.json has kernel {spec.kernel!r} in {fill.path}kernel, which is not among its "
+            "kernels.binaries; compile the model again"
+        )
+    return spec

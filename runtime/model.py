@@ -4,19 +4,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.chat import Message, render_chat
 from echoc.runtime.engine import FloatArray
-from echoc.runtime.memory import available_memory, give_back
+from echoc.runtime.memory import give_back
 from echoc.runtime.pages import IntArray
 from echoc.runtime.program import Program
 from echoc.runtime.sampling import SamplingParams
 from echoc.runtime.tokenizer import Tokenizer
 
-_POOL_SHARE = 0.4  # of the memory that is available when the caller names no size
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -66,6 +63,7 @@ class Model:
         num_threads: int | None,
         deterministic: bool,
         prefix_cache: bool,
+        device_index: int | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
         manifest = self.artifact.manifest
@@ -73,10 +71,13 @@ class Model:
             raise ArtifactError(f"{self.artifact.path} holds no language model; use echoc.load for other programs")
         self.program = Program(
             self.artifact,
-            num_pages=_num_pages(self.artifact, num_pages, kv_cache_bytes, max_num_seqs),
+            num_pages=num_pages,
+            state_bytes=kv_cache_bytes,
+            most_pages=_useful_pages(self.artifact, kv_cache_bytes, max_num_seqs),
             num_threads=num_threads,
             deterministic=deterministic,
             prefix_cache=prefix_cache,
+            device_index=device_index,
         )
         self.stepper = ProgramStepper(self.program)
         self.tokenizer = _tokenizer(self.artifact)
@@ -134,19 +135,14 @@ def _positive(program: Program, model: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _num_pages(artifact: Artifact, num_pages: int | None, kv_cache_bytes: int | None, max_num_seqs: int) -> int:
-    """Pages of the KV cache: as asked, or what fits a share of the free memory, never more than could be used."""
+def _useful_pages(artifact: Artifact, kv_cache_bytes: int | None, max_num_seqs: int) -> int:
+    """Pages of the KV cache that could ever be used. Raises DeviceError for bytes that hold none."""
     manifest = artifact.manifest
-    if num_pages is not None:
-        return num_pages
     context = manifest.model.get("context_length")
     page_size = max(manifest.page_size, 1)
-    useful = max_num_seqs * -(-context // page_size) if isinstance(context, int) else 1 << 20
-    if manifest.page_bytes == 0:
-        return useful
-    budget = int(available_memory() * _POOL_SHARE) if kv_cache_bytes is None else kv_cache_bytes
-    if budget < manifest.page_bytes:
+    if kv_cache_bytes is not None and kv_cache_bytes < manifest.page_bytes:
         raise DeviceError(
-            f"kv_cache_bytes is {budget}, one page of {page_size} tokens takes {manifest.page_bytes}: ask for more"
+            f"kv_cache_bytes is {kv_cache_bytes}, one page of {page_size} tokens takes {manifest.page_bytes}: ask for "
+            "more"
         )
-    return int(np.clip(budget // manifest.page_bytes, 1, useful))
+    return max(1, max_num_seqs * -(-context // page_size)) if isinstance(context, int) else 1 << 20

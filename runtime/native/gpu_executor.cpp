@@ -182,20 +182,15 @@ class GpuExecutor {
   /// Gives back what uploads needed.
   void end_uploads() { chunks_ = HostMemory(); }
 
-  /// Runs one kernel by itself. Arguments: (kind, value) as in launch lists, or ("i32" | "i64" | "f32", bits).
-  void launch(int kernel, const std::vector<std::pair<std::string, int64_t>>& arguments,
-              const std::vector<unsigned>& grid) {
+  /// Runs one kernel by itself. Arguments are the bits of addresses and numbers, low bytes first.
+  void launch(int kernel, const std::vector<int64_t>& arguments, const std::vector<unsigned>& grid) {
     const Kernel& used = *kernels_.at(static_cast<size_t>(kernel));
     if (grid.size() != 3) throw std::invalid_argument("a grid of blocks has three axes");
     const Turn turn(busy_);
     enter();
-    std::vector<Address> values;
-    for (const auto& [kind, value] : arguments) {
-      const bool number = kind == "i32" || kind == "i64" || kind == "f32";
-      values.push_back(number ? static_cast<Address>(value) : resolve(kind, value));
-    }
+    std::vector<int64_t> values = arguments;
     std::vector<void*> parameters;
-    for (Address& value : values) parameters.push_back(&value);
+    for (int64_t& value : values) parameters.push_back(&value);
     for (int i = 0; i < used.extra_pointers; ++i) parameters.push_back(&null_);
     nb::gil_scoped_release release;
     guarded([&] { return "kernel " + used.name; },
@@ -286,12 +281,29 @@ class GpuExecutor {
     }
   }
 
-  void zero_state(int index) {
+  /// Sets a state's bytes from its beginning on.
+  void write_state(int index, const Bytes& data) {
     const State& state = states_.at(static_cast<size_t>(index));
+    const auto bytes = static_cast<int64_t>(data.size());
+    if (bytes > state.memory.bytes()) throw std::invalid_argument("more bytes than the state has");
+    if (bytes == 0) return;
     const Turn turn(busy_);
+    nb::gil_scoped_release release;
     enter();
-    guarded([] { return "zeroing a state"; }, [&] { fill_zero(state.memory); });
+    const HostMemory memory(context_, bytes);
+    std::memcpy(memory.data(), data.data(), data.size());
+    guarded([] { return "setting a state"; },
+            [&] {
+              context_.driver->call(context_.api.copy_in, state.memory.address(),
+                                    static_cast<const void*>(memory.data()), data.size(), stream_.get());
+              synchronize();
+            });
   }
+
+  /// Where a weight or state lies, for launches by themselves.
+  int64_t address(const std::string& kind, int64_t index) const { return static_cast<int64_t>(resolve(kind, index)); }
+
+  const DeviceInfo& info() const { return context_.info; }
 
   /// Reads memory back: `kind` and `index` as in launch arguments, bytes from `offset` on.
   nb::bytes read(const std::string& kind, int64_t index, int64_t offset, int64_t bytes) {
@@ -661,12 +673,14 @@ void bind_gpu(nb::module_& m) {
       .def("step", &GpuExecutor::step, nb::arg("variant"), nb::arg("dims"), nb::arg("ports"))
       .def("run_loop", &GpuExecutor::run_loop, nb::arg("variant"), nb::arg("dims"), nb::arg("count"))
       .def("copy_pages", &GpuExecutor::copy_pages, nb::arg("pairs"))
-      .def("zero_state", &GpuExecutor::zero_state, nb::arg("state"))
+      .def("write_state", &GpuExecutor::write_state, nb::arg("state"), nb::arg("data"))
+      .def("address", &GpuExecutor::address, nb::arg("kind"), nb::arg("index"))
       .def("read", &GpuExecutor::read, nb::arg("kind"), nb::arg("index"), nb::arg("offset"), nb::arg("nbytes"))
       .def("time_copies", &GpuExecutor::time_copies, nb::arg("nbytes"), nb::arg("count"))
       .def("wait", &GpuExecutor::wait)
       .def("counters", &GpuExecutor::counters)
       .def("set_profiling", &GpuExecutor::set_profiling, nb::arg("on"))
+      .def_prop_ro("device", [](const GpuExecutor& self) { return describe(self.info()); })
       .def_prop_ro("num_graphs", &GpuExecutor::num_graphs)
       .def_prop_ro("memory", &GpuExecutor::memory, "Free and total bytes of the device.");
 }

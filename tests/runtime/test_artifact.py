@@ -148,7 +148,7 @@ def test_a_member_that_the_manifest_lists_must_be_there(toy: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda m: m["target"].update(device="cuda"), DeviceError, "device 'cuda'.*drives cpu"),
+        (lambda m: m["target"].update(device="tpu"), DeviceError, "device 'tpu'.*drives cpu, cuda, rocm"),
         (lambda m: m["target"].update(features=["avx1024"]), ArtifactError, "avx1024.*does not have"),
         (lambda m: m["target"].update(machine="pdp11"), ArtifactError, "compiled for pdp11"),
         (lambda m: m["states"][0].update(kind="drum"), ArtifactError, "kind 'drum'"),

@@ -1,0 +1,5 @@
+"""NVIDIA's devices, through libcuda."""
+
+from echoc.runtime.devices.gpu import GpuDevice, open_device
+
+__all__ = ["GpuDevice", "open_device"]
