@@ -107,3 +107,18 @@ def close(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], tolerance: 
     assert found.shape == wanted.shape and np.isfinite(found).all()
     error = np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
     assert error <= tolerance, f"relative error {error:.3g}; wanted {tolerance:.3g}"
+
+
+def dequantised(launches: Launches, values: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights as their packed form on the GPU holds them."""
+    out = dict(values)
+    held = Weights(launches.program.skin, lookup(dict(values)), {})
+    for entry in launches.packing.entries:
+        form = weights.layout(entry)
+        data = np.concatenate([p.reshape(-1).view(np.uint8) for p in weights.parts(entry, held, 1)])
+        slabs = [weights.unpack(form, d) for d in data.reshape(-1, form.nbytes)]
+        for i, source in enumerate(entry.sources):
+            mine = slabs[i * entry.experts : (i + 1) * entry.experts]
+            array = np.stack([m.T if entry.transposed else m for m in mine])
+            out[source["name"]] = array.reshape(values[source["name"]].shape)
+    return out
