@@ -14,7 +14,8 @@ from echoc import _native
 from echoc.compiler.artifact import ArtifactWriter, Blob
 from echoc.compiler.ir.text import show
 from echoc.compiler.targets.cpu.build import find_compiler, target_features
-from echoc.compiler.targets.cpu.lower import PAGE_SIZE, Lowered, shape_json, states_of
+from echoc.compiler.targets.cpu.lower import Lowered
+from echoc.compiler.targets.interface import PAGE_SIZE, shape_json, states_of
 from echoc.compiler.weights import Weights
 
 Progress = Callable[[str, int, int], None]

@@ -19,9 +19,9 @@ from echoc.compiler.ir import Program
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
 from echoc.compiler.targets.cpu.build import Progress, build_library, find_compiler, target_features
-from echoc.compiler.targets.cpu.lower import states_of
 from echoc.compiler.targets.cpu.reservoir import TYPES, PackedNetwork, is_wide, pack, render
 from echoc.compiler.targets.cpu.reservoir_rule import Values, network_of
+from echoc.compiler.targets.interface import states_of
 from echoc.errors import CompileError
 
 if TYPE_CHECKING:
