@@ -38,6 +38,12 @@ class PagePool:
     def num_sequences(self) -> int:
         return self._pager.num_sequences
 
+    def memory(self) -> dict[str, int]:
+        """In pages: those that sequences hold, the most ever held or cached at once, and as many as there are."""
+        return {
+            "pages": self._pager.num_held, "peak_pages": self._pager.peak_pages, "max_pages": self.num_pages,
+        }  # fmt: skip
+
     def create(self, tokens: IntArray, *, cache_salt: int = 0, use_cache: bool = True) -> tuple[int, int]:
         """A new sequence that already holds the longest cached prefix of `tokens` short of the last: (handle, held)."""
         return self._pager.create(tokens, cache_salt, use_cache)

@@ -1,12 +1,14 @@
 // Populations of membranes: the tables a step reads and writes, and the pages that hold multisets.
 //
 // A multiset is a chain of pages with (object, count) entries, each object once, in no order. Chains are immutable once
-// written: a fork shares the head (one more reference), whoever changes a multiset writes a new chain.
+// written: a fork shares the head (one holder more), whoever changes a multiset writes a new chain.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+
+#include "kernels/cpu/pages.h"
 
 namespace echoc::population {
 
@@ -19,9 +21,9 @@ struct Entry {
 constexpr uint32_t kPageEntries = 15;
 
 struct alignas(256) Page {
-  uint32_t next;       // page index, 0 at the end
-  uint32_t used;       // entries in this page
-  int32_t references;  // of the chain, counted in its head
+  uint32_t next;    // page index, 0 at the end
+  uint32_t used;    // entries in this page
+  int32_t holders;  // of the chain, counted in its head
   uint32_t unused;
   Entry entries[kPageEntries];
 };
@@ -41,11 +43,10 @@ struct Vec {
   }
 };
 
-/// All pages. Page 0 is nobody's. Pages are taken from a thread's free list, else from above `top`.
+/// All pages, as memory and as what there is to take. Page 0 is nobody's.
 struct Pool {
   Page* pages;
-  uint32_t limit;
-  uint32_t top;
+  pages::Pool taken;
 };
 
 /// One row a membrane. The environment outside the skin is not a row: it is cell -1 where cells are named.
@@ -102,7 +103,7 @@ struct Workspace {
   int64_t* fresh;
   Vec<uint32_t> touched;
   Vec<uint32_t> renewed;
-  Vec<uint32_t> free_pages;
+  pages::Cache cache;
   Vec<uint32_t> retired;  // pages of the old configuration that nobody holds once the step is done
   Vec<Mail> mail;
   Vec<Local> local;
@@ -178,7 +179,7 @@ struct StepCall {
 };
 
 /// What a kernel and the runtime that calls it must agree on; kVersion counts changes of meaning that keep the sizes.
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr int64_t kAbi =
     ((((kVersion << 12 | sizeof(StepCall)) << 12 | sizeof(Shared)) << 12 | sizeof(Workspace)) << 12) |
     (sizeof(Cells) + sizeof(Application));

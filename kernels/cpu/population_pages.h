@@ -5,29 +5,19 @@
 
 namespace echoc::population {
 
-/// A page for this thread, or 0 when the pool is used up.
-inline uint32_t take_page(Pool& pool, Workspace& work) {
-  if (work.free_pages.size > 0) return work.free_pages.data[--work.free_pages.size];
-  const uint32_t page = __atomic_fetch_add(&pool.top, 1u, __ATOMIC_RELAXED);
-  if (page < pool.limit) return page;
-  __atomic_fetch_sub(&pool.top, 1u, __ATOMIC_RELAXED);
-  return 0;
-}
-
-/// One holder of a chain less; its pages go to this thread's free list with the last one.
+/// One holder of a chain less; its pages are given back with the last one.
 inline void release(Pool& pool, Workspace& work, uint32_t head) {
-  if (head == 0) return;
-  if (__atomic_sub_fetch(&pool.pages[head].references, 1, __ATOMIC_ACQ_REL) > 0) return;
+  if (head == 0 || !pages::drop(pool.pages[head].holders)) return;
   while (head != 0) {
     const uint32_t next = pool.pages[head].next;
-    work.free_pages.push(head);  // holds as many as there are pages
+    pages::give(pool.taken, work.cache, head);
     head = next;
   }
 }
 
 /// One holder of a chain more: a fork.
 inline void share(Pool& pool, uint32_t head) {
-  if (head != 0) __atomic_fetch_add(&pool.pages[head].references, 1, __ATOMIC_RELAXED);
+  if (head != 0) pages::share(pool.pages[head].holders);
 }
 
 /// Writes a new chain entry by entry.
@@ -37,11 +27,11 @@ class Writer {
 
   bool put(uint32_t object, int64_t count) {
     if (used_ == kPageEntries || page_ == nullptr) {
-      const uint32_t taken = take_page(pool_, work_);
-      if (taken == 0) return false;
+      const uint32_t taken = pages::take(pool_.taken, work_.cache);
+      if (taken == pages::kNone) return false;
       Page* page = pool_.pages + taken;
       page->next = 0;
-      page->references = 1;
+      page->holders = 1;
       if (page_ != nullptr) {
         page_->next = taken;
         page_->used = used_;

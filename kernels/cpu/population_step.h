@@ -290,7 +290,7 @@ class Step : public Ordered<S> {
 
   // Lists the pages of a chain that only this row holds, while they are still in the cache.
   bool retire(uint32_t head) {
-    if (head == 0 || pool_.pages[head].references != 1) return false;
+    if (head == 0 || pool_.pages[head].holders != 1) return false;
     for (; head != 0; head = pool_.pages[head].next) work_.retired.push(head);  // holds as many as there are pages
     return true;
   }
@@ -389,7 +389,7 @@ class Step : public Ordered<S> {
       }
     }
     if (!undo) {
-      for (uint64_t i = 0; i < work_.retired.size; ++i) work_.free_pages.push(work_.retired.data[i]);
+      for (uint64_t i = 0; i < work_.retired.size; ++i) pages::give(pool_.taken, work_.cache, work_.retired.data[i]);
     }
     if (undo && call_.tid == 0) {
       for (uint32_t row = before_.count; row < after_.count; ++row) release(pool_, work_, after_.content[row]);

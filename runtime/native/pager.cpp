@@ -21,7 +21,9 @@ Pager::Pager(int64_t num_pages, int page_size, bool prefix_cache, uint64_t salt)
   if (page_size < 1) throw std::invalid_argument("a page holds at least one token");
   pages_.resize(static_cast<size_t>(num_pages));
   tokens_.resize(static_cast<size_t>(num_pages * page_size));
-  for (int64_t page = num_pages - 1; page >= 0; --page) free_.push_back(static_cast<int32_t>(page));
+  free_.resize(static_cast<size_t>(num_pages));
+  pool_.free = free_.data();
+  pool_.limit = static_cast<uint32_t>(num_pages);
 }
 
 std::pair<int64_t, int64_t> Pager::create(std::span<const int32_t> tokens, uint64_t cache_salt, bool use_cache) {
@@ -86,7 +88,7 @@ int64_t Pager::pages_for(int64_t handle, int64_t num_tokens) const {
 }
 
 bool Pager::has_shared_tail(const Sequence& sequence) const {
-  return sequence.length % page_size_ != 0 && pages_[static_cast<size_t>(sequence.pages.back())].references > 1;
+  return sequence.length % page_size_ != 0 && pages_[static_cast<size_t>(sequence.pages.back())].holders > 1;
 }
 
 void Pager::commit(int64_t handle) {
@@ -125,7 +127,7 @@ void Pager::drop_cache() {
     const int32_t page = oldest_;
     unlink(page);
     forget(page);
-    free_.push_back(page);
+    pages::give(pool_, static_cast<uint32_t>(page));
   }
 }
 
@@ -150,30 +152,27 @@ int64_t Pager::new_sequence() {
 }
 
 int32_t Pager::take_page() {
-  int32_t page;
-  if (!free_.empty()) {
-    page = free_.back();
-    free_.pop_back();
-  } else {
-    page = oldest_;
+  const uint32_t taken = pages::take(pool_);
+  const int32_t page = taken == pages::kNone ? oldest_ : static_cast<int32_t>(taken);
+  if (taken == pages::kNone) {
     unlink(page);
     forget(page);
   }
-  pages_[static_cast<size_t>(page)].references = 1;
+  pages_[static_cast<size_t>(page)].holders = 1;
   return page;
 }
 
 void Pager::hold(int32_t index) {
-  if (pages_[static_cast<size_t>(index)].references++ == 0) unlink(index);
+  if (pages::share(pages_[static_cast<size_t>(index)].holders) == 0) unlink(index);
 }
 
 void Pager::drop_reference(int32_t index) {
   Page& page = pages_[static_cast<size_t>(index)];
-  if (--page.references > 0) return;
+  if (!pages::drop(page.holders)) return;
   if (page.node != 0) {
     link_newest(index);
   } else {
-    free_.push_back(index);
+    pages::give(pool_, static_cast<uint32_t>(index));
   }
 }
 
@@ -273,6 +272,8 @@ void bind_pager(nb::module_& m) {
       .def_prop_ro("num_pages", &Pager::num_pages)
       .def_prop_ro("num_cached", &Pager::num_cached)
       .def_prop_ro("num_available", &Pager::num_available)
+      .def_prop_ro("num_held", &Pager::num_held)
+      .def_prop_ro("peak_pages", &Pager::peak_pages)
       .def_prop_ro("num_sequences", &Pager::num_sequences)
       .def_prop_ro("page_size", &Pager::page_size);
 }

@@ -1,4 +1,4 @@
-// Pages of state shared between sequences: pure bookkeeping, no device memory is touched here.
+// The pages of sequences, shared and found by prefix: pure bookkeeping, no device memory is touched here.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,8 @@
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "kernels/cpu/pages.h"
 
 namespace echoc {
 
@@ -20,6 +22,8 @@ using PageCopies = std::vector<std::pair<int64_t, int64_t>>;  // (source, destin
 class Pager {
  public:
   Pager(int64_t num_pages, int page_size, bool prefix_cache, uint64_t salt);
+  Pager(const Pager&) = delete;
+  Pager& operator=(const Pager&) = delete;
 
   /// A new sequence that holds the longest cached prefix of `tokens` short of the last token (which must be computed
   /// anyway to continue). Returns its handle and the number of tokens it already holds.
@@ -43,10 +47,13 @@ class Pager {
   int64_t length(int64_t sequence) const { return find(sequence).length; }
   const std::vector<int32_t>& pages(int64_t sequence) const { return find(sequence).pages; }
   int64_t num_pages_of(int64_t sequence) const { return std::ssize(find(sequence).pages); }
-  int32_t references(int64_t page) const { return pages_.at(static_cast<size_t>(page)).references; }
+  int32_t references(int64_t page) const { return pages_.at(static_cast<size_t>(page)).holders; }
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
   int64_t num_cached() const { return num_cached_; }
-  int64_t num_available() const { return static_cast<int64_t>(free_.size()) + num_cached_; }
+  int64_t num_available() const { return num_pages() - num_held(); }
+  /// Pages that sequences hold, and the most that were ever held or cached at once.
+  int64_t num_held() const { return pages::num_taken(pool_) - num_cached_; }
+  int64_t peak_pages() const { return pool_.top; }
   int64_t num_sequences() const { return num_sequences_; }
   int page_size() const { return page_size_; }
 
@@ -55,7 +62,7 @@ class Pager {
 
  private:
   struct Page {
-    int32_t references = 0;
+    int32_t holders = 0;
     int32_t older = -1, newer = -1;  // neighbours in the list of cached pages
     uint64_t node = 0;               // 0: cannot be found
     uint64_t parent = 0;             // node of the page before, 0 for a first page
@@ -91,7 +98,8 @@ class Pager {
   const uint64_t salt_;
   std::vector<Page> pages_;
   std::vector<int32_t> tokens_;
-  std::vector<int32_t> free_;
+  std::vector<uint32_t> free_;
+  pages::Pool pool_{};
   int32_t oldest_ = -1, newest_ = -1;
   int64_t num_cached_ = 0;
   uint64_t next_node_ = 1;

@@ -48,6 +48,7 @@ class Reserved {
 
 constexpr uint64_t kBytesPerRow = 160;    // of both tables and of everything else that is counted by rows
 constexpr uint32_t kRowsPerThread = 256;  // fewer are not worth waking another thread for
+constexpr uint32_t kAtHand = 1 << 16;     // pages that a thread keeps, 16 MiB
 constexpr uint64_t kSpare = 1 << 20;      // entries of mail and candidates that a small table may have
 
 template <class T>
@@ -76,10 +77,14 @@ class Population {
     if (num_objects < 0 || num_groups < 0 || num_threads < 1) throw std::invalid_argument("sizes must not be negative");
     if (max_bytes < (1 << 20)) throw std::invalid_argument("a population needs a megabyte at least");
     const uint64_t bytes = static_cast<uint64_t>(max_bytes);
-    pool_.limit = static_cast<uint32_t>(std::min<uint64_t>(bytes / 4 * 3 / sizeof(Page), UINT32_MAX - 64));
+    account_.limit = static_cast<int64_t>(std::min<uint64_t>(bytes / 4 * 3 / sizeof(Page), UINT32_MAX / 2));
     rows_ = static_cast<uint32_t>(std::min<uint64_t>(bytes / 4 / kBytesPerRow, INT32_MAX - 64));
-    pool_.pages = reserve<Page>(pool_.limit);
-    pool_.top = 1;
+    at_hand_ = static_cast<uint32_t>(std::clamp<int64_t>(account_.limit / num_threads / 16 * 2, 64, kAtHand));
+    // page 0 is nobody's, and what threads have at hand is on nobody's account
+    num_pages_ = static_cast<uint64_t>(account_.limit) + static_cast<uint64_t>(num_threads) * at_hand_ + 1;
+    pool_.pages = reserve<Page>(num_pages_);
+    pool_.taken.free = reserve<uint32_t>(num_pages_);
+    pool_.taken.limit = static_cast<uint32_t>(num_pages_);
     for (Cells& cells : tables_) reserve_cells(cells);
     reserve_shared();
     for (int t = 0; t < num_threads; ++t) workspaces_.push_back(reserve_workspace(num_groups));
@@ -102,6 +107,7 @@ class Population {
     clear();
     Cells& cells = tables_[0];
     Workspace& work = workspaces_[0];
+    const Turn turn(*this, 1);
     for (size_t i = 0; i < rows; ++i) {
       cells.label[i] = labels.data()[i];
       cells.charge[i] = charges.data()[i];
@@ -158,6 +164,7 @@ class Population {
     if (id < 0) {
       for (const auto& [object, count] : sums) environments_[0][object] = count;
     } else {
+      const Turn turn(*this, 1);
       Writer writer(pool_, workspaces_[0]);
       for (const auto& [object, count] : sums) {
         if (count > 0 && !writer.put(object, count)) {
@@ -257,16 +264,12 @@ class Population {
   }
 
   int64_t num_membranes() const { return now().count; }
-  int64_t pages_in_use() const {
-    int64_t free = 0;
-    for (const Workspace& work : workspaces_) free += static_cast<int64_t>(work.free_pages.size);
-    return static_cast<int64_t>(pool_.top) - 1 - free;
-  }
+  int64_t pages_in_use() const { return account_.limit - account_.left; }
   int64_t peak_bytes() const {
-    return static_cast<int64_t>(uint64_t{pool_.top} * sizeof(Page) + uint64_t{most_rows_} * kBytesPerRow);
+    return static_cast<int64_t>(uint64_t{pool_.taken.top} * sizeof(Page) + uint64_t{most_rows_} * kBytesPerRow);
   }
   int64_t max_membranes() const { return rows_; }
-  int64_t max_pages() const { return pool_.limit - 1; }
+  int64_t max_pages() const { return account_.limit; }
   std::pair<int64_t, int64_t> forks_and_releases() const { return {forks_, releases_}; }
 
  private:
@@ -324,8 +327,9 @@ class Population {
     w.fresh = reserve<int64_t>(objects);
     w.touched = reserve_vec<uint32_t>(objects);
     w.renewed = reserve_vec<uint32_t>(2 * objects);
-    w.free_pages = reserve_vec<uint32_t>(pool_.limit);
-    w.retired = reserve_vec<uint32_t>(pool_.limit);
+    w.cache.pages = reserve<uint32_t>(at_hand_);
+    w.cache.limit = at_hand_;
+    w.retired = reserve_vec<uint32_t>(num_pages_);
     w.mail = reserve_vec<Mail>(4 * n + kSpare);
     w.local = reserve_vec<Local>(static_cast<uint64_t>(num_rules_) + 1);
     w.order = reserve_vec<int32_t>(2 * std::max<uint64_t>(n, static_cast<uint64_t>(num_rules_) + 1));
@@ -363,13 +367,33 @@ class Population {
   const Cells& now() const { return tables_[0]; }
 
   void clear() {
-    pool_.top = 1;
-    for (Workspace& work : workspaces_) work.free_pages.size = 0;
+    pool_.taken.top = 1;
+    pool_.taken.num_free = 0;
+    account_.left = account_.limit;
+    for (Workspace& work : workspaces_) work.cache.size = 0;
     for (Cells& cells : tables_) cells.count = 0;
     shared_.links_before.size = shared_.links.size = 0;
     forks_ = releases_ = 0;
     most_rows_ = 0;
   }
+
+  /// Threads that take and give pages.
+  class Turn {
+   public:
+    Turn(Population& population, int threads) : population_(population), threads_(threads) {
+      for (int t = 0; t < threads_; ++t) pages::open(population_.pool_.taken, cache(t), population_.account_);
+    }
+    ~Turn() {
+      for (int t = 0; t < threads_; ++t) pages::close(cache(t));
+    }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    pages::Cache& cache(int t) { return population_.workspaces_[static_cast<size_t>(t)].cache; }
+    Population& population_;
+    int threads_;
+  };
 
   struct Context {
     Population* population;
@@ -391,15 +415,17 @@ class Population {
     shared_.has_mail = false;
     const int threads = tables_[0].count >= kRowsPerThread ? team_.size() : 1;
     threads_used_ = threads;
-    balance(threads);
     Context context{
         this,
         {&tables_[0], &tables_[1], &pool_, workspaces_.data(), &shared_, environments_[0].data(),
          environments_[1].data(), seed, index, number, record, 0, threads, threads > 1 ? meet : alone, &team_}};
-    if (threads > 1) {
-      team_.run(region, &context);
-    } else {
-      region(&context, 0);
+    {
+      const Turn turn(*this, threads);
+      if (threads > 1) {
+        team_.run(region, &context);
+      } else {
+        region(&context, 0);
+      }
     }
     if (shared_.status.load() != kDone) return;
     shared_.applied = 0;
@@ -421,32 +447,6 @@ class Population {
   // Only a step of a system with links writes the second list.
   bool kernel_changes_links() const { return shared_.links_before.size > 0 || shared_.links.size > 0; }
 
-  // Free pages that one thread gathered go round, so that no thread runs out while others have them.
-  void balance(int threads) {
-    if (threads < 2) return gather_free();
-    uint64_t total = 0, most = 0;
-    for (const Workspace& work : workspaces_) {
-      total += work.free_pages.size;
-      most = std::max(most, work.free_pages.size);
-    }
-    const uint64_t share = total / workspaces_.size();
-    if (most <= share + 1024) return;
-    for (Workspace& from : workspaces_) {
-      for (Workspace& to : workspaces_) {
-        while (from.free_pages.size > share + 1 && to.free_pages.size < share) {
-          to.free_pages.push(from.free_pages.data[--from.free_pages.size]);
-        }
-      }
-    }
-  }
-
-  void gather_free() {
-    for (size_t t = 1; t < workspaces_.size(); ++t) {
-      Vec<uint32_t>& from = workspaces_[t].free_pages;
-      while (from.size > 0) workspaces_[0].free_pages.push(from.data[--from.size]);
-    }
-  }
-
   Library library_;
   Kernel kernel_;
   Team team_;
@@ -454,7 +454,10 @@ class Population {
   int64_t num_rules_;
   uint32_t rows_ = 0;
   std::vector<std::unique_ptr<Reserved>> memory_;
+  uint64_t num_pages_ = 0;
+  uint32_t at_hand_ = 0;
   Pool pool_{};
+  pages::Account account_{};
   Cells tables_[2]{};
   Shared shared_{};
   std::vector<Workspace> workspaces_;

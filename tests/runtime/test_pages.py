@@ -99,6 +99,9 @@ class PagerMachine(RuleBasedStateMachine):
         counts = self.holders()
         assert all(self.pool.references(page) == counts.get(page, 0) for page in range(self.pool.num_pages))
         assert self.pool.num_available == self.pool.num_pages - len(counts)
+        memory = self.pool.memory()
+        assert (memory["pages"], memory["max_pages"]) == (len(counts), self.pool.num_pages)
+        assert len(counts) + self.pool.num_cached <= memory["peak_pages"] <= self.pool.num_pages
         assert self.pool.num_sequences == len(self.alive)
 
 
