@@ -93,7 +93,8 @@ def test_no_heavy_library_in_the_thin_rooms(room: str) -> None:
     wrong = {
         str(path.relative_to(ROOT)): heavy
         for path in sources(room)
-        if (heavy := sorted(name for name in imported(path) if name.split(".")[0] in HEAVY))
+        if path.parent != ROOT / "kernels" / "triton"  # device functions, read by the compiler that this library is
+        and (heavy := sorted(name for name in imported(path) if name.split(".")[0] in HEAVY))
     }
     assert wrong == {}
 

@@ -179,6 +179,10 @@ class Printer:
         """Whether a node's value lies in memory that another kernel, a port or a weight provides."""
         return node.op in IN_MEMORY
 
+    def table_element(self, table: Node, row: Index, column: Index, scope: Scope) -> str | None:
+        """An element of a table whose rows lie in a packed weight; None where it lies plain."""
+        return None
+
     def load(self, node: Node, index: tuple[Index, ...], scope: Scope) -> str | None:
         """The text that reads node[index] from where it lies; None where it must be computed."""
         if node.op == "arg":
@@ -268,10 +272,13 @@ class Scope(shared.Scope):
     def load(self, pointer: str, offset: Index, size: int) -> str:
         """tl.load of one element per lane of a buffer of at most `size` elements."""
         where = self.address(pointer, offset, size)
-        axes = self.printer.axes_of(str(offset))
-        masks = [a.mask for a in axes if a.mask] + [g.name for g in self.guards if g.axes <= axes]
-        mask = f", mask={' & '.join(sorted(masks, key=len))}" if masks else ""
+        masks = self.masks(self.printer.axes_of(str(offset)))
+        mask = f", mask={' & '.join(masks)}" if masks else ""
         return f"tl.load({where}{mask})"
+
+    def masks(self, axes: Axes) -> list[str]:
+        """The masks of a load that varies on these axes. A guard that varies on more does not concern it."""
+        return sorted({a.mask for a in axes if a.mask} | {g.name for g in self.guards if g.axes <= axes})
 
     def address(self, pointer: str, offset: Index, size: int) -> str:
         if size >= WIDE:
@@ -310,6 +317,15 @@ class Scope(shared.Scope):
 
     def position(self, index: Index) -> str:
         return f"({index}).to(tl.int64)" if index.terms else str(index.const)
+
+    def _take(self, node: Node, index: tuple[Index, ...]) -> str:
+        source, places = node.inputs
+        if node["axis"] == 0 and source.op == "weight" and source.tensor.rank == 2:
+            row = self.integer(places, index[:-1], source.shape[0])
+            found = self.printer.table_element(source, row, index[-1], self)
+            if found is not None:
+                return found
+        return super()._take(node, index)
 
     def _concat(self, node: Node, index: tuple[Index, ...]) -> str:
         axis = node["axis"]
