@@ -19,9 +19,12 @@ constexpr unsigned kNonBlocking = 1;    // CU_STREAM_NON_BLOCKING: never waits f
 constexpr uint16_t kMachineCuda = 190;  // e_machine of cubins (EM_CUDA)
 constexpr uint16_t kMachineAmd = 224;   // e_machine of hsaco files (EM_AMDGPU)
 
-std::string gib(int64_t bytes) {
+std::string amount(int64_t bytes) {
+  constexpr int64_t kGiB = 1 << 30, kMiB = 1 << 20;
+  if (bytes < kMiB) return std::to_string(bytes) + " bytes";
   char text[32];
-  std::snprintf(text, sizeof text, "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+  std::snprintf(text, sizeof text, bytes < kGiB ? "%.1f MiB" : "%.2f GiB",
+                static_cast<double>(bytes) / static_cast<double>(bytes < kGiB ? kMiB : kGiB));
   return text;
 }
 
@@ -123,9 +126,9 @@ DeviceMemory::DeviceMemory(const Context& context, int64_t bytes, const std::str
   size_t free = 0, total = 0;
   context.api.memory_info(&free, &total);
   address_ = 0;
-  context.driver->fail(status, std::string(context.api.memory_allocate.name) + " of " + gib(bytes) + " for " + what +
-                                   ", with " + gib(static_cast<int64_t>(free)) + " of the device's " +
-                                   gib(static_cast<int64_t>(total)) + " free");
+  context.driver->fail(status, std::string(context.api.memory_allocate.name) + " of " + amount(bytes) + " for " + what +
+                                   ", with " + amount(static_cast<int64_t>(free)) + " of the device's " +
+                                   amount(static_cast<int64_t>(total)) + " free");
 }
 
 DeviceMemory::~DeviceMemory() {
@@ -138,7 +141,7 @@ HostMemory::HostMemory(const Context& context, int64_t bytes) : context_(&contex
   const int status = context.api.host_allocate(&data, static_cast<size_t>(bytes), 0u);
   if (status != 0) {
     context.driver->fail(
-        status, std::string(context.api.host_allocate.name) + " of " + gib(bytes) + " of page-locked host memory");
+        status, std::string(context.api.host_allocate.name) + " of " + amount(bytes) + " of page-locked host memory");
   }
   data_ = static_cast<std::byte*>(data);
 }

@@ -1,0 +1,168 @@
+"""The toy model as an artifact for GPUs, and a driver over host memory that runs its kernels. Fixtures of the tests."""
+
+import ctypes
+import gc
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import toy_model
+from toy_model import SCALE, VOCAB_SIZE, weights_member, write_artifact
+
+HERE = Path(__file__).resolve().parent
+MACHINES = {"cuda": 190, "rocm": 224}  # e_machine of their ELF files
+LEVELS = {"cuda": "sm_90a", "rocm": "gfx942"}
+
+KERNELS = """
+#include <cstdint>
+#include <cstring>
+namespace {
+uint64_t mix(uint64_t x) {
+  x += 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+constexpr int64_t kPage = 4, kVocab = 97;
+template <typename T> T get(void** p, int i) { T v; std::memcpy(&v, p[i], sizeof v); return v; }
+}
+#define KERNEL(name, ...) \\
+  extern "C" const int name##_sizes[] = {__VA_ARGS__, 0}; \\
+  extern "C" int name(void** p, const unsigned* grid, unsigned threads)
+// state, tokens, positions, sequences, table; T, M; null
+KERNEL(toy_append, 8, 8, 8, 8, 8, 4, 4, 8) {
+  auto* pages = get<uint64_t*>(p, 0);
+  auto* token = get<int32_t*>(p, 1); auto* pos = get<int32_t*>(p, 2); auto* seq = get<int32_t*>(p, 3);
+  auto* table = get<int32_t*>(p, 4);
+  const int T = get<int32_t>(p, 5), M = get<int32_t>(p, 6);
+  if (get<void*>(p, 7) || threads != 64 || static_cast<int>(grid[0]) != (T + 3) / 4) return 719;
+  for (int t = 0; t < T; ++t) {
+    int64_t page = table[seq[t] * M + pos[t] / kPage];
+    pages[page * kPage + pos[t] % kPage] = mix((static_cast<uint64_t>(pos[t]) << 32) + token[t] + 1);
+  }
+  return 0;
+}
+// state, positions, sequences, rows, table, sums; M; null
+KERNEL(toy_read, 8, 8, 8, 8, 8, 8, 4, 8) {
+  auto* pages = get<uint64_t*>(p, 0);
+  auto* pos = get<int32_t*>(p, 1); auto* seq = get<int32_t*>(p, 2); auto* rows = get<int32_t*>(p, 3);
+  auto* table = get<int32_t*>(p, 4);
+  auto* sums = get<uint64_t*>(p, 5);
+  const int M = get<int32_t>(p, 6);
+  for (unsigned r = 0; r < grid[0]; ++r) {
+    uint64_t sum = 0;
+    for (int64_t i = 0; i <= pos[rows[r]]; ++i) sum += pages[table[seq[rows[r]] * M + i / kPage] * kPage + i % kPage];
+    sums[r] = sum;
+  }
+  return 0;
+}
+// sums, weight, logits; null
+KERNEL(toy_logits, 8, 8, 8, 8) {
+  auto* sums = get<uint64_t*>(p, 0);
+  float scale = *get<float*>(p, 1);
+  auto* logits = get<float*>(p, 2);
+  if (grid[0] != (kVocab + 31) / 32) return 719;
+  for (unsigned r = 0; r < grid[1]; ++r)
+    for (int64_t v = 0; v < kVocab; ++v) logits[r * kVocab + v] = static_cast<float>(mix(sums[r] + v) >> 40) * scale;
+  return 0;
+}
+// place, seed, stream, sources, N, K, std; null: everything a fill is told, in order, at the start of each weight
+KERNEL(toy_fill, 8, 8, 8, 4, 4, 4, 4, 8) {
+  auto* out = get<char*>(p, 0);
+  std::memcpy(out, p[1], 8); std::memcpy(out + 8, p[2], 8);
+  for (int i = 3; i < 7; ++i) std::memcpy(out + 4 * (i + 1), p[i], 4);
+  std::memcpy(out + 32, grid, 12);
+  return 0;
+}
+// fails as CUDA_ERROR_ILLEGAL_ADDRESS; the arguments are toy_read's
+KERNEL(toy_fault, 8, 8, 8, 8, 8, 8, 4, 8) { return 700; }
+"""
+
+
+class Driver:
+    """The built driver library, and what tests ask of it."""
+
+    def __init__(self, folder: Path, vendor: str) -> None:
+        self.vendor, self.path = vendor, folder / f"fake_{vendor}.so"
+        flags = ["-DFAKE_ROCM"] if vendor == "rocm" else []
+        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", *flags, str(HERE / "gpu_fake_driver.cpp"), "-o"]
+        subprocess.run([*command, str(self.path), "-ldl"], check=True)
+        self._library = ctypes.CDLL(str(self.path))
+        self._library.fake_calls.restype = ctypes.c_char_p
+        self._library.fake_used.restype = ctypes.c_long
+
+    def name(self, cuda: str) -> str:
+        """The vendor's name of a function of CUDA's."""
+        table = (HERE / "gpu_fake_driver.cpp").read_text()
+        return cuda if self.vendor == "cuda" else re.search(rf"API\({cuda}, (\w+)\)", table)[1]  # type: ignore[index]
+
+    def set(self, key: str, value: int) -> None:
+        self._library.fake_set(key.encode(), ctypes.c_long(value))
+
+    def fail(self, function: str, status: int, after: int = 0) -> None:
+        """The next call of a function (by CUDA's name) after `after` others comes to `status`."""
+        self._library.fake_fail(self.name(function).encode(), status, after)
+
+    def reset(self) -> None:
+        self._library.fake_reset()
+
+    def calls(self) -> list[str]:
+        """What the device did since the last question."""
+        return str(self._library.fake_calls().decode()).splitlines()
+
+    @property
+    def in_use(self) -> int:
+        """0 when nothing is held: no memory of the device, page-locked memory or stream."""
+        gc.collect()  # the traceback of an expected error
+        return int(self._library.fake_used())
+
+
+def build_kernels(folder: Path) -> bytes:
+    """A shared object with the toy model's kernels."""
+    (folder / "kernels.cpp").write_text(KERNELS)
+    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "kernels.cpp", "-o", "kernels.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return (folder / "kernels.so").read_bytes()
+
+
+def as_image(kernels: bytes, vendor: str) -> bytes:
+    """The same as an ELF file of the vendor's machine."""
+    return kernels[:18] + MACHINES[vendor].to_bytes(2, "little") + kernels[20:]
+
+
+def axis(symbol: int | None, size: int, tile: int = 1) -> list[Any]:
+    """size * symbol (or size alone) in tiles."""
+    return [[[size, [] if symbol is None else [symbol]]], tile]
+
+
+def gpu_manifest(vendor: str, **changes: Any) -> dict[str, Any]:
+    """The toy model's manifest with launches for a GPU. Symbols: T R B M."""
+    description = toy_model.manifest()
+    binaries = {
+        name: {"member": "kernels/toy.bin", "entry": name, "threads": 64, "shared_bytes": 0, "extra_pointers": 1}
+        for name in ("toy_append", "toy_read", "toy_logits", "toy_fill", "toy_fault")
+    }
+    binaries["toy_logits"]["shared_bytes"] = 60000
+    for variant in description["variants"]:
+        append, read, logits = variant["launches"]
+        append |= {"symbols": [0, 3], "grid": [axis(0, 1, 4)], "dependent": True}
+        read |= {"symbols": [3], "grid": [axis(1, 1)], "dependent": True}
+        logits |= {"symbols": [], "grid": [axis(None, VOCAB_SIZE, 32), axis(1, 1)], "dependent": False}
+    description |= {
+        "target": {"device": vendor, "level": LEVELS[vendor]},
+        "kernels": {"binaries": binaries, "sources": {}},
+    }
+    return description | changes
+
+
+def build_gpu_artifact(path: Path, description: dict[str, Any], kernels: bytes, **members: bytes) -> Path:
+    image = as_image(kernels, description["target"]["device"])
+    contents = {"weights.safetensors": weights_member({"p0": SCALE.tobytes()}), "kernels/toy.bin": image}
+    return write_artifact(path, description, contents | members)
+
+
+def runs(calls: Sequence[str]) -> list[str]:
+    """The kernels that ran, by name."""
+    return [call.split()[1] for call in calls if call.startswith("run ")]

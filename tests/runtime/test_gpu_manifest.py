@@ -1,0 +1,116 @@
+"""Manifests of GPU artifacts: what a launch may say is checked before a driver is asked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpu_fake import axis, gpu_manifest
+from toy_model import write_artifact
+
+from echoc.errors import ArtifactError
+from echoc.runtime.artifact import Artifact
+
+
+def opened(folder: Path, description: dict[str, Any]) -> Artifact:
+    return Artifact(write_artifact(folder / "a.echo", description, {}))
+
+
+def test_launches_are_typed(tmp_path: Path) -> None:
+    manifest = opened(tmp_path, gpu_manifest("cuda")).manifest
+    launch = manifest.variants[0].launches[0]
+    assert (launch.symbols, launch.dependent) == ((0, 3), True)
+    assert (launch.grid[0].terms, launch.grid[0].tile) == (((1, (0,)),), 4)
+    binary = manifest.binaries["toy_logits"]
+    assert (binary.entry, binary.threads, binary.shared_bytes, binary.extra_pointers) == ("toy_logits", 64, 60000, 1)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        [],
+        [axis(0, 1)] * 4,
+        [[]],
+        [[[[1, [0]]]]],
+        [[[[1, [0]]], 0]],
+        [[[[1, [0]]], -4]],
+        [[[[1, [0]]], 1 << 62]],
+        [[[[1, [0]]], 1.5]],
+        [[[[1, [0]]], True]],
+        [[[[1 << 62, [0]]], 1]],
+        [[[["many", [0]]], 1]],
+        [[[[1, [4]]], 1]],
+        [[[[1, [-1]]], 1]],
+        [[[[1, ["T"]]], 1]],
+        [[[[1, "T"]], 1]],
+        [[[[1, 0]], 1]],
+        [[[[1, [0] * 9]], 1]],
+        [[[[1, [0]]] * 65, 1]],
+        [[5, 1]],
+        [7],
+        [None],
+    ],
+)
+def test_grids_that_are_none_are_refused(tmp_path: Path, grid: Any) -> None:
+    description = gpu_manifest("cuda")
+    description["variants"][0]["launches"][0]["grid"] = grid
+    with pytest.raises(ArtifactError, match=r"variants\[0\]\.launches\[0\]\.grid"):
+        opened(tmp_path, description)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kernel": "absent"}, r"kernel 'absent' in .*not among its kernels\.binaries"),
+        ({"kernel": ["toy_read"]}, "wanted str"),
+        ({"symbols": [4]}, r"\[4\] at .*symbols, wanted indices of its 4 symbols"),
+        ({"symbols": [-1]}, "wanted indices"),
+        ({"symbols": ["T"]}, "wanted indices"),
+        ({"symbols": "T"}, "wanted list"),
+        ({"symbols": [True]}, "wanted indices"),
+        ({"dependent": "yes"}, "wanted bool"),
+        ({"args": [["stack", 0]]}, r"wanted \[kind, number\]"),
+        ({"grid": None}, "wanted list"),
+    ],
+)
+def test_launches_that_are_none_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    description = gpu_manifest("cuda")
+    description["variants"][0]["launches"][0] |= changes
+    with pytest.raises(ArtifactError, match=words):
+        opened(tmp_path, description)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"threads": 0}, r"has 0 at kernels\.binaries\.toy_read\.threads, wanted 1\.\.1024"),
+        ({"threads": 2048}, r"wanted 1\.\.1024"),
+        ({"threads": "64"}, "wanted int"),
+        ({"shared_bytes": -1}, "wanted 0..1048576"),
+        ({"shared_bytes": 1 << 40}, "wanted 0..1048576"),
+        ({"extra_pointers": 1000}, "wanted 0..8"),
+        ({"entry": None}, "entry, wanted str"),
+        ({"member": 5}, "member, wanted str"),
+    ],
+)
+def test_kernels_that_are_none_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    description = gpu_manifest("rocm")
+    description["kernels"]["binaries"]["toy_read"] |= changes
+    with pytest.raises(ArtifactError, match=words):
+        opened(tmp_path, description)
+
+
+@pytest.mark.parametrize(
+    ("fill", "words"),
+    [
+        ({"format": "i8", "kernel": "absent", "tile": 1}, "kernel 'absent' in kernels"),
+        ({"format": "i8", "kernel": "toy_fill", "tile": 0}, "tile, wanted 1"),
+        ({"format": "i8", "kernel": "toy_fill"}, "tile, wanted int"),
+        ({"kernel": "toy_fill", "tile": 1}, "format, wanted str"),
+        (5, r"no object at kernels\.fill\[0\]"),
+    ],
+)
+def test_fills_that_are_none_are_refused(tmp_path: Path, fill: Any, words: str) -> None:
+    description = gpu_manifest("cuda")
+    description["kernels"]["fill"] = [fill]
+    with pytest.raises(ArtifactError, match=words):
+        opened(tmp_path, description)
