@@ -12,14 +12,13 @@ from .tokens import Tokens
 MAX_NESTING = 200  # of the expression tree: a sum of n terms is n - 1 deep
 MAX_NODES = 100_000  # of the expression tree: some functions are made of several copies of their argument
 MAX_PARENTHESES = 60  # inside each other, signs and arguments of functions included
-LEVELS: tuple[dict[str, str], ...] = (
-    {"==": "eq", "!=": "ne", "<=": "le", ">=": "ge", "<": "lt", ">": "gt"},
-    {"+": "add", "-": "sub"},
-    {"*": "mul", "/": "div"},
-)
+LEVELS: tuple[dict[str, str], ...] = (  # PeP has its comparisons in this order too
+    {"==": "eq"}, {"!=": "ne"}, {"<": "lt"}, {"<=": "le"}, {">": "gt"}, {">=": "ge"},
+    {"+": "add", "-": "sub"}, {"*": "mul", "/": "div"},
+)  # fmt: skip
 
 
-def _compare(op: str, a: Expression, b: Expression) -> Expression:
+def _binary(op: str, a: Expression, b: Expression) -> Expression:
     if op == "ne":
         return call("not", call("eq", a, b))
     return call({"gt": "lt", "ge": "le"}[op], b, a) if op in ("gt", "ge") else call(op, a, b)
@@ -96,7 +95,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Expression]]] = {
 class FormulaReader:
     """Reads formulas off tokens of the kinds `number` and `name` and the marks of LEVELS, `^`, `~`, `(`, `)`, `,`.
 
-    Comparisons (1 or 0) bind least, then + -, then * /, then a sign (- or ~), then ^, which groups from the left.
+    Comparisons (1 or 0) bind least, then + -, then * /, then the sign -, then ^, which groups from the left, then ~.
     """
 
     def __init__(self, tokens: Tokens, is_name: Callable[[str], bool]) -> None:
@@ -126,25 +125,25 @@ class FormulaReader:
         while (op := LEVELS[index].get(self.tokens.next.text)) is not None:
             self.tokens.take()
             right, other = self.level(index + 1, depth)
-            left = call(op, left, right) if index else _compare(op, left, right)
+            left = _binary(op, left, right)
             height = self.deeper(max(height, other))
         return left, height
 
     def sign(self, depth: int) -> tuple[Expression, int]:
-        if self.tokens.next.text in ("-", "~", "+"):
+        if self.tokens.next.text in ("-", "+"):
             negative = self.tokens.take().text != "+"
             operand, height = self.sign(self.inner(depth))
             return (call("neg", operand) if negative else operand), self.deeper(height)
-        base, height = self.atom(depth)
+        base, height = self.signed(depth)
         while self.tokens.accept("^"):
-            exponent, other = self.exponent(depth)
+            exponent, other = self.signed(depth)
             base, height = call("pow", base, exponent), self.deeper(max(height, other))
         return base, height
 
-    def exponent(self, depth: int) -> tuple[Expression, int]:
+    def signed(self, depth: int) -> tuple[Expression, int]:
         if self.tokens.next.text in ("-", "~"):
             self.tokens.take()
-            operand, height = self.exponent(self.inner(depth))
+            operand, height = self.signed(self.inner(depth))
             return call("neg", operand), self.deeper(height)
         return self.atom(depth)
 

@@ -2,9 +2,10 @@
 
 A program `F(x) -> c1|v1 + ... + cn|vn` evaluates its production function on the values at the start of the step and
 deals the result out: v_j gets c_j / (c1 + ... + cn) of it. Variables that occur in a production function that runs are
-consumed (become 0) before the shares arrive. A program with an enzyme e runs only when e > min(|x| of its variables),
-at the start of the step. Several programs of one membrane without enzymes: all run (the usual non-deterministic choice
-of one is `one_program=True`, drawn uniformly, see `draw`). Values are float64.
+consumed (become 0) before the shares arrive. A program with an enzyme e runs only when e > min(|x| of its variables) at
+the start of the step; in a `signed` system when e > min(x of its variables), or when it has no variables. Several
+programs of one membrane without enzymes: all run (the usual non-deterministic choice of one is `one_program=True`,
+drawn uniformly, see `draw`). Values are float64.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class NumericalSystem:
     programs: tuple[Production, ...]
     one_program: bool = False
     name: str = ""
+    signed: bool = False
 
     def choices(self) -> dict[int, list[int]]:
         """Where one of several programs is drawn in each step: the membrane's number, and those programs' indices."""

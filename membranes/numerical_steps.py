@@ -28,15 +28,18 @@ def start(system: NumericalSystem) -> Values:
 def active(system: NumericalSystem, configuration: Values) -> list[int]:
     """Indices of the programs that may run: those without an enzyme, and those whose enzyme e is large enough.
 
-    That is e > min(|x| of the variables of the production function); of a constant function the minimum is 0.
+    That is e > min(|x| of the variables of the production function); of a constant function the minimum is 0. In a
+    signed system it is e > min(x), and a constant function may always run.
     """
-    return [i for i, program in enumerate(system.programs) if _enzyme_allows(program, configuration.values)]
+    values, signed = configuration.values, system.signed
+    return [i for i, program in enumerate(system.programs) if _enzyme_allows(program, values, signed)]
 
 
-def _enzyme_allows(program: Production, values: Mapping[str, float]) -> bool:
-    if program.enzyme is None:
+def _enzyme_allows(program: Production, values: Mapping[str, float], signed: bool) -> bool:
+    read = [values[name] for name in names(program.function)]
+    if program.enzyme is None or (signed and not read):
         return True
-    return values[program.enzyme] > min((abs(values[name]) for name in names(program.function)), default=0.0)
+    return values[program.enzyme] > min(read if signed else map(abs, read), default=0.0)
 
 
 def choose(system: NumericalSystem, configuration: Values, seed: int = 0, run: int = 0) -> list[int]:

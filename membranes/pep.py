@@ -16,8 +16,10 @@ Swarms", 2017).
 
 A program is `formula -> shares` or `formula [enzyme -> ] shares`. Formulas have + - * / ^ (from the left), `~` or `-`
 for the negative, comparisons (1 or 0), and the functions of `formula.py`; names may stand for variables of any
-membrane. The parts of a block come in any order, the `;` after a block may be left out, and so may `structure` for one
-membrane. Where a membrane has several programs without an enzyme, one of them runs in each step, drawn at random.
+membrane. As in PeP, an enzyme lets its program run while it is more than the least value that the formula reads, and
+always where that reads none. The parts of a block come in any order, the `;` after a block may be left out, and so may
+`structure` for one membrane. Where a membrane has several programs without an enzyme, one of them runs in each step,
+drawn at random.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ class _Reader:
             tuple(programs),
             one_program=len(choosing) != len(set(choosing)),
             name=title.text,
+            signed=True,
         )
 
     def section(self) -> None:

@@ -113,7 +113,7 @@ def _before(system: NumericalSystem, steps: Node, values: Node) -> dict[str, Nod
 
 def _step(system: NumericalSystem, before: Mapping[str, Node], drawn: Mapping[int, Node]) -> dict[str, Node]:
     """Each variable after the step: consumed ones are 0, then the shares are added in program order."""
-    runs = [drawn.get(i, _runs(program, before)) for i, program in enumerate(system.programs)]
+    runs = [drawn.get(i, _runs(program, before, system.signed)) for i, program in enumerate(system.programs)]
     after = dict(before)
     for program, running in zip(system.programs, runs, strict=True):
         for name in dict.fromkeys(names(program.function)):
@@ -132,11 +132,12 @@ def _zero() -> Node:
     return _const(0.0)
 
 
-def _runs(program: Production, before: Mapping[str, Node]) -> Node | None:
-    """Whether the program's enzyme lets it run; None: it has none."""
-    if program.enzyme is None:
+def _runs(program: Production, before: Mapping[str, Node], signed: bool) -> Node | None:
+    """Whether the program's enzyme lets it run; None: always."""
+    read = [before[name] for name in dict.fromkeys(names(program.function))]
+    if program.enzyme is None or (signed and not read):
         return None
-    sizes = [make("abs", before[name]) for name in dict.fromkeys(names(program.function))]
+    sizes = read if signed else [make("abs", x) for x in read]
     least = sizes[0] if sizes else _zero()
     for size in sizes[1:]:
         least = make("minimum", least, size)

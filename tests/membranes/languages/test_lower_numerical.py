@@ -64,7 +64,7 @@ def stepped(program: Program, seed: int = 0, run: int = 0) -> list[list[float]]:
 def choosing(which: str | int) -> NumericalSystem:
     if isinstance(which, str):
         return read(which, text=SOURCES[which])
-    return replace(random_numerical(which), one_program=True)
+    return replace(random_numerical(which), one_program=True, signed=which % 2 == 0)
 
 
 def loaded(system: NumericalSystem, folder: Path) -> LoadedProgram:

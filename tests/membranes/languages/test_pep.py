@@ -74,7 +74,8 @@ def test_a_trajectory() -> None:
     ("formula", "value"),
     [
         ("2 + 3 * x", 3.5), ("(2 + 3) * x", 2.5), ("7 - 2 - 1", 4), ("8 / 4 / 2", 1), ("2 ^ 3 ^ 2", 64),
-        ("-x ^ 2", -0.25), ("2 ^ -1", 0.5), ("~3 + 1", -2), ("1 + 1 == 2", 1), ("1 != 1", 0), ("2 * 3 > 2 + 1", 1),
+        ("-x ^ 2", -0.25), ("~x ^ 2", 0.25), ("2 ^ ~x ^ 2", 0.5), ("1 == 2 != 2", 0), ("0 < 5 > 4", 1),
+        ("2 ^ -1", 0.5), ("~3 + 1", -2), ("1 + 1 == 2", 1), ("1 != 1", 0), ("2 * 3 > 2 + 1", 1),
         ("x <= 0.5", 1), ("x >= 1", 0), ("1 < x", 0), ("sqrt(x + 3.5)", 2), ("abs(~x)", 0.5), ("log2(8)", 3),
         ("log10(1000)", 3), ("asin(1)", math.pi / 2), ("acos(~1)", math.pi), ("asind(x)", 30), ("acosd(x)", 60),
         ("tand(45)", 1), ("cot(x)", 1 / math.tan(0.5)), ("acotd(1)", 45), ("atan2((~1) (~1))", -0.75 * math.pi),
@@ -83,6 +84,14 @@ def test_a_trajectory() -> None:
 )  # fmt: skip
 def test_formulas(formula: str, value: float) -> None:
     assert one(formula) == pytest.approx(value, rel=1e-14)
+
+
+def test_an_enzyme_is_held_against_the_least_value_with_its_sign() -> None:
+    """-1 > -3, so that x and y are read; a program that reads nothing runs whatever its enzyme is."""
+    text = """p = { m = { var = {x, y, z}; E = {e}; pr = {x + y [e -> ] 1|z}; pr = {7 [e -> ] 1|y};
+        pr = {z + y [e -> ] 1|x}; var0 = (-3, 5, 2); E0 = (-1); }; }"""
+    values = numerical.run(read("p", text=text), 1).values
+    assert dict(values) == {"x": 0.0, "y": 7.0, "z": 4.0, "e": -1.0}
 
 
 def test_one_of_several_programs_is_chosen() -> None:

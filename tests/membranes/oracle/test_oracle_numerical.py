@@ -1,5 +1,7 @@
 """Numerical P systems."""
 
+from dataclasses import replace
+
 import pytest
 from random_systems import random_numerical
 
@@ -40,6 +42,7 @@ def test_an_enzyme_must_exceed_the_least_of_the_variables(enzyme: float, runs: b
     s = system({"x": -2, "y": 7, "e": enzyme}, Production("m", function, ((1, "y"),), enzyme="e"))
     expected = {"x": 0.0, "y": 5.0, "e": enzyme} if runs else {"x": -2.0, "y": 7.0, "e": enzyme}
     assert numerical.run(s, 1).values == expected
+    assert numerical.active(replace(s, signed=True), numerical.start(s)) == ([0] if enzyme > -2 else [])
 
 
 def test_one_program_of_a_membrane_is_drawn() -> None:
