@@ -44,6 +44,7 @@ class Launches:
         self.renderer = Renderer(
             bounds, self.packing, {n for g in groups for n in g.outputs}, frozenset(), device or Device("cuda")
         )
+        self.renderer.announce(groups)
         self.kernels: list[Kernel] = []
         runs: list[list[Group]] = matmul.siblings(groups, self.packing.of) if join else [[g] for g in groups]
         for run in runs:

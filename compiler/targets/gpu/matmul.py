@@ -25,7 +25,7 @@ from echoc.errors import CompileError
 if TYPE_CHECKING:
     from echoc.compiler.targets.gpu.render import Renderer
 
-GEMV_ROWS = 4
+GEMV_ROWS = {"f32": 4, "bf16": 4, "i8": 2, "i4": 1}  # more rows cost more registers than tensor cores
 BUSY = 120  # programs that keep a large device busy
 BAND = 8
 ROUTE_BLOCK = 1024
@@ -92,7 +92,7 @@ def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bo
         schedule = gemm_schedule(16 if bound is not None and bound <= 1024 else None, columns, packed[0])
         route, routing = _route(renderer, groups[0], packed[0])
         return [route, _gemm(renderer, groups, packed, schedule, routing)]
-    if bound is not None and bound <= GEMV_ROWS:
+    if bound is not None and bound <= GEMV_ROWS[packed[0].format]:
         return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
     return [_gemm(renderer, groups, packed, gemm_schedule(bound, columns, packed[0]))]
 
@@ -101,7 +101,7 @@ def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
     """About 16 KB of weights in flight a program of 128 threads, half of it before the step's input is there."""
     span = weights.SPANS[packed.format]
     depth = min(power_of_two(weights.layout(packed).padded_k), 128 * span)
-    each = 8 if columns >= 8 * BUSY else 4
+    each = 8 if columns >= 8 * BUSY and packed.format != "i4" else 4
     return Schedule("gemv", rows, max(each // packed.interleave, 2), depth, 4, 1)
 
 
