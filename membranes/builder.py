@@ -62,6 +62,7 @@ from echoc.compiler.ir.algebra import Bound, Cell, Group, Mode, Priority, Rule, 
 from echoc.compiler.ir.expression import Expression
 from echoc.errors import CompileError
 
+from .blocks import completed
 from .structure import parse_structure
 from .terms import (
     Arrow,
@@ -243,10 +244,16 @@ class PSystem:
 
     # result
 
-    def system(self) -> System:
-        """The system, checked. Raises InvalidSystem (a CompileError) that lists everything that is wrong with it."""
+    def system(self, *, allow_substochastic: bool = False) -> System:
+        """The system, checked. Raises InvalidSystem (a CompileError) that lists everything that is wrong with it.
+
+        allow_substochastic: in mode DCBA, accept blocks of rules whose probabilities add up to less than 1: what they
+        fall short of is the probability that nothing happens.
+        """
         system = System(
             self.model, tuple(self._cells), tuple(self._rules), tuple(self._groups), self.mode, self.priority,
             tuple(self._links), frozenset(self._unbounded), self._environment.bag, self.name,
         )  # fmt: skip
+        if allow_substochastic and self.mode is Mode.DCBA:
+            system, _ = completed(system)
         return validate(system)

@@ -22,8 +22,9 @@ from echoc.compiler.ir.expression import TIME, names
 from echoc.compiler.ir.moments import solve
 from echoc.errors import CompileError
 
+from .blocks import Blocks, blocks_of, wrong_sums
+
 MOST = (1 << 63) - 1
-BLOCK_TOLERANCE = 1e-4  # by how much the probabilities of a block may miss 1
 SHOWN = 20  # problems in one message
 
 
@@ -65,19 +66,28 @@ def validate(system: System) -> System:
     return system
 
 
-def problems(system: System) -> list[Problem]:
-    """Everything that is wrong with a system."""
+def problems(system: System, samples: Sequence[int] | None = None, blocks: Blocks | None = None) -> list[Problem]:
+    """Everything that is wrong with a system.
+
+    samples: the numbers of rules to look at, where every other one differs from one of them only in the names of its
+        objects, in counts from 1 to 2^63 - 1, in a probability from 0 to 1 and in a priority that is not negative.
+    blocks: those of the rules, where they are known already.
+    """
     found = [*_cells(system), *_groups(system)]
     if any(cell.parent is not None and not 0 <= cell.parent < i for i, cell in enumerate(system.cells)):
         return found
-    labels = _Labels(system)
-    for rule in system.rules:
+    rules = system.rules if samples is None else [system.rules[i] for i in samples]
+    labels = _Labels(system, rules)
+    for rule in rules:
         if not _plain(rule, labels):
             found.extend(Problem(message, rule.where) for message in _rule(rule, system, labels))
-    if system.mode in (Mode.PARALLEL, Mode.ORDERED, Mode.DCBA):
-        found.extend(_endless(system))
     for event in system.events:
         found.extend(Problem(message, event.where) for message in _event(event, system, labels))
+    if system.mode in (Mode.PARALLEL, Mode.ORDERED, Mode.DCBA):
+        found.extend(_endless(system, None if samples is None else frozenset(samples)))
+    if system.mode is Mode.DCBA:
+        sums = wrong_sums(system.rules, blocks or blocks_of(system.rules))
+        found.extend(Problem(message, where) for message, where in sums)
     return found
 
 
@@ -101,12 +111,12 @@ def _event(event: Event, system: System, labels: _Labels) -> Iterator[str]:
         yield f"the trigger of {what}: {error}"
 
 
-def _endless(system: System) -> Iterator[Problem]:
+def _endless(system: System, samples: frozenset[int] | None) -> Iterator[Problem]:
     """Rules that a maximal step would apply without end, since they take nothing."""
     for group in system.groups:
         if group.bound not in (Bound.MAXIMAL, Bound.MINIMAL, Bound.ARBITRARY):
             continue
-        for number in group.rules:
+        for number in group.rules if samples is None else samples.intersection(group.rules):
             rule = system.rules[number] if 0 <= number < len(system.rules) else None
             if rule is None or rule.consume or rule.divide or rule.link or rule.unlink:
                 continue
@@ -117,19 +127,19 @@ def _endless(system: System) -> Iterator[Problem]:
 class _Labels:
     """Which labels there can be, and which only the skin has."""
 
-    def __init__(self, system: System) -> None:
-        self.all = _reached(system, {cell.label for cell in system.cells})
-        inside = _reached(system, {cell.label for cell in system.cells if cell.parent is not None})
+    def __init__(self, system: System, rules: Sequence[Rule]) -> None:
+        self.all = _reached(rules, {cell.label for cell in system.cells})
+        inside = _reached(rules, {cell.label for cell in system.cells if cell.parent is not None})
         roots = {cell.label for cell in system.cells if cell.parent is None}
         self.rates = system.mode is Mode.GILLESPIE
         self.only_skin = frozenset() if sum(c.parent is None for c in system.cells) > 1 else roots - inside
         self.safe = self.all - self.only_skin
 
 
-def _reached(system: System, start: set[str]) -> frozenset[str]:
+def _reached(rules: Sequence[Rule], start: set[str]) -> frozenset[str]:
     """The labels that membranes with the labels `start` can come to have."""
     edges: dict[str, set[str]] = {}
-    for rule in system.rules:
+    for rule in rules:
         for inner in rule.inner:
             for result in inner.results:
                 if result.label != inner.label:
@@ -168,10 +178,14 @@ def _bag(bag: Bag) -> Iterator[str]:
 
 
 def _groups(system: System) -> Iterator[Problem]:
-    seen = [0] * len(system.rules)
     for group in system.groups:
         if group.bound is Bound.AT_MOST and group.limit < 1:
             yield Problem(f"a group with the limit {group.limit}; wanted 1 or more")
+    numbers = [rule for group in system.groups for rule in group.rules]
+    if len(numbers) == len(system.rules) and set(numbers) == set(range(len(numbers))):
+        return
+    seen = [0] * len(system.rules)
+    for group in system.groups:
         for rule in group.rules:
             if 0 <= rule < len(seen):
                 seen[rule] += 1
@@ -292,39 +306,3 @@ def _guard(guard: Guard) -> Iterator[str]:
             yield f"the guard 'not' has {len(part.parts)} parts; wanted one"
         if part.op == "in" and (part.period < 1 or part.threshold < 0):
             yield f"a guard of period {part.period} from {part.threshold} on; wanted 1 or more from 0 or more"
-
-
-def block_sums(system: System) -> Iterator[Problem]:
-    """Blocks of population dynamics whose probabilities do not add up to 1.
-
-    The rules with one left side and one charge after are a block (Martinez-del-Amor et al. 2012). Probabilities count
-    relative to the sum of their block, so that such a block can be run; published models have them, some rounded, some
-    far off. They are worth a warning.
-    """
-    sums: dict[object, list[float]] = {}
-    first: dict[object, Rule] = {}
-    if system.mode is not Mode.DCBA:
-        return
-    for rule in system.rules:
-        key = block_key(rule)
-        sums.setdefault(key, []).append(1.0 if rule.probability is None else rule.probability)
-        first.setdefault(key, rule)
-    for key, parts in sums.items():
-        total = math.fsum(parts)
-        if abs(total - 1) > BLOCK_TOLERANCE:
-            yield Problem(
-                f"the probabilities of the {len(parts)} rules with this left side add up to {total:.9g}; wanted 1",
-                first[key].where,
-            )
-
-
-def block_key(rule: Rule) -> object:
-    """What the rules of a block of population dynamics have in common. Of a rule between environments that is the one
-    which gives the object, not the one which gets it.
-    """
-    if rule.label is None and len(rule.inner) == 1:
-        inner = rule.inner[0]
-        after = inner.results[0].charge if len(inner.results) == 1 else len(inner.results)
-        return (rule.label, rule.consume, inner.label, inner.charge, inner.consume, after)
-    taken = tuple([(i.label, i.charge, i.consume) for i in rule.inner if i.consume])
-    return (rule.label, rule.charge, rule.new_charge, rule.consume, taken)

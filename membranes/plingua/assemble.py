@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from echoc.compiler.ir.algebra import Bag, Bound, Cell, Group, Inner, Mode, Priority, Rule, Send, System, Target
 from echoc.compiler.ir.algebra import Where as Place
-from echoc.membranes.validate import block_key
+from echoc.membranes.blocks import Blocks, blocks_of, completed
 
 from .build import Labels, RuleBuilder
 from .diagnostics import Fault, Limits, Mark
@@ -31,7 +31,7 @@ class Node:
 class Assembler(RuleBuilder):
     """Compiles `@mu`, `@ms`, `@marcs` and features, and makes the system."""
 
-    def __init__(self, limits: Limits, parameters: Mapping[str, float], seed: int) -> None:
+    def __init__(self, limits: Limits, parameters: Mapping[str, float], seed: int, substochastic: bool = False) -> None:
         super().__init__(limits, parameters, seed)
         self.nodes: list[Node] = []
         self.structured: Mu | None = None
@@ -45,6 +45,8 @@ class Assembler(RuleBuilder):
         self.outputs: set[str] = set()
         self.has_exchange = False
         self.around = self.label_around
+        self.substochastic = substochastic
+        self.blocks: Blocks | None = None
 
     def select(self, name: str, matcher: Matcher | None, population: bool, exchange: bool, charged: bool) -> None:
         """Fixes the model before rules are compiled."""
@@ -197,10 +199,13 @@ class Assembler(RuleBuilder):
         self.preorder()
         rules, groups = self.rules, self.groups
         labels = self.cell_labels(rules)
-        if self.repeated:
-            rules = self.merged(rules)
         if self.mode is Mode.DCBA:
-            rules, groups = self.spread(rules, groups, labels)
+            self.blocks = blocks_of(rules)
+            if self.repeated:
+                rules, self.blocks = self.merged(rules, self.blocks)
+            if self.spreads(labels):
+                rules, groups = self.spread(rules, groups, labels)
+                self.blocks, self.samples = blocks_of(rules), list(range(len(rules)))
         cells = self.cells(labels)
         if self.patterns:
             rules = self.separated(rules)
@@ -212,7 +217,7 @@ class Assembler(RuleBuilder):
         priority = str(self.system_features.get("priority", Priority.STRONG.value))
         if priority not in ("strong", "weak"):
             raise Fault(f'the feature @priority = "{priority}"; wanted "strong" or "weak"', self.mark(0))
-        return System(
+        system = System(
             self.model,
             cells,
             tuple(rules),
@@ -224,27 +229,24 @@ class Assembler(RuleBuilder):
             name=name,
             features=features,
         )
+        if self.substochastic and self.blocks is not None:
+            system, self.blocks = completed(system, self.blocks)
+        return system
 
-    def merged(self, rules: list[Rule]) -> list[Rule]:
+    def merged(self, rules: list[Rule], blocks: Blocks) -> tuple[list[Rule], Blocks]:
         """Rules of population dynamics that are written more than once: their probabilities are parts of one, where
         the block they are in needs them all to reach 1; otherwise the first one counts.
         """
-        firsts: dict[object, float] = {}
-        totals: dict[object, float] = {}
-        keys = [block_key(rule) for rule in rules]
-        wanted = {keys[i] for i in self.repeated}
-        for i, (rule, key) in enumerate(zip(rules, keys, strict=True)):
-            if key not in wanted:
-                continue
-            p: float = 1.0 if rule.probability is None else rule.probability
-            firsts[key] = firsts.get(key, 0.0) + p
-            totals[key] = totals.get(key, 0.0) + p + sum(self.repeated.get(i, ()))
-        made = list(rules)
+        totals = list(blocks.totals)
         for i, more in self.repeated.items():
-            key, first = keys[i], rules[i].probability
-            if first is not None and abs(totals[key] - 1) < abs(firsts[key] - 1):
+            totals[blocks.numbers[i]] += sum(more)
+        made, sums = list(rules), list(blocks.totals)
+        for i, more in self.repeated.items():
+            number, first = blocks.numbers[i], rules[i].probability
+            if first is not None and abs(totals[number] - 1) < abs(blocks.totals[number] - 1):
                 made[i] = replace(rules[i], probability=min(1.0, first + sum(more)))
-        return made
+                sums[number] += (made[i].probability or 0.0) - first
+        return made, replace(blocks, totals=sums)
 
     def preorder(self) -> None:
         """Sorts the membranes as a walk from the outermost one meets them, children in the order they were added."""
@@ -277,13 +279,12 @@ class Assembler(RuleBuilder):
             found.append(both if special and both in special else node.labels[0])
         return found
 
+    def spreads(self, labels: list[str]) -> bool:
+        return any(v != [k] for k, v in _variants(labels).items())
+
     def spread(self, rules: list[Rule], groups: list[int], labels: list[str]) -> tuple[list[Rule], list[int]]:
         """Repeats the rules of a label for the cells of that label which got a label of their own."""
-        variants: dict[str, list[str]] = {}
-        for label in dict.fromkeys(labels):
-            variants.setdefault(label.split(",")[0], []).append(label)
-        if all(v == [k] for k, v in variants.items()):
-            return rules, groups
+        variants = _variants(labels)
         made: list[Rule] = []
         places: list[int] = []
         for rule, group in zip(rules, groups, strict=True):
@@ -390,6 +391,14 @@ class Assembler(RuleBuilder):
             else:
                 made.append(Group(tuple(rules), Bound.AT_MOST, bound))
         return tuple(made)
+
+
+def _variants(labels: list[str]) -> dict[str, list[str]]:
+    """The labels, by their part before the comma."""
+    variants: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        variants.setdefault(label.split(",")[0], []).append(label)
+    return variants
 
 
 def _renamed(inner: Inner, label: str) -> Inner:

@@ -80,10 +80,6 @@ class PLinguaError(CompileError):
         self.diagnostics = tuple(diagnostics)
 
 
-class PLinguaWarning(UserWarning):
-    """Something in a P-Lingua source that can be run but is surely not meant."""
-
-
 def diagnose(fault: Fault) -> Diagnostic:
     where = fault.mark.source.where(fault.mark.offset)
     return Diagnostic(fault.message, where, fault.mark.source.excerpt(where))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import gc
 import re
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from echoc.compiler.ir.algebra import System
 from echoc.compiler.ir.algebra import Where as Place
-from echoc.membranes.validate import block_sums, problems
+from echoc.membranes.validate import problems
 
 from .assemble import Assembler
-from .diagnostics import Diagnostic, Fault, Limits, Mark, PLinguaError, PLinguaWarning, Source, diagnose
+from .diagnostics import Diagnostic, Fault, Limits, Mark, PLinguaError, Source, diagnose
 from .evaluate import TooManyFaults
 from .parser import parse_source
 from .patterns import Matcher, PatternGroup, PatternRule
@@ -64,9 +63,6 @@ ELSEWHERE: dict[str, str] = {
     "membrane_creation": "a model without creation: rules can divide, dissolve and relabel membranes that are there",
 }
 FRAMES = 12  # of Python for one call of a module, at most, besides those of nested expressions
-
-
-SHOWN_WARNINGS = 10
 
 
 @dataclass(slots=True)
@@ -240,6 +236,7 @@ def read(
     include_paths: Sequence[Path] = (),
     parameters: Mapping[str, float] | None = None,
     seed: int = 0,
+    allow_substochastic: bool = False,
     limits: Limits | None = None,
 ) -> System:
     """The P system of a P-Lingua file (version 5, or 4 with built-in models).
@@ -249,6 +246,8 @@ def read(
     parameters: global constants by name (`"k{1,2}"`), which win over assignments in the file, and the parameters of
         `main`, if it has any.
     seed: of the function `random`.
+    allow_substochastic: of population dynamics, accept blocks of rules whose probabilities add up to less than 1: what
+        they fall short of is the probability that nothing happens, by a rule that gives back what it takes.
     limits: bounds on the work, see `Limits`.
 
     Raises PLinguaError, a CompileError, with every mistake that was found: file, line, column, the line and a caret.
@@ -256,7 +255,7 @@ def read(
     limits = limits or Limits()
     path = Path(path)
     loader = Loader(tuple(Path(p) for p in include_paths), limits)
-    assembler = Assembler(limits, parameters or {}, seed)
+    assembler = Assembler(limits, parameters or {}, seed, allow_substochastic)
     depth, collects = sys.getrecursionlimit(), gc.isenabled()
     gc.disable()  # hundreds of thousands of small tuples that stay: collecting would only walk them again and again
     sys.setrecursionlimit(max(depth, depth + limits.calls * FRAMES + 4_000))
@@ -324,21 +323,12 @@ def _run(assembler: Assembler, loader: Loader, definitions: list[tuple[Source, D
     if assembler.faults:
         raise TooManyFaults
     system = assembler.finish(path.stem)
-    found = problems(system)
+    found = problems(system, assembler.samples, assembler.blocks)
     if found:
+        found = list(dict.fromkeys(found))  # a statement makes many rules
         sources = {p.source.file: p.source for p in loader.programs}
         raise PLinguaError([_diagnostic(p.message, p.where, sources) for p in found[: loader.limits.errors]])
-    _warn(system)
     return system
-
-
-def _warn(system: System) -> None:
-    """One warning for each rule statement with blocks whose probabilities do not add up to 1."""
-    seen: set[Place] = set()
-    for problem in block_sums(system):
-        if problem.where not in seen and len(seen) < SHOWN_WARNINGS:
-            seen.add(problem.where)
-            warnings.warn(str(problem), PLinguaWarning, stacklevel=4)
 
 
 def _diagnostic(message: str, where: Place, sources: Mapping[str, Source]) -> Diagnostic:

@@ -58,6 +58,17 @@ def rule_text(rule: Rule) -> str:
     return front + _arrow(rule) + back
 
 
+def block_text(rule: Rule) -> str:
+    """The left side of a rule, and the charge after where it is another."""
+    left = _join(bag_text(rule.consume), *map(_inner_left, rule.inner))
+    changes = [(i.charge, i.results[0].charge) for i in rule.inner if len(i.results) == 1]
+    if rule.label is not None:
+        left = f"{charge_text(rule.charge)}[{left}]'{clean(rule.label)}"
+        changes.append((rule.charge, rule.new_charge))
+    after = next((c for b, c in changes if c is not None and c != (b or 0)), None)
+    return left if after is None else f"{left} to the charge {charge_text(after) or '0'}"
+
+
 def _arrow(rule: Rule) -> str:
     """The two sides, with the arrow inside the membrane that holds the rule where that membrane only rewrites."""
     left = _join(bag_text(rule.consume), *map(_inner_left, rule.inner))

@@ -19,7 +19,8 @@ from echoc.compiler.ir.algebra import (
     Where,
 )
 from echoc.errors import CompileError
-from echoc.membranes.validate import InvalidSystem, block_sums, problems, validate
+from echoc.membranes.blocks import completed
+from echoc.membranes.validate import InvalidSystem, problems, validate
 
 A, B = (("a", 1),), (("b", 1),)
 CELLS = (Cell("skin"), Cell("1", 0, A), Cell("2", 1, B, -1))
@@ -122,9 +123,11 @@ def test_block_sums_of_population_dynamics() -> None:
 
     other = Inner("2", 0, (), (Result("2", 0, B),))
     whole = system(rule(0.25, 0), rule(0.75, 0), rule(None, 1), mode=Mode.DCBA)
-    assert list(block_sums(whole)) == []
+    assert problems(whole) == []
     between = system(rule(0.25, 0, other), rule(0.5, 0, Inner("3", 0, (), (Result("3", 0, B),))), mode=Mode.DCBA)
-    assert [p.message for p in block_sums(between)] == [
-        "the probabilities of the 2 rules with this left side add up to 0.75; wanted 1"
-    ]
-    assert list(block_sums(replace(between, mode=Mode.PARALLEL))) == []
+    told = [p.message for p in problems(between) if "add up" in p.message]
+    assert len(told) == 1 and "the 2 rules with the left side [[a]'1 []'2]'skin add up to 0.75, 0.25 short" in told[0]
+    assert not any("add up" in p.message for p in problems(replace(between, mode=Mode.PARALLEL)))
+    mended, blocks = completed(between)
+    assert not any("add up" in p.message for p in problems(mended)) and blocks.totals == [1.0]
+    assert mended.rules[-1].inner == (Inner("1", 0, A, (Result("1", 0, A),)),)

@@ -46,6 +46,14 @@ TargetOption = Annotated[
     str, typer.Option("--target", help="cpu, or cpu:LEVEL such as cpu:x86-64-v3; cpu means this machine.")
 ]
 
+SubstochasticOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-substochastic",
+        help="P-Lingua: probabilities of a block may add up to less than 1; else nothing happens.",
+    ),
+]
+
 
 @verb
 def command(
@@ -85,6 +93,7 @@ def command(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="P-Lingua: seed of random() while the file is read.")
     ] = None,
+    allow_substochastic: SubstochasticOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -96,12 +105,15 @@ def command(
             raise typer.BadParameter("a membrane system has no weights and no context: leave the options of models out")
         written = output if output is not None else Path(f"{model.stem}.echo")
         elapsed = systems.compile_source(
-            model, written, target, include or [], parameters or [], seed, show_progress=not as_json
-        )
+            model, written, target, include or [], parameters or [], seed, show_progress=not as_json,
+            allow_substochastic=allow_substochastic,
+        )  # fmt: skip
         systems.report_compiled(written, elapsed, as_json)
         return
-    if include or parameters or seed is not None:
-        raise typer.BadParameter("--include, --set and --seed are for membrane systems, not for models")
+    if include or parameters or seed is not None or allow_substochastic:
+        raise typer.BadParameter(
+            "--include, --set, --seed and --allow-substochastic are for membrane systems, not for models"
+        )
     from echoc.compiler.api import compile as compile_model
 
     named = model.resolve().parent if model.name == "config.json" else model.resolve()

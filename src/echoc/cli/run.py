@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from echoc.cli.compile import GroupOption, WeightsDtype, WeightsDtypeOption
+from echoc.cli.compile import GroupOption, SubstochasticOption, WeightsDtype, WeightsDtypeOption
 from echoc.cli.console import DebugOption, JsonOption, print_json, say, stopwatch, verb
 from echoc.cli.models import artifact_for
 from echoc.errors import EchoError
@@ -89,6 +89,7 @@ def command(
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="Membranes: memory at most, such as 2G.")
     ] = None,
+    allow_substochastic: SubstochasticOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -96,7 +97,7 @@ def command(
     from echoc.cli import systems
 
     if model is not None and model.is_file():
-        with systems.as_artifact(model, show_progress=not as_json) as path:
+        with systems.as_artifact(model, not as_json, allow_substochastic) as path:
             from echoc.runtime.artifact import Artifact
 
             artifact = Artifact(path)
@@ -112,9 +113,13 @@ def command(
                     ),
                 )  # fmt: skip
                 return
-    if text or runs > 1 or any(x is not None for x in (steps, until, trace, plot, html, memory, inputs)):
+    if (
+        text or allow_substochastic or runs > 1
+        or any(x is not None for x in (steps, until, trace, plot, html, memory, inputs))
+    ):  # fmt: skip
         raise typer.BadParameter(
-            "--steps, --until, --runs, --trace, --text, --plot, --html, --input, --memory: for membranes"
+            "--steps, --until, --runs, --trace, --text, --plot, --html, --input, --memory, --allow-substochastic: for "
+            "membranes"
         )
     if interactive and as_json:
         raise typer.BadParameter("--json gives one answer; it does not go with --interactive")

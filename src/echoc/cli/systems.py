@@ -4,7 +4,6 @@ import json
 import statistics
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,7 +96,7 @@ def parse_parameters(given: list[str]) -> dict[str, float]:
 
 def compile_source(
     source: Path, output: Path, target: str, include: list[Path], parameters: list[str], seed: int | None,
-    *, show_progress: bool,
+    *, show_progress: bool, allow_substochastic: bool = False,
 ) -> float:  # fmt: skip
     """Compile a file of a membrane language; returns the seconds it took."""
     from echoc.membranes.compiling import compile as compile_system
@@ -109,28 +108,24 @@ def compile_source(
         options["parameters"] = parse_parameters(parameters)
     if seed is not None:
         options["seed"] = seed
-    with stopwatch() as seconds, warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        with progress_bar(enabled=show_progress) as progress:
-            compile_system(source, target=target, output=output, progress=progress, **options)
-        elapsed = seconds()
-    for warning in found:
-        if issubclass(
-            warning.category, UserWarning
-        ):  # what a system's author should know, not what libraries deprecate
-            say(f"echoc: warning: {warning.message}")
-    return elapsed
+    if allow_substochastic:
+        options["allow_substochastic"] = True
+    with stopwatch() as seconds, progress_bar(enabled=show_progress) as progress:
+        compile_system(source, target=target, output=output, progress=progress, **options)
+        return seconds()
 
 
 @contextmanager
-def as_artifact(path: Path, show_progress: bool) -> Iterator[Path]:
+def as_artifact(path: Path, show_progress: bool, allow_substochastic: bool = False) -> Iterator[Path]:
     """The artifact of a file: itself, or what a source compiles to, for the length of the block."""
     if not is_source(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="echoc-") as folder:
         output = Path(folder) / f"{path.stem}.echo"
-        compile_source(path, output, "cpu", [], [], None, show_progress=show_progress)
+        compile_source(
+            path, output, "cpu", [], [], None, show_progress=show_progress, allow_substochastic=allow_substochastic
+        )
         yield output
 
 

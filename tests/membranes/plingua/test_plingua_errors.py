@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from echoc.errors import CompileError
-from echoc.membranes.plingua import Limits, PLinguaError, PLinguaWarning, parse, read
+from echoc.membranes.plingua import Limits, PLinguaError, parse, read
 
 ACTIVE = "@model<membrane_division>\n"
 OPEN = "def main() { @mu = [[]'2]'1;\n"
@@ -180,10 +180,43 @@ def test_many_membranes_in_a_pattern_do_not_take_long() -> None:
     assert "too many membranes" in str(fails(text))
 
 
-def test_a_block_that_misses_one_is_worth_a_warning() -> None:
-    text = "@model<probabilistic> def main() { @mu = [[]'1]'0; [a --> b]'1 :: 0.5; [a --> c]'1 :: 0.4; }"
-    with pytest.warns(PLinguaWarning, match=r"t\.pli:1:52: the probabilities of the 2 .* add up to 0\.9;"):
-        read("t.pli", text=text)
+BLOCK = """@model<probabilistic>
+def main()
+{
+  @mu = [[]'1]'0;
+  [a --> b]'1 :: 0.5;
+  [a --> c]'1 :: %s;
+  [d]'1 --> +[d]'1;
+}"""
+
+
+def test_a_block_that_falls_short_of_one_is_told_with_its_sum() -> None:
+    error = fails(BLOCK % "0.4")
+    assert str(error) == (
+        "t.pli:5:3: the probabilities of the 2 rules with the left side [a]'1 add up to 0.9, 0.1 short of 1; wanted 1, "
+        "within 0.0001: add the rule for the rest, or say that nothing happens then, with --allow-substochastic "
+        "(allow_substochastic=True in Python)\n    [a --> b]'1 :: 0.5;\n    ^"
+    )
+
+
+def test_the_rest_of_a_block_may_be_that_nothing_happens() -> None:
+    system = read("t.pli", text=BLOCK % "0.4", allow_substochastic=True)
+    idle = system.rules[-1]
+    assert (idle.inner[0].consume, idle.inner[0].results[0].produce) == ((("a", 1),), (("a", 1),))
+    assert idle.probability == pytest.approx(0.1)
+    assert len(system.rules) == 4
+    assert sorted(i for g in system.groups for i in g.rules) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_block_above_one_is_always_wrong(allowed: bool) -> None:
+    with pytest.raises(PLinguaError, match=r"t\.pli:5:3: .* add up to 1\.1, 0\.1 more than 1; wanted 1"):
+        read("t.pli", text=BLOCK % "0.6", allow_substochastic=allowed)
+
+
+@pytest.mark.parametrize("rounded", ["0.49995", "0.50005"])
+def test_rounded_probabilities_add_up(rounded: str) -> None:
+    assert len(read("t.pli", text=BLOCK % rounded).rules) == 3
 
 
 def test_syntax_alone_needs_no_model() -> None:

@@ -155,11 +155,14 @@ def test_a_topology_runs_along_its_inputs(compiled: Compiled, tmp_path: Path) ->
     assert (wrong.returncode, "levels.jsonl:2: found '[1, 2]'" in wrong.stderr) == (1, True)
 
 
-def test_what_looks_wrong_is_a_warning(tmp_path: Path) -> None:
+def test_probabilities_that_fall_short_are_accepted_only_on_demand(tmp_path: Path) -> None:
     source = tmp_path / "half.pli"
-    source.write_text("@model<probabilistic>\ndef main() { @mu = [[]'1,9]'0; @ms(1,9) = a; [a]'1 --> [b]'1 :: 0.5; }\n")
-    made = echoc("compile", source, cwd=tmp_path)
-    assert made.returncode == 0
-    assert "echoc: warning: " in made.stderr
-    assert "half.pli:2:" in made.stderr
-    assert "add up to 0.5; wanted 1" in made.stderr
+    source.write_text(
+        "@model<probabilistic>\ndef main() { @mu = [[]'1,9]'0; @ms(1,9) = a*100; [a]'1 --> [b]'1 :: 0.5; }\n"
+    )
+    made = echoc("run", source, "--steps", 1, cwd=tmp_path)
+    assert made.returncode == 1 and made.stdout == ""
+    assert "half.pli:2:50: the probability of the only rule with the left side [a]'1 is 0.5" in made.stderr
+    ran = echoc("run", source, "--steps", 1, "--allow-substochastic", "--json", cwd=tmp_path)
+    counts = json.loads(ran.stdout)["membranes"][1]["objects"]
+    assert counts["a"] + counts["b"] == 100 and 20 < counts["a"] < 80
