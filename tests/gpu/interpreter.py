@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton.language as tl
+from triton.runtime import interpreter as triton_interpreter
 
 from echoc.compiler.ir import DType, StateType
 from echoc.compiler.ir.types import dim_value
@@ -27,6 +29,17 @@ TORCH = {
 }  # fmt: skip
 _LOADED: dict[str, Callable[..., Any]] = {}
 _FOLDER = tempfile.TemporaryDirectory(prefix="echoc-interpreter-")
+_create_splat = triton_interpreter.InterpreterBuilder.create_splat
+
+
+def _splat(builder: Any, type_: Any, value: Any) -> Any:
+    """The interpreter keeps a comparison's operand type, and would make a block of floats of a scalar condition."""
+    if value.data.dtype == np.bool_:
+        value = triton_interpreter.TensorHandle(value.data, tl.int1)
+    return _create_splat(builder, type_, value)
+
+
+triton_interpreter.InterpreterBuilder.create_splat = _splat
 POISON = 0xA7  # what memory that nobody has written holds
 
 

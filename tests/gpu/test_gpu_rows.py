@@ -14,6 +14,7 @@ from echoc.compiler.targets.gpu.lower import lower
 from echoc.compiler.targets.gpu.render import Device
 from echoc.compiler.weights import Weights
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns where values are special
 DEVICE = Device("cuda")
 CASES = {case.name: case for maker in MAKERS.values() for case in maker() if not case.name.startswith("contract_w")}
 

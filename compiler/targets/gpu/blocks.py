@@ -163,7 +163,7 @@ class RowBlocks(Printer):
         pointer = self.arguments.get(packed, weights.element(packed))
         mask = " & ".join(scope.masks(self.axes_of(f"{row} {column}")))
         place = f"({row})" if row.terms else f"tl.full([], {row}, tl.int32)"
-        return matmul.packed_row(packed, which, pointer, place, f"({column})", mask)
+        return matmul.packed_row(packed, which, pointer, place, f"({column})", mask or f"{place} >= 0")
 
     def is_cheap(self, node: Node) -> bool:
         """Whether the node may be computed anew at another place than its own."""
@@ -234,7 +234,7 @@ class RowBlocks(Printer):
             return Block(Index(), None, "")
         if size not in self.blocks:
             lanes = power_of_two(size)
-            name, mask = f"j{size}", None if lanes == size else f"m{size}"
+            name, mask = f"lane{size}", None if lanes == size else f"mask{size}"
             axis = self.axis(mask)
             self.body.lines.append(f"{name} = tl.arange(0, {lanes})")
             if mask:

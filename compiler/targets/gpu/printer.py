@@ -66,6 +66,7 @@ OPS = {"round": "round_even"}  # by another name in ops.py
 WIDE = 2**31
 K = TypeVar("K")
 V = TypeVar("V")
+_NUMBER = re.compile(r"-?\d")
 _NAME = re.compile(r"\b[A-Za-z_]\w*")
 
 
@@ -391,7 +392,7 @@ def _is_name(text: str) -> bool:
 
 
 def is_literal(text: str) -> bool:
-    return text in ("True", "False") or text.startswith(('float("', "-")) or text[:1].isdigit()
+    return text in ("True", "False") or text.startswith('float("') or _NUMBER.match(text) is not None
 
 
 def literal(value: float | int | bool, dtype: DType) -> str:

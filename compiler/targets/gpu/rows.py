@@ -75,6 +75,8 @@ class Fold:
             value = where(block.mask, value, least, dtype) if block.mask else value
             return f"tl.broadcast_to({value}, {block.shape})"
 
+        if count == 1 and not tile:
+            return element(Index(), self.scope)
         if isinstance(count, int) and count <= most:
             block = kernel.row_block(count, self.lanes, self.scope) if tile else kernel.block(count)
             text = masked(block, self.scope)
@@ -165,11 +167,12 @@ class RowKernel(RowBlocks):
         names = left.split(",")
         sizes = {n: d for ns, i in zip(names, node.inputs, strict=True) for n, d in zip(ns, i.shape, strict=True)}
         kept, reduced = list(out[1:]), [n for n in sizes if n not in out]
+        row = [self.row] if out else []
         dtype = node.tensor.dtype
 
         def finish(fold: Fold) -> str:
             def term(at: list[Index], places: list[Index], scope: Scope) -> str:
-                letters = dict(zip([*kept, *reduced], [*at, *places], strict=True)) | ({out[0]: self.row} if out else {})
+                letters = dict(zip([*out[:1], *kept, *reduced], [*row, *at, *places], strict=True))
                 pairs = zip(names, node.inputs, strict=True)
                 a, c = (typed(scope.value(i, tuple(letters[n] for n in ns)), dtype) for ns, i in pairs)
                 return scope.declare(f"{a} & {c}" if dtype is DType.BOOL else f"{a} * {c}", dtype)
