@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from interpreter import TORCH, function
 
 from echoc.compiler.api import lookup
 from echoc.compiler.ir import Node, Program
 from echoc.compiler.ir.types import dim_value
-from echoc.compiler.passes.fuse import Fuser, Group
+from echoc.compiler.passes.fuse import Fuser
 from echoc.compiler.passes.pack import Packed, plan_packing
-from echoc.compiler.targets.gpu import matmul, weights
+from echoc.compiler.targets.gpu import weights
 from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.lower import launch_runs
 from echoc.compiler.targets.gpu.printer import Workspace
 from echoc.compiler.targets.gpu.render import Device, Renderer
 from echoc.compiler.weights import Weights
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
-TORCH = {
-    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
-    "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8,
-}  # fmt: skip
 
 
 class Launches:
     """The kernels of a program's one rule: `kernels` in order, `memory` by what their arguments point to."""
 
     def __init__(self, program: Program, form: int | None, weights_dtype: str = "f32", group: int = 32,
-                 deterministic: bool = False, device: Device | None = None, join: bool = True) -> None:  # fmt: skip
+                 deterministic: bool = False, device: Device | None = None) -> None:  # fmt: skip
         self.program = program
         rule = program.skin.rules[0]
         fuser = Fuser(rule)
@@ -46,12 +41,8 @@ class Launches:
         )
         self.renderer.announce(groups)
         self.kernels: list[Kernel] = []
-        runs: list[list[Group]] = matmul.siblings(groups, self.packing.of) if join else [[g] for g in groups]
-        for run in runs:
-            if run[0].matmuls:
-                self.kernels += matmul.render(self.renderer, run, deterministic, form)
-            else:
-                self.kernels += self.renderer.kernels(run[0], deterministic, form)
+        for run in launch_runs(groups, self.packing):
+            self.kernels += self.renderer.kernels(run, deterministic, form)
 
     def run(self, inputs: Arrays, values: Arrays, symbols: Mapping[str, int], states: Arrays | None = None) -> Arrays:
         """The out ports, with `inputs` as the in ports and `states` [pages, 16, heads, dim]."""
@@ -89,18 +80,6 @@ class Launches:
     def state(self, name: str) -> np.ndarray[Any, Any]:
         """A state's pages [pages, 16, heads, dim] after the run."""
         return self.memory[name].to(torch.float32).numpy().transpose(0, 2, 1, 3)
-
-
-def function(kernel: Kernel) -> Any:
-    """The kernel's function, from a file, where Triton looks for its source."""
-    folder = Path(tempfile.mkdtemp())
-    path = folder / f"{kernel.name}.py"
-    path.write_text(kernel.source)
-    spec = importlib.util.spec_from_file_location(kernel.name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, kernel.name)
 
 
 def close(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], tolerance: float) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from launches import TORCH, function
+from interpreter import TORCH, function
 
 from echoc import _native
 from echoc.compiler.ir import make
 from echoc.compiler.ir.types import dim_value
 from echoc.compiler.passes.pack import Packed, Packing
 from echoc.compiler.targets.gpu import fill, matmul, weights
+from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.render import Device
 from echoc.compiler.weights import Weights
 
@@ -108,13 +109,13 @@ def test_single_rows_of_a_table(format_: str, group: int) -> None:
     text = matmul.packed_row(packed, 1, "table", "row", "column", "column < 200")
     source = (
         "import triton\nimport triton.language as tl\nfrom echoc.kernels.triton import weights\n\n@triton.jit\n"
-        "def pick(table, rows, out):\n    t = tl.program_id(0)\n    row = tl.load(rows + t)\n"
+        f"def pick_{format_}_{group}(table, rows, out):\n    t = tl.program_id(0)\n    row = tl.load(rows + t)\n"
         f"    column = tl.arange(0, 256)\n    value = {text}\n"
         "    tl.store(out + t * 200 + column, value, mask=column < 200)\n"
     )
     rows = np.array([0, 19, 7], np.int32)
     out = torch.zeros(3, k)
-    kernel = type("Source", (), {"name": "pick", "source": source})()
+    kernel = Kernel(f"pick_{format_}_{group}", "rows", "triton", source, (), (), (), 4)
     table = torch.from_numpy(data).view(TORCH[weights.element(packed)])
     function(kernel)[(3,)](table, torch.from_numpy(rows), out)
     wanted = weights.unpack(weights.layout(packed), data.reshape(2, -1)[1])[rows]

@@ -68,7 +68,7 @@ def append(renderer: Renderer, group: Group, deterministic: bool, form: int | No
         states.append(
             {
                 "state": arguments.get(state_name(state), str(type_.dtype), written=True),
-                "values": arguments.get(root(values)), "heads": heads, "dim": dim,
+                "source": arguments.get(root(values)), "heads": heads, "dim": dim,
                 "block": min(power_of_two(heads * dim), MAX_BLOCK),
             }
         )  # fmt: skip
