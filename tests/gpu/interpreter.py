@@ -82,7 +82,9 @@ class Machine:
     def __init__(self, low: Lowered, values: Weights, num_pages: int = 16) -> None:
         self.low = low
         self.weights = [
-            from_array(np.concatenate([np.asarray(p).reshape(-1).view(np.uint8) for p in weights.parts(entry, values, 1)]))
+            from_array(
+                np.concatenate([np.asarray(p).reshape(-1).view(np.uint8) for p in weights.parts(entry, values, 1)])
+            )
             for entry in low.packing.entries
         ] + [from_array(values.plain(node)) for node in low.plain]
         self.states = []
@@ -142,4 +144,3 @@ def bind(low: Lowered, inputs: Mapping[str, Array]) -> dict[str, int]:
                 if not isinstance(dim, int):
                     symbols[str(dim)] = found
     return symbols
-

@@ -327,4 +327,3 @@ def power_of_two(n: int) -> int:
 
 def indented(lines: Sequence[str]) -> list[str]:
     return ["    " + line for line in lines]
-

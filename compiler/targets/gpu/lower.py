@@ -90,13 +90,17 @@ def launch_runs(groups: Sequence[Group], packing: Packing) -> list[list[Group]]:
     """Groups in launch order, as runs that share launches: matmuls of the same rows, appends to several states."""
     out: list[Group] = []
     for group in groups:
-        last = out[-1] if out else None
-        if last is not None and last.family == group.family == "append" and last.stage == group.stage:
-            if last.nodes[-1].inputs[2:] == group.nodes[0].inputs[2:]:
-                out[-1] = replace(last, nodes=[*last.nodes, *group.nodes], outputs=[*last.outputs, *group.outputs])
-                continue
+        if out and _same_append(out[-1], group):
+            last = out.pop()
+            group = replace(last, nodes=[*last.nodes, *group.nodes], outputs=[*last.outputs, *group.outputs])
         out.append(group)
     return matmul.siblings(out, packing.of)
+
+
+def _same_append(a: Group, c: Group) -> bool:
+    """Whether both append entries of the same tokens."""
+    alike = a.family == c.family == "append" and a.stage == c.stage
+    return alike and a.nodes[-1].inputs[2:] == c.nodes[0].inputs[2:]
 
 
 def _bounds(program: Program, tokens: int | None) -> dict[str, int]:

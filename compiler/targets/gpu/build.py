@@ -1,0 +1,183 @@
+"""The build step: generated kernels to machine code of one architecture, in worker processes, through a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from echoc.compiler.targets.cpu.build import KERNELS, Progress, cache_folder
+from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.levels import Level
+from echoc.errors import CompileError
+
+POINTERS = {
+    "f64": "*fp64", "f32": "*fp32", "f16": "*fp16", "bf16": "*bf16", "i64": "*i64", "i32": "*i32", "i16": "*i16",
+    "i8": "*i8", "u8": "*u8",
+}  # fmt: skip
+BACKENDS = {"cuda": "cuda", "rocm": "hip"}
+VERSION = "1"  # of what a worker answers
+
+
+@dataclass(frozen=True)
+class Binary:
+    """Machine code of one kernel and what a launch of it must know. `spills` are bytes (ROCm: registers)."""
+
+    image: bytes
+    entry: str
+    threads: int
+    shared_bytes: int
+    extra_pointers: int
+    registers: int
+    spills: int
+    num_stages: int
+
+    def facts(self) -> dict[str, Any]:
+        """All but the image."""
+        return {k: v for k, v in asdict(self).items() if k != "image"}
+
+
+def check_tools() -> str:
+    """Triton's version; CompileError where it is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        raise CompileError("GPU kernels are compiled by Triton, which is not installed: pip install 'echoc[gpu]'")
+    return importlib.metadata.version("triton")
+
+
+@cache
+def device_functions() -> str:
+    """A digest of the device functions that kernels call."""
+    digest = hashlib.sha256()
+    for path in sorted((KERNELS / "triton").glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build_kernels(kernels: Mapping[str, Kernel], level: Level, progress: Progress | None = None) -> dict[str, Binary]:
+    """The machine code of every kernel, by name.
+
+    Args:
+        progress: told (stage, done, total).
+    Raises: CompileError when Triton is missing, rejects a kernel, or a kernel needs more than the architecture has.
+    """
+    check_tools()
+    folder = cache_folder()
+    out: dict[str, Binary] = {}
+    with _workers(folder) as workers, ThreadPoolExecutor(workers.count) as pool:
+        # the largest first: the others fill the time that they take
+        order = sorted(kernels, key=lambda n: (kernels[n].family == "rows", n))
+        futures = {name: pool.submit(_kernel, kernels[name], level, folder, workers) for name in order}
+        try:
+            for name, future in futures.items():
+                out[name] = future.result()
+                if progress:
+                    progress("compile kernels", len(out), len(kernels))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return out
+
+
+class _Workers:
+    """Worker processes, started when first needed; each takes one job at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.count = max(1, os.cpu_count() or 1)
+        self.folder = folder
+        self.idle: queue.SimpleQueue[subprocess.Popen[str] | None] = queue.SimpleQueue()
+        self.all: list[subprocess.Popen[str]] = []
+        for _ in range(self.count):
+            self.idle.put(None)
+
+    def compile(self, job: dict[str, Any]) -> dict[str, Any]:
+        worker = self.idle.get()
+        try:
+            if worker is None or worker.poll() is not None:
+                worker = self.start()
+            assert worker.stdin is not None and worker.stdout is not None
+            print(json.dumps(job), file=worker.stdin, flush=True)
+            line = worker.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            self.idle.put(worker)
+        if not line:
+            return {"error": "the compiler died"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def start(self) -> subprocess.Popen[str]:
+        scratch = self.folder / f"worker{len(self.all)}"
+        scratch.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "echoc.compiler.targets.gpu.worker", str(scratch)]
+        environment = os.environ | {"TRITON_INTERPRET": "0"}
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )  # fmt: skip
+        self.all.append(worker)
+        return worker
+
+
+@contextmanager
+def _workers(folder: Path) -> Iterator[_Workers]:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        workers = _Workers(Path(scratch))
+        try:
+            yield workers
+        finally:
+            for worker in workers.all:
+                worker.kill()
+            for worker in workers.all:
+                worker.wait()
+
+
+def _kernel(kernel: Kernel, level: Level, folder: Path, workers: _Workers) -> Binary:
+    """One kernel, with as many stages as the shared memory holds."""
+    stages = kernel.num_stages
+    while True:
+        found = _compiled(kernel, stages, level, folder, workers)
+        if found.shared_bytes <= level.shared_bytes:
+            return found
+        if stages == 1:
+            raise CompileError(
+                f"kernel {kernel.name} needs {found.shared_bytes} bytes of shared memory; a block of {level.name} has "
+                f"{level.shared_bytes}. This is an error of the compiler: its schedule is {dict(kernel.schedule)}"
+            )
+        stages -= 1
+
+
+def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: _Workers) -> Binary:
+    """One kernel from the cache or a worker."""
+    signature = {a.name: POINTERS[a.element] for a in kernel.arguments} | dict.fromkeys(kernel.symbols, "i32")
+    job = {
+        "name": kernel.name, "source": kernel.source, "signature": signature, "warp": level.device.warp,
+        "backend": BACKENDS[level.device.vendor], "capability": level.capability, "num_warps": kernel.num_warps,
+        "num_stages": stages,
+    }  # fmt: skip
+    key = hashlib.sha256("\0".join((json.dumps(job), device_functions(), check_tools(), VERSION)).encode()).hexdigest()
+    image, facts = (folder / f"{key[:32]}.{kind}" for kind in (level.suffix, "json"))
+    if not (image.exists() and facts.exists()):
+        written = workers.folder / f"{key[:32]}.{level.suffix}"
+        answer = workers.compile(job | {"image": str(written)})
+        if "error" in answer:
+            raise CompileError(f"Triton failed on kernel {kernel.name} for {level.name}: {answer['error'][:2000]}")
+        written.replace(image)
+        draft = workers.folder / f"{key[:32]}.json"
+        draft.write_text(json.dumps(answer))
+        draft.replace(facts)
+    found = json.loads(facts.read_text())
+    fields = ("entry", "threads", "shared_bytes", "extra_pointers", "registers", "spills")
+    return Binary(image.read_bytes(), *(found[f] for f in fields), num_stages=stages)
