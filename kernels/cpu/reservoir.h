@@ -3,12 +3,13 @@
 //   x(t) = (1 - leak) x(t-1) + leak tanh(M [x(t-1); 1; drive(t); y(t-1)])
 //
 // M of a layer is one stream. Its rows are cut into blocks, and each lane of a block sums one row. A gather costs 5 to
-// 8 cycles per register, so with AVX-512 a step of a block looks at two 64-byte windows of [x; 1; drive; y] (anywhere
-// in it), and every lane of two registers of rows selects one of their elements by a permutation: what is loaded for
-// one register serves two, and more registers would leave more lanes with nothing to do. The packing sees to it that
-// few have; none has where weights were drawn in the geometry of compiler/targets/cpu/reservoir.py. Other levels hold
-// columns and gather, one register a block. There is no branch in the loop over steps, and no NaN or infinity in what a
-// lane with weight 0 selects, as states are bounded and signals are checked before.
+// 8 cycles per register, so with AVX-512 a step of a block looks at two registers of [x; 1; drive; y], and every lane
+// of two registers of rows selects one of their elements by a permutation: what is loaded for one register serves two,
+// and more registers would leave more lanes with nothing to do. The two are 64-byte windows anywhere in it where
+// weights were drawn in the geometry of compiler/targets/cpu/reservoir.py, so that no lane has nothing to do; else each
+// is made of two halves of windows, among which the packing finds work for nine lanes of ten. Other levels hold columns
+// and gather, one register a block. There is no branch in the loop over steps, and no NaN or infinity in what a lane
+// with weight 0 selects, as states are bounded and signals are checked before.
 #pragma once
 
 #include <algorithm>
@@ -31,12 +32,12 @@ constexpr int64_t kChunk = 64;  // steps that a layer runs before the next one, 
 struct Layer {
   int64_t units, columns, padded;  // padded: of [x; 1; drive; y] in elements, whole windows
   double leak;
-  int64_t blocks, wide, value_bytes;  // wide: windows rather than columns; bytes of a value in the stream
-  int64_t order, steps;               // int32 per packed row: its unit, -1 for none; int32 per block
-  int64_t selects, lanes, values;     // per step: where two windows begin (uint16), lanes' choices; one value per row
-  int64_t sources, num_sources;       // Source: what drives it, in the order of the columns
-  int64_t first;                      // its first unit among all
-  int64_t moved;                      // whether packed rows are in another order than units
+  int64_t blocks, windows, value_bytes;  // windows of a step: 2, or 4 half ones; 0: columns. Bytes of a stored value
+  int64_t order, steps;                  // int32 per packed row: its unit, -1 for none; int32 per block
+  int64_t selects, lanes, values;  // per step: where the windows begin (uint16), lanes' choices; one value per row
+  int64_t sources, num_sources;    // Source: what drives it, in the order of the columns
+  int64_t first;                   // its first unit among all
+  int64_t moved;                   // whether packed rows are in another order than units
 };
 
 struct Source {
@@ -109,6 +110,9 @@ struct Doubles {
   using Register = __m512d;
   using Choice = uint8_t;  // two of 4 bits
   static Register load(const double* p) { return _mm512_load_pd(p); }
+  static Register load(const double* lower, const double* upper) {
+    return _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_load_pd(lower)), _mm256_load_pd(upper), 1);
+  }
   static void store(double* p, Register a) { _mm512_store_pd(p, a); }
   static Register zero() { return _mm512_setzero_pd(); }
   static Register add(Register a, Register b) { return _mm512_add_pd(a, b); }
@@ -118,12 +122,18 @@ struct Doubles {
     return _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
   static __m512i second(__m512i choices) { return _mm512_srli_epi64(choices, 4); }
+  using Group = uint64_t;
+  static constexpr int kGroup = 8;  // steps whose choices one register holds, 4 bits each
+  static __m512i choice(__m512i group, unsigned i) { return i ? _mm512_srli_epi64(group, 4 * i) : group; }
 };
 
 struct Floats {
   using Register = __m512;
   using Choice = uint16_t;  // two of 5 bits
   static Register load(const float* p) { return _mm512_load_ps(p); }
+  static Register load(const float* lower, const float* upper) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_load_ps(lower)), _mm256_load_ps(upper), 1);
+  }
   static void store(float* p, Register a) { _mm512_store_ps(p, a); }
   static Register zero() { return _mm512_setzero_ps(); }
   static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
@@ -133,23 +143,32 @@ struct Floats {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static __m512i second(__m512i choices) { return _mm512_srli_epi32(choices, 5); }
+  using Group = uint32_t;
+  static constexpr int kGroup = 3;
+  static __m512i choice(__m512i group, unsigned i) { return i ? _mm512_srli_epi32(group, 5 * i) : group; }
 };
 
 template <class T>
 using Wide = std::conditional_t<sizeof(T) == 8, Doubles, Floats>;
 
+// What each row's choice selects of a and b, times its weight, for two registers of rows.
+template <class T, class V, class Register = typename Wide<T>::Register>
+ECHOC_INLINE void multiply_add(Register a, Register b, __m512i first, __m512i second, const V* weights, Register* sum) {
+  using W = Wide<T>;
+  sum[0] = W::fma(load_values(weights, T(0)), W::select(a, first, b), sum[0]);
+  sum[1] = W::fma(load_values(weights + kLanes<T>, T(0)), W::select(a, second, b), sum[1]);
+}
+
 // Sums of the rows of one block. Every second step has sums of its own: one chain of additions would be too long.
 template <class T, class V>
-ECHOC_INLINE void wide_block(const T* z, const uint16_t* selects, const typename Wide<T>::Choice* choices,
-                             const V* values, int64_t steps, T* out) {
+ECHOC_INLINE void window_block(const T* z, const uint16_t* selects, const typename Wide<T>::Choice* choices,
+                               const V* values, int64_t steps, T* out) {
   using W = Wide<T>;
   typename W::Register sum[4] = {W::zero(), W::zero(), W::zero(), W::zero()};
   const auto step = [&](int64_t s, typename W::Register* acc) ECHOC_INLINE_LAMBDA {
-    const auto a = W::load(z + selects[2 * s]), b = W::load(z + selects[2 * s + 1]);
     const __m512i choice = W::choices(choices + kLanes<T> * s);
-    const V* const weights = values + kRegisters * kLanes<T> * s;
-    acc[0] = W::fma(load_values(weights, T(0)), W::select(a, choice, b), acc[0]);
-    acc[1] = W::fma(load_values(weights + kLanes<T>, T(0)), W::select(a, W::second(choice), b), acc[1]);
+    multiply_add<T>(W::load(z + selects[2 * s]), W::load(z + selects[2 * s + 1]), choice, W::second(choice),
+                    values + kRegisters * kLanes<T> * s, acc);
   };
   int64_t s = 0;
   for (; s + 2 <= steps; s += 2) {
@@ -157,6 +176,32 @@ ECHOC_INLINE void wide_block(const T* z, const uint16_t* selects, const typename
     step(s + 1, sum + 2);
   }
   if (s < steps) step(s, sum);
+  W::store(out, W::add(sum[0], sum[2]));
+  W::store(out + kLanes<T>, W::add(sum[1], sum[3]));
+}
+
+// The same with four half windows, and the choices of a group of steps in one register.
+template <class T, class V>
+ECHOC_INLINE void half_window_block(const T* z, const uint16_t* selects, const typename Wide<T>::Group* groups,
+                                    const V* values, int64_t steps, T* out) {
+  using W = Wide<T>;
+  typename W::Register sum[4] = {W::zero(), W::zero(), W::zero(), W::zero()};
+  const auto step = [&](int64_t s, __m512i first, __m512i second, typename W::Register* acc) ECHOC_INLINE_LAMBDA {
+    const uint16_t* const at = selects + 4 * s;
+    multiply_add<T>(W::load(z + at[0], z + at[1]), W::load(z + at[2], z + at[3]), first, second,
+                    values + kRegisters * kLanes<T> * s, acc);
+  };
+  int64_t s = 0;
+  for (; s + W::kGroup <= steps; s += W::kGroup, groups += kLanes<T>) {
+    const __m512i group = _mm512_loadu_si512(groups);
+    vec16::unroll<W::kGroup>([&](auto i) ECHOC_INLINE_LAMBDA {
+      step(s + i, W::choice(group, 2 * i), W::choice(group, 2 * i + 1), sum + 2 * (i % 2));
+    });
+  }
+  if (s < steps) {
+    __m512i group = _mm512_loadu_si512(groups);
+    for (; s < steps; ++s, group = W::choice(group, 2)) step(s, group, W::choice(group, 1), sum);
+  }
   W::store(out, W::add(sum[0], sum[2]));
   W::store(out + kLanes<T>, W::add(sum[1], sum[3]));
 }
@@ -180,13 +225,20 @@ void multiply(const std::byte* plan, const Layer& layer, const T* z, T* out) {
   const auto* steps = reinterpret_cast<const int32_t*>(plan + layer.steps);
   const auto* values = reinterpret_cast<const V*>(plan + layer.values);
 #if defined(ECHOC_AVX512)
-  if (layer.wide) {
+  if (layer.windows) {
+    using W = Wide<T>;
     const auto* selects = reinterpret_cast<const uint16_t*>(plan + layer.selects);
-    const auto* choices = reinterpret_cast<const typename Wide<T>::Choice*>(plan + layer.lanes);
+    const auto* choices = reinterpret_cast<const typename W::Choice*>(plan + layer.lanes);
+    const auto* groups = reinterpret_cast<const typename W::Group*>(plan + layer.lanes);
     for (int64_t b = 0; b < layer.blocks; ++b, out += kRegisters * lanes) {
-      wide_block(z, selects, choices, values, steps[b], out);
-      selects += 2 * steps[b];
-      choices += steps[b] * lanes;
+      if (layer.windows == 2) {
+        window_block(z, selects, choices, values, steps[b], out);
+        choices += steps[b] * lanes;
+      } else {
+        half_window_block(z, selects, groups, values, steps[b], out);
+        groups += (steps[b] + W::kGroup - 1) / W::kGroup * lanes;
+      }
+      selects += layer.windows * steps[b];
       values += steps[b] * kRegisters * lanes;
     }
     return;
@@ -216,7 +268,7 @@ class Runner {
     rows_ = take<T>(kChunk * plan_.units);
     int64_t widest = 0;
     for (int64_t l = 0; l < plan_.layers; ++l)
-      widest = std::max(widest, layers_[l].blocks * (layers_[l].wide ? kRegisters : 1) * kLanes<T>);
+      widest = std::max(widest, layers_[l].blocks * (layers_[l].windows ? kRegisters : 1) * kLanes<T>);
     sums_ = take<T>(widest);
     T* const z = take<T>(0);
     T* const state = job_.state + row * plan_.units;

@@ -27,7 +27,9 @@ _WIDE_FEATURES = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _PLAN_FIELDS, _LAYER_FIELDS = 10, 16
 _MAX_COLUMNS = 1 << 16
 _REGISTERS = 2  # kRegisters of the kernel
-_REGULAR = 1.3  # slots per weight: where no pattern helps, pairs of windows that are chosen leave some 1.4 to 4
+_PARTS = 4  # half windows of a step where they are chosen; the kernel loads two for one register
+_BATCH = 32  # blocks that are packed side by side
+_REGULAR = 1.3  # slots per weight: where no pattern helps, half windows that are chosen leave some 1.1 to 2.5
 # Where, in each such tile of a matrix, all rows have equally many weights, no slot is empty: for f64 two blocks of rows
 # and a pair of windows, for f32 one block and one window.
 EVEN_ROWS, EVEN_COLUMNS = 32, 16
@@ -160,10 +162,11 @@ def _pack_layer(blob: _Blob, layer: LayerPlan, size: int, wide: bool, first: int
     matrix[:, : layer.units] = matrix[:, order]
     if wide:
         steps, selects, chosen, values = (_even_windows if regular else _any_windows)(matrix, rows, lanes)
-        choices = _joined(chosen, lanes).tobytes()
+        choices = (_joined(chosen, lanes) if regular else _grouped(chosen, lanes, steps)).tobytes()
     else:
         steps, columns, values = _columns(matrix, lanes)
         selects, choices = np.zeros(0, np.uint16), columns.tobytes()
+    held = 0 if not wide else 2 if regular else _PARTS
     short = size == 4 or bool((values == values.astype(np.float32)).all())
     stored = values.astype(np.float32 if short else np.float64).tobytes()
     parts = [np.pad(order, (0, blocks * rows - layer.units), constant_values=-1).astype(np.int32).tobytes()]
@@ -171,7 +174,7 @@ def _pack_layer(blob: _Blob, layer: LayerPlan, size: int, wide: bool, first: int
     parts.append(b"".join(struct.pack("<3q", *source) for source in layer.sources))
     at = [blob.add(part) for part in parts]
     row = struct.pack(
-        "<3qd12q", layer.units, matrix.shape[1], windows * lanes, layer.leak, blocks, wide, 4 if short else 8,
+        "<3qd12q", layer.units, matrix.shape[1], windows * lanes, layer.leak, blocks, held, 4 if short else 8,
         at[0], at[1], at[2], at[3], at[4], at[5], len(layer.sources), first,
         not np.array_equal(order, np.arange(layer.units)),
     )  # fmt: skip
@@ -235,46 +238,59 @@ def _even_windows(
 def _any_windows(
     matrix: Array, rows: int, lanes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint8], Array]:
-    """Steps of each block, their two windows, the choice and the value of each row of theirs [all steps, rows].
+    """Steps of each block, their four half windows, the choice and the value of each row of theirs [all steps, rows].
 
-    Every step of a block takes the window that most of the pressing rows have a weight in, and with it the one that
-    gives the others most. A row presses by the weights it has left, as the longest one decides when the block ends.
+    What a row has in a window costs as many steps with that window; over a block, those of the row that has most there.
+    Half windows leave little of that to waste, but no step must serve a row twice. So each step takes the one that most
+    of the pressing rows want, then those that serve most others and fewest again, sooner where several steps are still
+    to come. A row presses by the weights it has left, as the longest one decides when the block ends.
     """
-    left = _cells(matrix, rows, lanes).astype(np.int32)
+    width = lanes // 2
+    parts = [_cover(matrix[at : at + _BATCH * rows], rows, width) for at in range(0, len(matrix), _BATCH * rows)]
+    steps, selects, choices, values = (np.concatenate([part[i] for part in parts]) for i in range(4))
+    return steps, selects, choices, values
+
+
+def _cover(
+    matrix: Array, rows: int, width: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.uint8], Array]:
+    """As `_any_windows`, for some blocks at a time."""
+    left = _cells(matrix, rows, width).astype(np.int32)
     blocks = len(left)
     row, column = np.nonzero(matrix)
-    value = matrix[row, column]
+    value = np.append(matrix[row, column], 0.0)
     begin = (np.cumsum(left) - left.reshape(-1)).reshape(left.shape)
     taken = np.zeros_like(begin)
     rest = left.sum(2)
     at, lane = np.arange(blocks), np.arange(rows)
     logs: list[tuple[NDArray[Any], ...]] = []
     while rest.any():
-        has = left > 0
-        weight = rest.astype(np.float64) ** 2
-        one = np.einsum("bls,bl->bs", has, weight).argmax(1)
-        in_one = has[at, :, one]
-        two = np.einsum("bls,bl->bs", has, weight * ~in_one + 1e-9 * weight).argmax(1)
-        in_two = has[at, :, two]
-        window = np.where(in_one & (~in_two | (left[at, :, one] >= left[at, :, two])), one[:, None], two[:, None])
-        works = in_one | in_two
+        wants = (left > 0).astype(np.float32)
+        pressure = (rest / rest.max()).astype(np.float32) ** 4
+        still = 2 * np.maximum(left.max(1) - 1, 0).astype(np.float32)
+        window, place, most = np.zeros(rest.shape, np.int64), np.zeros(rest.shape, np.int64), np.zeros_like(rest)
+        chosen = []
+        for part in range(_PARTS):
+            score = np.einsum("bls,bl->bs", wants, np.where(most > 0, -2 * pressure, pressure)) + still
+            one = score.argmax(1)
+            there = left[at, :, one]
+            better = there > most
+            window, place = np.where(better, one[:, None], window), np.where(better, part, place)
+            most = np.maximum(most, there)
+            chosen.append(one)
+        works = most > 0
         cell = (at[:, None], lane[None, :], window)
-        source = np.where(works, begin[cell] + taken[cell], 0)
-        element = column[source] % lanes + np.where(window == one[:, None], 0, lanes)
+        source = np.where(works, begin[cell] + taken[cell], -1)
+        element = np.where(works, np.append(column, 0)[source] % width + place * width, 0)
         logs.append((
-            rest.any(1), (np.stack([one, two], 1) * lanes).astype(np.uint16),
-            np.where(works, element, 0).astype(np.uint8), np.where(works, value[source], 0.0),
+            rest.any(1), (np.stack(chosen, 1) * width).astype(np.uint16), element.astype(np.uint8), value[source],
         ))  # fmt: skip
         taken[cell] += works
         left[cell] -= works
         rest = rest - works
     if not logs:
-        return (
-            np.zeros(blocks, np.int64),
-            np.zeros((0, 2), np.uint16),
-            np.zeros((0, rows), np.uint8),
-            np.zeros((0, rows)),
-        )
+        none = np.zeros((0, rows))
+        return np.zeros(blocks, np.int64), np.zeros((0, _PARTS), np.uint16), none.astype(np.uint8), none
     active, select, choice, values = (np.stack([log[i] for log in logs], 1) for i in range(4))
     return active.sum(1), select[active], choice[active], values[active]
 
@@ -284,6 +300,18 @@ def _joined(choices: NDArray[np.uint8], lanes: int) -> NDArray[Any]:
     bits, kind = (4, np.uint8) if lanes == 8 else (5, np.uint16)
     each = choices.reshape(-1, _REGISTERS, lanes).astype(np.uint16)
     return (each[:, 0] | each[:, 1] << bits).astype(kind)
+
+
+def _grouped(choices: NDArray[np.uint8], lanes: int, steps: NDArray[np.int64]) -> NDArray[Any]:
+    """Choices [all steps, rows] of groups of a block's steps side by side in one number for a lane, [groups, lanes]."""
+    bits, kind, size = (4, np.uint64, 8) if lanes == 8 else (5, np.uint32, 3)
+    groups = -(-steps // size)
+    first = np.repeat((np.cumsum(groups) - groups) * size - (np.cumsum(steps) - steps), steps)
+    each = np.zeros((int(groups.sum()) * size, _REGISTERS, lanes), kind)
+    each[np.arange(len(choices)) + first] = choices.reshape(-1, _REGISTERS, lanes)
+    shifts = (bits * np.arange(size * _REGISTERS)).astype(kind).reshape(1, size, _REGISTERS, 1)
+    joined: NDArray[Any] = np.bitwise_or.reduce(each.reshape(-1, size, _REGISTERS, lanes) << shifts, axis=(1, 2))
+    return joined
 
 
 @dataclass(frozen=True)
