@@ -15,8 +15,8 @@ from echoc.compiler.bundle import Progress, Provenance, write_artifact
 from echoc.compiler.ir import DType, Program
 from echoc.compiler.passes.pack import FORMATS, GROUPS
 from echoc.compiler.pipeline import language_model_passes, program_passes, run_passes
-from echoc.compiler.targets.cpu.build import build_library, cache_folder, find_compiler, target_features
-from echoc.compiler.targets.cpu.lower import lower
+from echoc.compiler.targets.backends import backend
+from echoc.compiler.targets.cpu.build import cache_folder
 from echoc.compiler.weights import Source, Weights, random_source
 from echoc.errors import CompileError
 
@@ -39,7 +39,8 @@ def compile(
 
     Args:
         model: a model folder (config.json with safetensors), or a config.json with `weights="random:SEED"`.
-        target: `cpu`, or `cpu:LEVEL` with LEVEL `native` or a -march name from x86-64-v3 up.
+        target: `cpu`, or `cpu:LEVEL` with LEVEL `native` or a -march name from x86-64-v3 up; `cuda:LEVEL` with sm_80,
+            sm_90a or sm_100; `rocm:LEVEL` with gfx90a, gfx942 or gfx1100. GPUs need no device here, but Triton.
         weights_dtype: f32, bf16, int8 or int4; the last two are symmetric in groups along the contracted axis.
         group: quantisation group: 32, 64 or 128 values.
         weights: None to read the checkpoint, `random:SEED` to have weights drawn when the artifact is loaded.
@@ -52,22 +53,21 @@ def compile(
     from echoc.runtime.artifact import Artifact
 
     report = progress or (lambda stage, done, total: None)
-    level = cpu_level(target)
+    device = backend(target)
     _check_options(weights_dtype, group)
     seed = _seed(weights)
     source = Path(model)
     path = Path(output) if output is not None else Path(f"{_stem(source)}.echo")
-    find_compiler()
-    target_features(level)
+    device.check()
     imported = _import(source, seed, context_length, report)
     state_dtype = DType.F32 if weights_dtype == "f32" else DType.BF16
     program = run_passes(imported.program, language_model_passes(state_dtype))
     report("lower", 0, 1)
-    lowered = lower(program, weights_dtype, group)
+    lowered = device.lower(program, weights_dtype, group)
     report("lower", 1, 1)
     values = Weights(program.skin, imported.source, imported.buffers)
-    library = build_library(lowered.sources, level, report)
-    write_artifact(path, lowered, values, library, level, _provenance(imported, program, seed), report)
+    code = device.build(lowered, report, seed is not None)
+    write_artifact(path, lowered, values, code, _provenance(imported, program, seed), report)
     return Artifact(path, verify=False)
 
 
@@ -96,16 +96,14 @@ def compile_program(
     from echoc.runtime.artifact import Artifact
 
     report = progress or (lambda stage, done, total: None)
-    level = cpu_level(target)
+    device = backend(target)
     _check_options(weights_dtype, group)
-    find_compiler()
-    target_features(level)
+    device.check()
     program = run_passes(program, list(program_passes()))
-    lowered = lower(program, weights_dtype, group)
+    lowered = device.lower(program, weights_dtype, group)
     values = Weights(program.skin, lookup(weights), {})
-    library = build_library(lowered.sources, level, report)
     path = Path(output)
-    write_artifact(path, lowered, values, library, level, Provenance(source or {}), report)
+    write_artifact(path, lowered, values, device.build(lowered, report), Provenance(source or {}), report)
     return Artifact(path, verify=False)
 
 
@@ -183,13 +181,6 @@ def _context_length(model: Any, asked: int | None) -> int:
             f"(a table of positions, a rotary scaling or a chunk size ends there): ask for at most {model.max_tokens}"
         )
     return int(asked)
-
-
-def cpu_level(target: str) -> str:
-    device, _, level = target.partition(":")
-    if device != "cpu":
-        raise CompileError(f"unknown target {target!r}; wanted cpu or cpu:LEVEL (native, x86-64-v3, x86-64-v4, ...)")
-    return level or "native"
 
 
 def _check_options(weights_dtype: str, group: int) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import echoc
-from echoc.compiler.api import cpu_level
 from echoc.compiler.artifact import ArtifactWriter
 from echoc.compiler.bundle import LIBRARY, SCHEMA, Progress
 from echoc.compiler.ir import Membrane, Program
@@ -18,6 +17,7 @@ from echoc.compiler.ir.algebra import Mode, System, bag
 from echoc.compiler.ir.systems import system_of
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
+from echoc.compiler.targets.backends import cpu_level
 from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
 from echoc.compiler.targets.cpu.rewriting import population, runs
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from echoc import _native
 from echoc.compiler.api import lookup
-from echoc.compiler.bundle import Provenance, write_artifact
+from echoc.compiler.bundle import Provenance, cpu_code, write_artifact
 from echoc.compiler.ir import DType, Membrane, Node, Port, Program, Rule, StateType, make
 from echoc.compiler.ir.interpret import run_rule
 from echoc.compiler.ir.membrane import State
@@ -142,7 +142,12 @@ class Built:
         if not path.exists():
             values = Weights(case.program.skin, lookup(case.weights), {})
             write_artifact(
-                path, case.low, values, self.library, self.level, Provenance(), lambda stage, done, total: None
+                path,
+                case.low,
+                values,
+                cpu_code(case.low.sources, self.library, self.level),
+                Provenance(),
+                lambda stage, done, total: None,
             )
         return load(Artifact(path, verify=False), num_threads=threads, num_pages=64, deterministic=deterministic)
 

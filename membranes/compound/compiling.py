@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import echoc
-from echoc.compiler.api import cpu_level
 from echoc.compiler.artifact import ArtifactWriter
 from echoc.compiler.bundle import SCHEMA, Progress
 from echoc.compiler.ir import Membrane as IRMembrane
 from echoc.compiler.ir.text import show
+from echoc.compiler.targets.backends import cpu_level
 from echoc.compiler.targets.cpu.build import find_compiler
 from echoc.errors import CompileError, EchoError
 

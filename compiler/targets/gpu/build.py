@@ -124,9 +124,8 @@ class _Workers:
         scratch.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "echoc.compiler.targets.gpu.worker", str(scratch)]
         environment = os.environ | {"TRITON_INTERPRET": "0"}
-        worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )  # fmt: skip
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, text=True, env=environment)
         self.all.append(worker)
         return worker
 
@@ -180,4 +179,4 @@ def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: 
         draft.replace(facts)
     found = json.loads(facts.read_text())
     fields = ("entry", "threads", "shared_bytes", "extra_pointers", "registers", "spills")
-    return Binary(image.read_bytes(), *(found[f] for f in fields), num_stages=stages)
+    return Binary(image=image.read_bytes(), num_stages=stages, **{f: found[f] for f in fields})

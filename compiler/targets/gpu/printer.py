@@ -283,7 +283,7 @@ class Scope(shared.Scope):
 
     def address(self, pointer: str, offset: Index, size: int) -> str:
         if size >= WIDE:
-            parts = [f"{v.name}.to(tl.int64) * {c}" for v, c in offset.terms]
+            parts = [f"tl.cast({v.name}, tl.int64) * {c}" for v, c in offset.terms]
             return f"{pointer} + ({' + '.join([*parts, str(offset.const)])})"
         return f"{pointer} + ({offset})" if offset.terms or offset.const else pointer
 
@@ -291,7 +291,10 @@ class Scope(shared.Scope):
         """The statement that writes node[index]; `mask` covers the axes of the index."""
         size = dim_value(node.tensor.size, self.printer.bounds)
         pointer = self.printer.arguments.get(node, written=True)
-        where = self.address(pointer, self.flatten(index, node.shape), size)
+        offset = self.flatten(index, node.shape)
+        where = self.address(pointer, offset, size)
+        if not self.printer.axes_of(mask) <= self.printer.axes_of(str(offset)):
+            where = f"{where} + ({mask}).to(tl.int32) * 0"  # lanes that all mean the one element
         element = self.printer.arguments.element(node)
         return f"tl.store({where}, {narrowed(value, element, node.tensor.dtype)}{f', mask={mask}' if mask else ''})"
 
@@ -317,7 +320,7 @@ class Scope(shared.Scope):
         return Index(((self.bind(f"ops.clamp_index({wanted}, {dim_text(size)})", 0, high), 1),))
 
     def position(self, index: Index) -> str:
-        return f"({index}).to(tl.int64)" if index.terms else str(index.const)
+        return f"tl.cast({index}, tl.int64)" if index.terms else str(index.const)
 
     def _take(self, node: Node, index: tuple[Index, ...]) -> str:
         source, places = node.inputs

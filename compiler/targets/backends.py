@@ -1,0 +1,109 @@
+"""The devices that programs are compiled for: what each needs, its lowering and its build step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from echoc.compiler.bundle import Code, Progress, cpu_code
+from echoc.compiler.ir import Program
+from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
+from echoc.compiler.targets.cpu.lower import lower as lower_for_cpu
+from echoc.compiler.targets.gpu import fill, weights
+from echoc.compiler.targets.gpu.build import build_kernels, check_tools
+from echoc.compiler.targets.gpu.levels import LEVELS, Level, level_of
+from echoc.compiler.targets.gpu.lower import lower as lower_for_gpu
+from echoc.errors import CompileError
+
+
+class Backend(Protocol):
+    """One target."""
+
+    def check(self) -> None:
+        """Raises CompileError where the tools of the target are missing or do not know its level."""
+
+    def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
+        """Kernels, launch lists and memory plans."""
+
+    def build(self, lowered: Any, report: Progress, draws: bool = False) -> Code:
+        """Machine code; `draws`: the device draws the weights when it loads them."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """C++ through the system's compiler. `level` is a -march name."""
+
+    level: str
+
+    def check(self) -> None:
+        find_compiler()
+        target_features(self.level)
+
+    def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
+        return lower_for_cpu(program, weights_dtype, group)
+
+    def build(self, lowered: Any, report: Progress, draws: bool = False) -> Code:
+        return cpu_code(lowered.sources, build_library(lowered.sources, self.level, report), self.level)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Triton, ahead of time."""
+
+    level: Level
+
+    def check(self) -> None:
+        check_tools()
+
+    def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
+        return lower_for_gpu(program, weights_dtype, group, self.level.device)
+
+    def build(self, lowered: Any, report: Progress, draws: bool = False) -> Code:
+        fills = [fill.fill(f, g, self.level.device) for f, g in _formats(lowered)] if draws else []
+        kernels = lowered.kernels | {k.name: k for k in fills}
+        built = build_kernels(kernels, self.level, report)
+        images = {n: f"kernels/{n}.{self.level.suffix}" for n in sorted(kernels)}
+        sources = {n: f"kernels/{n}.{'py' if kernels[n].language == 'triton' else 'cu'}" for n in sorted(kernels)}
+        drawn = [
+            {"format": f, "group": g, "kernel": k.name, "tile": fill.BLOCK}
+            for (f, g), k in zip(_formats(lowered), fills, strict=False)
+        ]
+        return Code(
+            target={"device": self.level.device.vendor, "level": self.level.name},
+            kernels={
+                "binaries": {n: {"member": images[n], **built[n].facts()} for n in images}, "sources": sources,
+                "fill": drawn,
+            },
+            members={images[n]: built[n].image for n in images}
+            | {sources[n]: kernels[n].source.encode() for n in sources},
+            tools={"triton": check_tools()},
+            nbytes=weights.nbytes,
+            parts=weights.parts,
+            layout={"layout": "rows"},
+        )  # fmt: skip
+
+
+def _formats(lowered: Any) -> list[tuple[str, int]]:
+    return sorted({(p.format, p.group) for p in lowered.packing.entries})
+
+
+def backend(target: str) -> Backend:
+    """The backend of `cpu`, `cpu:LEVEL`, `cuda:LEVEL` or `rocm:LEVEL`. Raises CompileError."""
+    device, _, level = target.partition(":")
+    if device == "cpu":
+        return Cpu(level or "native")
+    if device in LEVELS:
+        return Gpu(level_of(target))
+    known = [f"{v}:{each.name}" for v, levels in LEVELS.items() for each in levels]
+    raise CompileError(
+        f"unknown target {target!r}; wanted cpu, cpu:LEVEL (native, x86-64-v3, x86-64-v4, ...) or one of "
+        f"{', '.join(known)}"
+    )
+
+
+def cpu_level(target: str) -> str:
+    """The level of a CPU target, for what is compiled for CPUs alone. Raises CompileError."""
+    chosen = backend(target)
+    if isinstance(chosen, Cpu):
+        return chosen.level
+    raise CompileError(f"membrane systems are compiled for the CPU; found target {target!r}, wanted cpu or cpu:LEVEL")
