@@ -43,7 +43,8 @@ GroupOption = Annotated[
     int, typer.Option("--group", callback=check_group, help="int8 and int4: weights that share a scale, 32, 64 or 128.")
 ]
 TargetOption = Annotated[
-    str, typer.Option("--target", help="cpu, or cpu:LEVEL such as cpu:x86-64-v3; cpu means this machine.")
+    str,
+    typer.Option("--target", help="cpu (this machine), cpu:LEVEL such as cpu:x86-64-v3, cuda:sm_90a, rocm:gfx942, ..."),
 ]
 
 SubstochasticOption = Annotated[

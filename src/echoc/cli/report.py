@@ -39,7 +39,7 @@ def describe_variant(manifest: Manifest, number: int) -> str:
         (
             index,
             launch["kernel"],
-            "barrier" if launch.get("barrier") else "",
+            "barrier" if launch.get("barrier") else "dependent" if launch.get("dependent") else "",
             ", ".join(_argument(manifest, kind, where) for kind, where in launch["args"]),
             _pairs(launch.get("schedule")),
         )
@@ -153,6 +153,7 @@ def _weights(manifest: Manifest) -> str:
 
 
 def _variants(manifest: Manifest) -> str:
+    gpu = _on_gpu(manifest)
     rows = [
         (
             number,
@@ -161,13 +162,15 @@ def _variants(manifest: Manifest) -> str:
             variant["max_rows"],
             "yes" if variant["deterministic"] else "no",
             len(variant["launches"]),
-            sum(1 for launch in variant["launches"] if launch["barrier"]),
+            sum(1 for launch in variant["launches"] if launch.get("dependent" if gpu else "barrier")),
             human_bytes(variant["arena_bytes"]),
-            human_bytes(variant["scratch_bytes"]),
+            *([] if gpu else [human_bytes(variant["scratch_bytes"])]),
         )
         for number, variant in enumerate(manifest.get("variants", []))
     ]
-    columns = ("", "rule", "tokens", "rows", "deterministic", "launches", "barriers", "arena", "scratch a thread")
+    columns = ["", "rule", "tokens", "rows", "deterministic", "launches", "barriers", "arena", "scratch a thread"]
+    if gpu:  # launches of one stream wait by themselves; a dependent one may start before the last has ended
+        columns = [*columns[:6], "dependent", "arena"]
     return "Variants and their memory\n" + _table(columns, rows)
 
 
@@ -175,12 +178,37 @@ def _kernels(manifest: Manifest, members: dict[str, int]) -> str:
     library = manifest.get("kernels", {}).get("library")
     sources: dict[str, str] = manifest.get("kernels", {}).get("sources", {})
     used = Counter[str](launch["kernel"] for variant in manifest.get("variants", []) for launch in variant["launches"])
+    if _on_gpu(manifest):
+        return _binaries(manifest, members, used)
     rows = [
         (name, used[name], human_bytes(members[member]))
         for name, member in sorted(sources.items())
         if member in members
     ]
     return f"Kernels in {library} (--kernel NAME prints the source)\n" + _table(("name", "launches", "source"), rows)
+
+
+def _on_gpu(manifest: Manifest) -> bool:
+    return "binaries" in manifest.get("kernels", {})
+
+
+def _binaries(manifest: Manifest, members: dict[str, int], used: Counter[str]) -> str:
+    """Kernels of a GPU with what they take of it, as their objects say."""
+    rows = [
+        (
+            name,
+            used[name],
+            binary["threads"],
+            binary.get("registers", ""),
+            binary.get("spills", ""),
+            binary["shared_bytes"],
+            human_bytes(members[binary["member"]]),
+        )
+        for name, binary in sorted(manifest["kernels"]["binaries"].items())
+        if binary["member"] in members
+    ]
+    columns = ("name", "launches", "threads", "registers", "spills", "shared bytes", "code")
+    return "Kernels (--kernel NAME prints the source)\n" + _table(columns, rows)
 
 
 def _schedules(manifest: Manifest) -> str:
