@@ -70,6 +70,7 @@ class GpuDevice:
         manifest = artifact.manifest
         self._artifact = artifact
         self.seconds: dict[str, float] = {}
+        self._last: tuple[int, tuple[int, ...]] | None = None
         begin = time.perf_counter()
         self._executor = _native.GpuExecutor(
             open_driver(manifest.device), device_index, os.environ.get("ECHOC_GPU_SYNCHRONOUS", "") not in ("", "0")
@@ -93,13 +94,16 @@ class GpuDevice:
             self._executor.step(variant, dims, ports)
         except RuntimeError as error:
             raise DeviceError(str(error)) from None
+        self._last = variant, tuple(dims)
 
-    def replay(self, variant: int, dims: Sequence[int], count: int) -> list[float]:
-        """Repeats the launches of the last step, which must have been of these sizes: seconds of each repetition.
+    def replay(self, count: int) -> list[float]:
+        """Repeats the launches of the last step: seconds of each repetition on the device's clock.
 
-        The host waits only behind the last one; nothing is copied to or from it.
+        The host waits only behind the last one; nothing is copied to or from it. States change as in steps.
         """
-        return self._executor.run_loop(variant, dims, count)
+        if self._last is None:
+            raise DeviceError("there is no step to repeat: make one first")
+        return self._executor.run_loop(*self._last, count)
 
     def copy_seconds(self, nbytes: int, count: int) -> list[float]:
         """Seconds of each of `count` copies of `nbytes` bytes within the device's memory."""

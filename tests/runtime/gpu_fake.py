@@ -87,7 +87,7 @@ class Driver:
     def __init__(self, folder: Path, vendor: str) -> None:
         self.vendor, self.path = vendor, folder / f"fake_{vendor}.so"
         flags = ["-DFAKE_ROCM"] if vendor == "rocm" else []
-        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", *flags, str(HERE / "gpu_fake_driver.cpp"), "-o"]
+        command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", *flags, str(HERE / "gpu_fake_driver.cpp"), "-o"]
         subprocess.run([*command, str(self.path), "-ldl"], check=True)
         self._library = ctypes.CDLL(str(self.path))
         self._library.fake_calls.restype = ctypes.c_char_p
@@ -122,7 +122,7 @@ class Driver:
 def build_kernels(folder: Path) -> bytes:
     """A shared object with the toy model's kernels."""
     (folder / "kernels.cpp").write_text(KERNELS)
-    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "kernels.cpp", "-o", "kernels.so"]
+    command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", "kernels.cpp", "-o", "kernels.so"]
     subprocess.run(command, cwd=folder, check=True)
     return (folder / "kernels.so").read_bytes()
 

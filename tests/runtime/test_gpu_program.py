@@ -289,17 +289,18 @@ def test_profiling_times_every_launch(gpu: Driver, gpu_artifact: Make) -> None:
 def test_a_step_is_replayed_on_the_device_alone(gpu: Driver, gpu_artifact: Make) -> None:
     program = Program(gpu_artifact(), num_pages=8)
     device: Any = program.device
+    with pytest.raises(DeviceError, match="make one first"):
+        device.replay(10)
     program.step(ports())
-    dims = [3, 1, 1, 2]
     gpu.calls()
-    seconds = device.replay(2, dims, 10)
+    seconds = device.replay(10)
     assert len(seconds) == 10
     assert min(seconds) >= 0
     calls = gpu.calls()
     assert not [call for call in calls if call.startswith("copy")]
     assert runs(calls) == ["toy_append", "toy_read", "toy_logits"] * 10
     with pytest.raises(DeviceError, match="make one with these sizes first"):
-        device.replay(2, [4, 1, 1, 2], 10)
+        device._executor.run_loop(2, [4, 1, 1, 2], 10)
     np.testing.assert_array_equal(program.step(ports([1, 2, 3]))["logits"][0], expected_logits([1, 2, 3]))
     assert len(device.copy_seconds(1 << 20, 3)) == 3
 
