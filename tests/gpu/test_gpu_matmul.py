@@ -93,6 +93,17 @@ def test_siblings_share_a_launch(rows: int, weights_dtype: str) -> None:
     assert len(launches.kernels) == 1
 
 
+@pytest.mark.parametrize(("form", "weights_dtype"), [(64, "bf16"), (64, "int4"), (256, "int8")])
+def test_long_rows_are_summed_in_parts(form: int, weights_dtype: str) -> None:
+    x = port("x", T, 1100)
+    gate, up = matmul(x, weight("gate", 24, 1100)), matmul(x, weight("up", 24, 1100))
+    launches = check({"y": make("mul", gate, make("neg", up))}, 18, form, weights_dtype)
+    assert [k.family for k in launches.kernels] == ["gemm", "gemm_merge"]
+    q, k = matmul(x, weight("q", 300, 1100)), matmul(x, weight("k", 24, 1100))
+    launches = check({"q": make("add", q, port("r", T, 300)), "k": k}, 18, form, weights_dtype)
+    assert [k.family for k in launches.kernels] == ["gemm", "gemm_merge"]
+
+
 @pytest.mark.parametrize("rows", [1, 11])
 def test_an_epilogue_sees_views_and_rows(rows: int) -> None:
     x = port("x", T, 64)

@@ -121,7 +121,7 @@ def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, splits: i
     schedule = {"form": "decode", "splits": splits, "tile": tile}
     grid: tuple[tuple[Dim, int], ...] = ((rows, 1), (shape.kv_heads * head_blocks, 1), (splits, 1))
     first = renderer.finish(
-        "attend_decode", listing(group), arguments, grid, num_warps=4, num_stages=3, dependent=True,
+        "attend_decode", listing(group), arguments, grid, num_warps=4, num_stages=_stages(renderer, 3), dependent=True,
         schedule=schedule, **holes,
     )  # fmt: skip
     if splits == 1:
@@ -159,7 +159,7 @@ def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, determin
         holes["sinks"] = arguments.get(root(node.inputs[6]))
     return renderer.finish(
         "attend_prefill", listing(group), arguments, ((count, rows), (shape.kv_heads * head_blocks, 1)),
-        num_warps=8 if lines == 128 and wide > 64 else 4, num_stages=2 if wide > 128 else 3, dependent=True,
+        num_warps=8 if lines == 128 else 4, num_stages=_stages(renderer, 2 if wide > 128 else 3), dependent=True,
         schedule={"form": "prefill", "lines": lines, "tile": tile}, **holes,
     )  # fmt: skip
 
@@ -188,6 +188,11 @@ def _common(renderer: Renderer, node: Node, shape: Shape, tile: int) -> tuple[Ar
         lines.append(f"score = score * {LOG2_E!r}")
     holes["body"] = lines
     return arguments, holes
+
+
+def _stages(renderer: Renderer, wanted: int) -> int:
+    """Loads under way at once; AMD's shared memory is 64 KB."""
+    return wanted if renderer.device.vendor == "cuda" else min(wanted, 2)
 
 
 def _body(renderer: Renderer, body: Node, arguments: Arguments) -> list[str]:

@@ -41,12 +41,13 @@ class Schedule:
     depth: int
     num_warps: int
     num_stages: int
+    splits: int = 1  # parts of K, summed by a second kernel
 
     def record(self, packed: Packed) -> dict[str, Any]:
         return {
             "form": self.form, "block": self.block, "columns": self.columns, "depth": self.depth,
-            "warps": self.num_warps, "stages": self.num_stages, "format": packed.format, "group": packed.group,
-            "interleave": packed.interleave, "n": packed.n, "k": packed.k,
+            "warps": self.num_warps, "stages": self.num_stages, "splits": self.splits, "format": packed.format,
+            "group": packed.group, "interleave": packed.interleave, "n": packed.n, "k": packed.k,
         }  # fmt: skip
 
 
@@ -91,10 +92,10 @@ def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bo
             return [_gemv(renderer, groups, packed, replace(gemv_schedule(1, columns, packed[0]), block=1))]
         schedule = gemm_schedule(16 if bound is not None and bound <= 1024 else None, columns, packed[0])
         route, routing = _route(renderer, groups[0], packed[0])
-        return [route, _gemm(renderer, groups, packed, schedule, routing)]
+        return [route, *_gemm(renderer, groups, packed, schedule, routing)]
     if bound is not None and bound <= GEMV_ROWS[packed[0].format]:
         return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
-    return [_gemm(renderer, groups, packed, gemm_schedule(bound, columns, packed[0]))]
+    return _gemm(renderer, groups, packed, gemm_schedule(None if deterministic else bound, columns, packed[0]))
 
 
 def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
@@ -106,22 +107,33 @@ def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
 
 
 def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
-    """Tiles by the number of rows: narrow ones that spread few rows' weights over the device, square ones for many."""
+    """Tiles by the number of rows. Few rows' weights are spread over the device: narrow tiles up to 16 rows, parts of
+    K beyond, where narrow tiles would read the rows too often."""
     precise = packed.format == "f32"
     sisters = packed.interleave
-    depth = max(64 if not precise else 32, packed.group)
-    if bound is not None and bound <= 256:
-        block = 16 if bound <= 16 else 64
+    depth = max(32 if precise else 64, packed.group)
+    if bound is not None and bound <= 16:
         wide = 16
         while wide < 64 and columns >= 2 * wide * BUSY:
             wide *= 2
         wide = max(wide // (2 if sisters > 2 else 1), 16)
-        depth = max(depth, 128) if not precise else depth
-        return Schedule("tiles", block, wide, depth, 2 if block * wide <= 512 else 4, 4 if sisters == 1 else 3)
-    wide = 128 if sisters == 1 else 64
+        depth = max(4096 // wide, packed.group)
+        if precise:
+            return Schedule("tiles", 16, wide, depth // 2, 4, 3)
+        return Schedule("tiles", 16, wide, depth, 2 if wide == 16 else 4, 5 if sisters == 1 else 4)
+    wide = 128 if sisters == 1 else 64 if sisters == 2 else 32
+    block, warps, stages = 128, 8, 3 if sisters > 1 else 4
     if precise:
-        return Schedule("tiles", 64, 64 if sisters == 1 else 32, depth, 4, 2)
-    return Schedule("tiles", 128, wide if sisters <= 2 else 32, depth, 8, 3)
+        block, wide, warps, stages = 64, max(wide // 2, 16), 4, 2
+    if bound is None or bound > 256:
+        return Schedule("tiles", block, wide, depth, warps, stages)
+    if bound <= 64:
+        block, wide, warps = 64, min(wide, 64), 4
+    programs = -(-columns // wide) * -(-bound // block)
+    splits = 1
+    while splits < 8 and programs * splits * 2 <= 2 * BUSY and packed.k // (splits * 2) >= 4 * depth:
+        splits *= 2
+    return Schedule("tiles", block, wide, depth, warps, stages, splits)
 
 
 def _gemv(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule) -> Kernel:
@@ -147,26 +159,53 @@ def _gemv(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed],
 
 
 def _gemm(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule,
-          routing: tuple[Workspace, Workspace] | None = None) -> Kernel:  # fmt: skip
+          routing: tuple[Workspace, Workspace] | None = None) -> list[Kernel]:  # fmt: skip
     first = groups[0].matmuls[0]
     form = weights.layout(packed[0])
-    depth = schedule.depth // (weights.SPANS[form.format] // weights.UNITS[form.format])
+    span = weights.SPANS[form.format] // weights.UNITS[form.format]
+    depth, splits = schedule.depth // span, schedule.splits
+    if renderer.device.vendor == "rocm":  # 64 KB of shared memory
+        schedule = replace(schedule, num_stages=2)
+    steps = -(-form.row // (depth * splits))
     arguments = renderer.arguments()
     holes = _common(renderer, arguments, groups, packed, schedule)
     holes |= {
-        "depth": depth, "steps": -(-form.row // depth), "cut": form.row % depth != 0 or form.k != form.padded_k,
-        "block": schedule.block, "band": BAND, "routed": routing is not None, "prefetch": schedule.block == 16
-        and routing is None,
+        "depth": depth, "steps": steps, "cut": form.row != steps * splits * depth or form.k != form.padded_k,
+        "each": form.group // span, "block": schedule.block, "band": BAND, "routed": routing is not None,
+        "prefetch": schedule.block == 16 and routing is None, "splits": splits,
     }  # fmt: skip
-    grid: tuple[tuple[Dim, int], ...] = ((first.rows, schedule.block), (holes["tiles"], 1))
+    grid: tuple[tuple[Dim, int], ...] = ((first.rows, schedule.block), (holes["tiles"], 1), (splits, 1))
     if routing is not None:
         holes |= {
             "order": arguments.get(routing[0], "i32"), "sizes": arguments.get(routing[1], "i32"), "slab": form.slab,
             "experts": packed[0].experts, "experts_block": power_of_two(packed[0].experts),
         }  # fmt: skip
         grid = ((holes["tiles"], 1), (first.rows + packed[0].experts * schedule.block, schedule.block))
-    return renderer.finish(
+    partial = Workspace(first.rows * (splits * holes["sisters"] * holes["total"] * 4))
+    if splits > 1:
+        holes["partial"] = arguments.get(partial, "f32", written=True)
+    record = schedule.record(packed[0])
+    kernel = renderer.finish(
         "gemm", _listing(groups), arguments, grid, num_warps=schedule.num_warps, num_stages=schedule.num_stages,
+        dependent=True, schedule=record, **holes,
+    )  # fmt: skip
+    if splits == 1:
+        return [kernel]
+    return [kernel, _merge(renderer, groups, packed, replace(schedule, block=4, columns=256), partial)]
+
+
+def _merge(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule,
+           partial: Workspace) -> Kernel:  # fmt: skip
+    """The kernel that sums the parts of K and has the epilogue."""
+    first = groups[0].matmuls[0]
+    arguments = renderer.arguments()
+    holes = _parts(renderer, arguments, groups, packed, schedule)
+    holes |= {
+        "partial": arguments.get(partial, "f32"), "splits": schedule.splits, "block": schedule.block,
+        "count": dim_text(first.rows),
+    }  # fmt: skip
+    return renderer.finish(
+        "gemm_merge", _listing(groups), arguments, ((first.rows, schedule.block), (holes["tiles"], 1)), num_warps=4,
         dependent=True, schedule=schedule.record(packed[0]), **holes,
     )  # fmt: skip
 
@@ -192,30 +231,36 @@ def _route(renderer: Renderer, group: Group, packed: Packed) -> tuple[Kernel, tu
 
 def _common(renderer: Renderer, arguments: Arguments, groups: Sequence[Group], packed: Sequence[Packed],
             schedule: Schedule) -> dict[str, Any]:  # fmt: skip
-    """Arguments and holes of every form: x, the siblings' weights and epilogues."""
+    """Arguments and holes of every form that reads weights."""
     first = groups[0].matmuls[0]
     form = weights.layout(packed[0])
-    x = arguments.get(root(first.x))
-    parts, start = [], 0
-    for group, entry in zip(groups, packed, strict=True):
+    holes: dict[str, Any] = {"x": arguments.get(root(first.x))}
+    pointers = [arguments.get(entry, weights.element(entry)) for entry in packed]
+    holes |= _parts(renderer, arguments, groups, packed, schedule, epilogue=schedule.splits == 1)
+    for part, pointer, entry in zip(holes["parts"], pointers, packed, strict=True):
         each = weights.layout(entry)
-        pointer = arguments.get(entry, weights.element(entry))
-        tiles = -(-entry.n // schedule.columns)
         offsets = [f" + {s * entry.experts * each.slab}" if s else "" for s in range(entry.interleave)]
         if first.ids is not None:
             offsets = [o + " + slab" for o in offsets]
-        printer = Epilogue(renderer, arguments, group)
-        parts.append(
-            {
-                "start": start, "stop": start + tiles, "n": entry.n, "weight": pointer, "offsets": offsets,
-                "scales": each.scales, "body": printer.render(),
-            }
-        )  # fmt: skip
-        start += tiles
-    return {
-        "x": x, "parts": parts, "sisters": len(groups[0].matmuls), "columns": schedule.columns, "tiles": start,
+        part |= {"weight": pointer, "offsets": offsets, "scales": each.scales}
+    return holes | {
         "ragged": any(p.n % schedule.columns for p in packed), "count": dim_text(first.rows), "format": form.format,
         "group": form.group, "groups": form.groups, "row": form.row, "k": form.k,
+    }  # fmt: skip
+
+
+def _parts(renderer: Renderer, arguments: Arguments, groups: Sequence[Group], packed: Sequence[Packed],
+           schedule: Schedule, epilogue: bool = True) -> dict[str, Any]:  # fmt: skip
+    """The siblings' tiles of columns, and their epilogues."""
+    parts: list[dict[str, Any]] = []
+    start = before = 0
+    for group, entry in zip(groups, packed, strict=True):
+        tiles = -(-entry.n // schedule.columns)
+        body = Epilogue(renderer, arguments, group).render() if epilogue else []
+        parts.append({"start": start, "stop": start + tiles, "n": entry.n, "before": before, "body": body})
+        start, before = start + tiles, before + entry.n
+    return {
+        "parts": parts, "sisters": len(groups[0].matmuls), "columns": schedule.columns, "tiles": start, "total": before,
     }  # fmt: skip
 
 
