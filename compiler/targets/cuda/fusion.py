@@ -1,0 +1,331 @@
+"""From fused groups to the launches of a decode step on CUDA.
+
+Three kinds of groups become launches of hand-written kernels: products that read one x become one launch, the rows
+group that makes this x becomes its prologue, and an attention takes in the groups that make q, k and v and those that
+write k and v into pages. Every condition is on the graph; a group that does not fit stays what it was, for the general
+renderer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from echoc.compiler.ir import DType, Node
+from echoc.compiler.ir.ops import POINTWISE
+from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.passes.pack import Packed, Packing
+from echoc.compiler.targets.cuda import attention, ring
+from echoc.compiler.targets.cuda.attention import Parts
+from echoc.compiler.targets.cuda.ring import Prologue, Source, Unfit
+from echoc.compiler.targets.cuda.source import Device
+from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.printer import Arguments
+from echoc.errors import CompileError
+
+MAX_MAPS = 4  # nodes that every reader may compute again
+
+
+@dataclass
+class Launch:
+    """Groups that run together. `kernels` are the generated ones; where there are none, the general renderer makes
+    them, one group a launch."""
+
+    groups: list[Group]
+    kernels: list[Kernel] = field(default_factory=list)
+    prologue: Prologue | None = None
+    inner: list[Node] = field(default_factory=list)  # computed here as well: towards q, k and v, or in an epilogue
+
+    @property
+    def family(self) -> str:
+        return self.groups[-1].family
+
+
+class Chain:
+    """The launches of one variant for at most `rows` rows."""
+
+    def __init__(
+        self, groups: Sequence[Group], packing: Packing, boundary: Collection[Node], symbols: Sequence[str], rows: int,
+        device: Device,
+    ) -> None:  # fmt: skip
+        self.packing, self.boundary, self.symbols, self.rows, self.device = packing, boundary, symbols, rows, device
+        self.launches = [Launch([g]) for g in groups]
+        self.outputs = {n for g in groups for n in g.outputs}
+        self.narrow: set[Node] = set()
+        self.parts: dict[Node, Parts] = {}
+        self.merge_products()
+        self.take_in_prologues()
+        self.take_in_maps()
+        self.take_in_attention()
+        self.find_narrow()
+        self.render()
+
+    # -- the graph of launches
+
+    def maker(self, node: Node) -> Launch | None:
+        """The launch that leaves a node in memory."""
+        source = root(node)
+        for launch in self.launches:
+            if any(source in g.outputs for g in launch.groups):
+                return launch
+            if launch.prologue is not None and source in launch.prologue.outputs:
+                return launch
+        return None
+
+    def reads(self, launch: Launch) -> set[Node]:
+        """The nodes in memory that a launch reads."""
+        own = {n for g in launch.groups for n in g.nodes} | set(launch.inner)
+        if launch.prologue is not None:
+            own |= set(launch.prologue.nodes)
+        out: set[Node] = set()
+        for node in own:
+            swallowed = {m.weight for g in launch.groups for m in g.matmuls if m.node is node}
+            out |= {root(i) for i in _operands(node) if i not in swallowed}
+        return out - own
+
+    def readers(self, node: Node) -> list[Launch]:
+        return [x for x in self.launches if node in self.reads(x)]
+
+    # -- products
+
+    def streams(self, launch: Launch) -> bool:
+        """Whether a launch is of products that the ring kernel may take."""
+        if launch.family != "gemm":
+            return False
+        first = launch.groups[0].matmuls[0]
+        packed = self.packing.of(launch.groups[0])
+        return ring.fits(packed, first.k) and isinstance(first.k, int) and self.few(first.rows)
+
+    def few(self, rows: object) -> bool:
+        return str(rows) in ("T", "R")
+
+    def merge_products(self) -> None:
+        """Products of one x, of one stage and one number of sisters, share a launch."""
+        heads: dict[tuple[object, ...], Launch] = {}
+        kept = []
+        for launch in self.launches:
+            if self.streams(launch):
+                group = launch.groups[0]
+                first, packed = group.matmuls[0], self.packing.of(group)
+                key = (
+                    root(first.x), group.stage, first.k, len(group.matmuls), packed.format, packed.group,
+                )  # fmt: skip
+                if key in heads:
+                    heads[key].groups.append(group)
+                    continue
+                heads[key] = launch
+                launch.prologue = Prologue(root(first.x), first.rows, first.k)
+            kept.append(launch)
+        self.launches = kept
+
+    def take_in_prologues(self) -> None:
+        for launch in [x for x in self.launches if x.family == "rows"]:
+            self.dissolve(launch)
+
+    def dissolve(self, launch: Launch) -> None:
+        """Make a rows group the prologue of all products that read it, if nothing else needs it before them."""
+        (group,) = launch.groups
+        readers = [x for x in self.launches if x is not launch and not self.reads(x).isdisjoint(group.outputs)]
+        if not readers or any(n in self.boundary for n in group.outputs):
+            return
+        plans: list[tuple[Launch, Prologue]] = []
+        extras = set(group.outputs)
+        for reader in readers:
+            if reader.prologue is None or reader.prologue.nodes or reader.prologue.x not in group.outputs:
+                continue
+            p = reader.prologue
+            plan = ring.plan_prologue(p.x, p.rows, p.k, group, lambda n: n in self.outputs)
+            if plan is None or not self.possible(reader, plan):
+                return
+            plans.append((reader, plan))
+        for node in group.outputs:
+            users = [x for x in readers if node in self.reads(x)]
+            mine = [x for x, p in plans if p.x is node]
+            if all(x in mine and not self.in_epilogue(x, node) for x in users):
+                extras.discard(node)
+        if not plans or (extras and (plans[0][0] is not readers[0] or not extras <= set(plans[0][1].nodes))):
+            return
+        if any(self.in_epilogue(plans[0][0], n) for n in extras):
+            return
+        plans[0][1].outputs = [n for n in group.outputs if n in extras]
+        for reader, plan in plans:
+            reader.prologue = plan
+        self.launches.remove(launch)
+
+    def in_epilogue(self, launch: Launch, node: Node) -> bool:
+        """Whether riders of a launch read a node, beside its products reading it as x."""
+        for group in launch.groups:
+            products = {m.node for m in group.matmuls}
+            if any(root(i) is node for n in group.nodes if n not in products for i in n.inputs):
+                return True
+        return False
+
+    def possible(self, launch: Launch, plan: Prologue) -> bool:
+        """Whether the kernel can be made with this prologue."""
+        try:
+            self.product(launch, plan, {})
+        except Unfit:
+            return False
+        return True
+
+    def product(
+        self, launch: Launch, prologue: Prologue, parts: dict[Node, Parts], more: Sequence[Node] = ()
+    ) -> Kernel:
+        arguments = Arguments(self.boundary, self.narrow)
+        sources: dict[Node, Source] = {n: p.source(arguments) for n, p in parts.items()}
+        weights = [self.packing.of(g) for g in launch.groups]
+        return ring.gemv(
+            launch.groups, weights, prologue, self.rows, arguments, self.outputs, self.symbols, self.device, sources,
+            {*launch.inner, *more},
+        )  # fmt: skip
+
+    def take_in_maps(self) -> None:
+        """A few maps that only epilogues of products read, at their own element, are computed there."""
+        for launch in [x for x in self.launches if x.family == "rows"]:
+            (group,) = launch.groups
+            readers = [x for x in self.launches if x is not launch and not self.reads(x).isdisjoint(group.outputs)]
+            if len(group.nodes) > MAX_MAPS or any(n in self.boundary for n in group.outputs):
+                continue
+            maps = all(n.op in POINTWISE or n.op in ring.VIEWS for n in group.nodes)
+            if not maps or not readers or not all(self.only_epilogue(x, group.outputs) for x in readers):
+                continue
+            try:
+                for reader in readers:
+                    assert reader.prologue is not None
+                    self.product(reader, reader.prologue, {}, group.nodes)
+            except (Unfit, CompileError):
+                continue
+            for reader in readers:
+                reader.inner += group.nodes
+            self.launches.remove(launch)
+
+    def only_epilogue(self, launch: Launch, nodes: Sequence[Node]) -> bool:
+        """Whether a launch is of products that read some of the nodes, but none on the way to x."""
+        if launch.prologue is None:
+            return False
+        made = [i for n in launch.prologue.nodes for i in n.inputs] + [launch.prologue.x]
+        return not any(root(i) in nodes for i in made)
+
+    # -- attention
+
+    def take_in_attention(self) -> None:
+        for launch in [x for x in self.launches if x.family == "attend"]:
+            self.enclose(launch)
+
+    def enclose(self, launch: Launch) -> None:
+        """Let an attention make its q, k and v and write its state, if nobody else needs what it takes in."""
+        (node,) = launch.groups[0].nodes
+        states = list(node.inputs[1:3])
+        appends = [x for x in self.launches if x.family == "append" and set(x.groups[0].nodes) & set(states)]
+        wanted = [n for n in states if n.op == "append"]
+        if {n for x in appends for n in x.groups[0].nodes} != set(wanted) or not attention.fits(
+            node, wanted, self.rows
+        ):
+            return
+        if not self.few(node.inputs[0].shape[0]):
+            return
+        inner: set[Node] = set()
+        makers: list[Launch] = []
+        for value in (node.inputs[0], wanted[0].inputs[1], wanted[1].inputs[1]):
+            maker = self.maker(value)
+            if maker is None or maker.family != "rows":
+                continue
+            nodes = self.vector(value, maker.groups[0])
+            if nodes is None:
+                continue
+            inner |= nodes
+            if maker not in makers:
+                makers.append(maker)
+        taken = []
+        for maker in makers:
+            users = [x for n in maker.groups[0].outputs for x in self.readers(n)]
+            if all(x is launch or x in appends for x in users) and inner >= set(maker.groups[0].outputs):
+                taken.append(maker)
+        launch.inner = [n for m in taken for n in m.groups[0].nodes if n in inner]
+        launch.groups = [*(x.groups[0] for x in appends), launch.groups[0]]
+        self.launches = [x for x in self.launches if x not in taken and x not in appends]
+
+    def vector(self, value: Node, group: Group) -> set[Node] | None:
+        """The nodes of a rows group that make one head's vectors, if they are maps and sums over a head."""
+        rows, heads, dim = value.shape
+        nodes: set[Node] = set()
+        stack = [value]
+        while stack:
+            node = root(stack.pop())
+            if node in nodes or node not in group.nodes:
+                continue
+            if not attention.is_vector(node, rows, int(str(heads)), int(str(dim))):
+                return None
+            nodes.add(node)
+            stack += node.inputs
+        return nodes
+
+    # -- kernels
+
+    def find_narrow(self) -> None:
+        """Results that only products read, as they are, lie in memory as bf16: that is how they are multiplied."""
+        for launch in self.launches:
+            if launch.prologue is None:
+                continue
+            for group in launch.groups:
+                for node in group.outputs:
+                    users = self.readers(node)
+                    plain = all(
+                        x.prologue is not None and x.prologue.x is node and not x.prologue.nodes
+                        and not self.in_epilogue(x, node) for x in users
+                    )  # fmt: skip
+                    if users and plain and node not in self.boundary and node.tensor.dtype is DType.F32:
+                        self.narrow.add(node)
+
+    def render(self) -> None:
+        for launch in self.launches:
+            if launch.family == "attend" and len(launch.groups) > 1:
+                self.render_attention(launch)
+        for launch in self.launches:
+            if launch.prologue is not None:
+                parts = {n: self.parts[n] for n in self.reads(launch) if n in self.parts}
+                try:
+                    launch.kernels = [self.product(launch, launch.prologue, parts)]
+                except Unfit:
+                    self.split_up(launch)
+        for node, held in self.parts.items():
+            if any(not x.kernels or self.in_epilogue(x, node) for x in self.readers(node)) or node in self.boundary:
+                maker = next(x for x in self.launches if node in x.groups[-1].nodes)
+                maker.kernels.append(
+                    attention.merge(held, Arguments(self.boundary, self.narrow), self.symbols, self.device)
+                )
+
+    def split_up(self, launch: Launch) -> None:
+        """A launch that does not fit after all goes back to the general renderer, a group at a time."""
+        assert launch.prologue is not None and not launch.prologue.nodes
+        at = self.launches.index(launch)
+        self.launches[at : at + 1] = [Launch([g]) for g in launch.groups]
+
+    def render_attention(self, launch: Launch) -> None:
+        group = launch.groups[-1]
+        (node,) = group.nodes
+        appends = [node.inputs[1], node.inputs[2]]
+        kernel, parts = attention.attend(
+            group, appends, set(launch.inner), self.outputs - set(launch.inner), self.rows,
+            Arguments(self.boundary, self.narrow), self.symbols, self.device,
+        )  # fmt: skip
+        launch.kernels = [kernel]
+        self.parts[node] = parts
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """All generated kernels in launch order."""
+        return [k for x in self.launches for k in x.kernels]
+
+
+def _operands(node: Node) -> list[Node]:
+    """What a node reads; the body of an attention is a part of it."""
+    operands = list(node.inputs)
+    if node.op == "attend" and node["body"]:
+        operands.pop()
+    return operands
+
+
+def packed_of(kernels: Sequence[Kernel]) -> list[Packed]:
+    """The packed weights that kernels read, each once."""
+    return list({id(a.key): a.key for k in kernels for a in k.arguments if isinstance(a.key, Packed)}.values())

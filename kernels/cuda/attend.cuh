@@ -1,0 +1,298 @@
+// Attention of single rows over paged context, in parts: a block takes the heads of one row that share a kv head, and a
+// share of the row's context, 64 positions at a time through shared memory.
+//
+// The block makes q itself, and k and v of its row and of the rows before it that belong to the same sequence, since
+// another block may just be writing them: `vector` computes one head's vector by a warp. A page holds [heads][16][dim].
+// A part leaves the sum of its values unnormalised with the greatest score and the sum of weights, scores in units of
+// log 2; parts without positions leave nothing. Flash-decoding: Dao et al., 2023.
+#pragma once
+
+#include "values.cuh"
+
+namespace echoc {
+
+inline constexpr int kPage = 16;
+inline constexpr int kTilePositions = 64;
+
+// The positions first..end-1 of a row's context that one part takes: whole tiles, the same whatever else is in a batch.
+struct Share {
+  int begin, end;
+
+  Share(int position, int window, int split, int splits) {
+    const int first = window && position >= window ? (position - window + 1) / kTilePositions : 0;
+    const int tiles = position / kTilePositions + 1 - first;
+    const int share = (tiles + splits - 1) / splits;
+    begin = (first + split * share) * kTilePositions;
+    end = begin + share * kTilePositions < position + 1 ? begin + share * kTilePositions : position + 1;
+  }
+};
+
+// How many parts have positions.
+inline int used_parts(int position, int window, int splits) {
+  const int first = window && position >= window ? (position - window + 1) / kTilePositions : 0;
+  const int tiles = position / kTilePositions + 1 - first;
+  const int share = (tiles + splits - 1) / splits;
+  return (tiles + share - 1) / share;
+}
+
+inline bf16_t to_element(float x, bf16_t) { return to_bf16(x); }
+inline f16_t to_element(float x, f16_t) { return to_f16(x); }
+inline float to_element(float x, float) { return x; }
+
+template <class S, class KV>
+struct Attend {
+  static constexpr int kThreads = 256;
+  static constexpr int kWarps = 8;
+  static constexpr int kEach = 16 / sizeof(KV);  // elements of one access
+  // Rows of a tile lie so far apart that the lanes of one access fall into different banks.
+  static constexpr int kKeyPitch = (S::kDim * int(sizeof(KV)) + 127) / 128 * 128 + 64;
+  static constexpr int kValuePitch = S::kValueDim * int(sizeof(KV));
+  static constexpr int kKeyBytes = kTilePositions * kKeyPitch;
+  static constexpr int kTileBytes = (kKeyBytes + kTilePositions * kValuePitch + 127) / 128 * 128;
+  static constexpr int kPairs = S::kValueDim / 2;
+  static constexpr int kTeams = kThreads / kPairs;  // of threads that share out positions
+  static constexpr int kMade = S::kRows * (S::kDim + S::kValueDim);
+  static constexpr int kSums = kTeams * S::kGroup * S::kValueDim;
+  static constexpr int kFloats = S::kGroup * (S::kDim + kTilePositions + 3) + kMade;
+  static constexpr int kWork = (kFloats * 4 + 127) / 128 * 128;
+  static constexpr int kBytes = kWork + (2 * kTileBytes > kSums * 4 ? 2 * kTileBytes : kSums * 4);
+
+  static_assert(S::kDim % kEach == 0 && S::kValueDim % kEach == 0 && S::kValueDim <= 512 && S::kGroup <= 16);
+
+  float* q;       // [group][dim], scaled
+  float* scores;  // [group][64]
+  float* top;     // [group]
+  float* total;   // [group]
+  float* keep;    // [group]
+  float* keys;    // [rows][dim], made here
+  float* values;  // [rows][value dim]
+  char* tiles;
+
+  explicit Attend(char* shared) {
+    q = reinterpret_cast<float*>(shared);
+    scores = q + S::kGroup * S::kDim;
+    top = scores + S::kGroup * kTilePositions;
+    total = top + S::kGroup;
+    keep = total + S::kGroup;
+    keys = keep + S::kGroup;
+    values = keys + S::kRows * S::kDim;
+    tiles = shared + kWork;
+  }
+
+  // Entry of `head` at a position, in elements.
+  static int64_t place(int page, int slot, int head, int dim) {
+    return ((int64_t(page) * S::kKvHeads + head) * kPage + slot) * dim;
+  }
+
+  template <class Table>
+  void fetch(int buffer, int start, const Share& share, const Table& table, int64_t row, int head, const KV* k,
+             const KV* v) {
+    if (start < share.end) {
+      char* to = tiles + buffer * kTileBytes;
+      constexpr int kKeys = S::kDim / kEach, kValues = S::kValueDim / kEach;
+      const int count = share.end - start < kTilePositions ? share.end - start : kTilePositions;
+      for (int i = threadIdx.x; i < count * kKeys; i += kThreads) {
+        const int p = start + i / kKeys, e = i % kKeys;
+        async_copy16(to + i / kKeys * kKeyPitch + e * 16,
+                     k + place(table[row + p / kPage], p % kPage, head, S::kDim) + e * kEach);
+      }
+      for (int i = threadIdx.x; i < count * kValues; i += kThreads) {
+        const int p = start + i / kValues, e = i % kValues;
+        async_copy16(to + kKeyBytes + i / kValues * kValuePitch + e * 16,
+                     v + place(table[row + p / kPage], p % kPage, head, S::kValueDim) + e * kEach);
+      }
+    }
+    async_commit();
+  }
+
+  // `vector(which, r, head, out)` has a warp compute q (0), k (1) or v (2) of row r; `weigh(score, head, kpos)` gives
+  // the score in units of log 2; `result(head, d, sum)` and `bounds(head, top, total)` take the part.
+  template <class Row, class Table, class Vector, class Weigh, class Result, class Bounds>
+  void run(const Row& sequences, const Row& positions, const Table& table, int blocks, KV* k, KV* v, Vector vector,
+           Weigh weigh, Result result, Bounds bounds) {
+    const int head = blockIdx.x, split = blockIdx.y, t = blockIdx.z, warp = threadIdx.x / 32;
+    const int sequence = sequences[t], position = positions[t];
+    const Share share(position, S::kWindow, split, S::kSplits);
+    const int64_t row = int64_t(sequence) * blocks;
+    if (share.begin >= share.end && split) return;
+    fetch(0, share.begin, share, table, row, head, k, v);
+    int at[S::kRows];  // positions of the rows of this sequence up to this one, else -1
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r)
+      at[r] = r <= t && sequences[r <= t ? r : t] == sequence ? positions[r <= t ? r : t] : -1;
+    for (int i = warp; i < S::kGroup + 2 * S::kRows; i += kWarps) {
+      if (i < S::kGroup) {
+        vector(0, t, head * S::kGroup + i, q + i * S::kDim);
+      } else {
+        const int r = (i - S::kGroup) / 2, which = (i - S::kGroup) % 2;
+        if (r > t || at_row(at, r) < 0) continue;
+        if (which == 0)
+          vector(1, r, head, keys + r * S::kDim);
+        else
+          vector(2, r, head, values + r * S::kValueDim);
+      }
+    }
+    for (int i = threadIdx.x; i < S::kGroup; i += kThreads)
+      top[i] = -std::numeric_limits<float>::infinity(), total[i] = 0;
+    block_sync();
+    if (split == 0) {
+      const int page = table[row + position / kPage];
+      for (int d = threadIdx.x; d < S::kDim; d += kThreads)
+        k[place(page, position % kPage, head, S::kDim) + d] = to_element(keys[t * S::kDim + d], KV());
+      for (int d = threadIdx.x; d < S::kValueDim; d += kThreads)
+        v[place(page, position % kPage, head, S::kValueDim) + d] = to_element(values[t * S::kValueDim + d], KV());
+    }
+    const int pair = threadIdx.x % kPairs, team = threadIdx.x / kPairs;
+    float acc[S::kGroup][2] = {};
+    int buffer = 0;
+    for (int start = share.begin; start < share.end; start += kTilePositions, buffer ^= 1) {
+      fetch(buffer ^ 1, start + kTilePositions, share, table, row, head, k, v);
+      async_wait<1>();
+      block_sync();
+      char* tile = tiles + buffer * kTileBytes;
+      insert(tile, start, share.end, at);
+      block_sync();
+      score(tile, start, share.end, position, head, weigh);
+      block_sync();
+      soften();
+      block_sync();
+      const int count = share.end - start < kTilePositions ? share.end - start : kTilePositions;
+      if (team < kTeams) {
+#pragma unroll
+        for (int g = 0; g < S::kGroup; ++g) acc[g][0] *= keep[g], acc[g][1] *= keep[g];
+        for (int p = team; p < count; p += kTeams) {
+          const KV* from = reinterpret_cast<const KV*>(tile + kKeyBytes + p * kValuePitch) + pair * 2;
+          const float a = to_float(from[0]), c = to_float(from[1]);
+#pragma unroll
+          for (int g = 0; g < S::kGroup; ++g) {
+            const float w = scores[g * kTilePositions + p];
+            acc[g][0] += w * a;
+            acc[g][1] += w * c;
+          }
+        }
+      }
+    }
+    async_wait<0>();
+    block_sync();
+    auto* sums = reinterpret_cast<float*>(tiles);
+    if (team < kTeams)
+#pragma unroll
+      for (int g = 0; g < S::kGroup; ++g)
+        for (int j = 0; j < 2; ++j) sums[(team * S::kGroup + g) * S::kValueDim + pair * 2 + j] = acc[g][j];
+    block_sync();
+    for (int i = threadIdx.x; i < S::kGroup * S::kValueDim; i += kThreads) {
+      float sum = 0;
+      for (int m = 0; m < kTeams; ++m) sum += sums[m * S::kGroup * S::kValueDim + i];
+      result(head * S::kGroup + i / S::kValueDim, i % S::kValueDim, sum);
+    }
+    for (int g = threadIdx.x; g < S::kGroup; g += kThreads) bounds(head * S::kGroup + g, top[g], total[g]);
+  }
+
+  static int at_row(const int (&at)[S::kRows], int r) {
+    int out = -1;
+#pragma unroll
+    for (int i = 0; i < S::kRows; ++i) out = i == r ? at[i] : out;
+    return out;
+  }
+
+  // The entries made here, rounded as the state rounds them, over what the tile has in their places.
+  void insert(char* tile, int start, int end, const int (&at)[S::kRows]) {
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r) {
+      const int p = at[r] - start;
+      if (at[r] < start || at[r] >= end || p >= kTilePositions) continue;
+      for (int d = threadIdx.x; d < S::kDim; d += kThreads)
+        reinterpret_cast<KV*>(tile + p * kKeyPitch)[d] = to_element(keys[r * S::kDim + d], KV());
+      for (int d = threadIdx.x; d < S::kValueDim; d += kThreads)
+        reinterpret_cast<KV*>(tile + kKeyBytes + p * kValuePitch)[d] = to_element(values[r * S::kValueDim + d], KV());
+    }
+  }
+
+  // Four lanes a position.
+  template <class Weigh>
+  void score(const char* tile, int start, int end, int position, int head, Weigh weigh) {
+    const int p = threadIdx.x / 4, lane = threadIdx.x % 4, kpos = start + p;
+    float acc[S::kGroup] = {};
+    for (int i = lane; i < S::kDim / kEach; i += 4) {
+      KV piece[kEach];
+      memcpy(piece, __builtin_assume_aligned(tile + p * kKeyPitch + i * 16, 16), 16);
+#pragma unroll
+      for (int g = 0; g < S::kGroup; ++g)
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) acc[g] += to_float(piece[j]) * q[g * S::kDim + i * kEach + j];
+    }
+#pragma unroll
+    for (int g = 0; g < S::kGroup; ++g) {
+      acc[g] += shuffle_xor(acc[g], 1);
+      acc[g] += shuffle_xor(acc[g], 2);
+      if (g % 4 == lane) {
+        const bool seen = kpos < end && (!S::kWindow || kpos > position - S::kWindow);
+        scores[g * kTilePositions + p] =
+            seen ? weigh(acc[g], head * S::kGroup + g, kpos) : -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+
+  // Scores of a tile become weights; `keep` is what earlier sums count from now on. A warp a head.
+  void soften() {
+    const int lane = threadIdx.x % 32;
+    for (int g = threadIdx.x / 32; g < S::kGroup; g += kWarps) {
+      float* s = scores + g * kTilePositions;
+      const float a = s[lane], c = s[lane + 32], before = top[g];
+      float most = a > c ? a : c;
+#pragma unroll
+      for (int o = 16; o; o >>= 1) {
+        const float other = shuffle_xor(most, o);
+        most = most > other ? most : other;
+      }
+      most = most > before ? most : before;
+      const float base = most == -std::numeric_limits<float>::infinity() ? 0.0f : most;
+      const float p = exp2f(a - base), r = exp2f(c - base), sum = warp_sum(p + r), factor = exp2f(before - base);
+      s[lane] = p;
+      s[lane + 32] = r;
+      warp_sync();
+      if (lane == 0) {
+        top[g] = most;
+        keep[g] = factor;
+        total[g] = total[g] * factor + sum;
+      }
+    }
+  }
+};
+
+// Four columns of a row of merged parts: `row` counts heads of all rows, `d` is a multiple of four. A sink is one more
+// logit, in natural units.
+template <int kSplits, int kValueDim>
+inline void merge_parts(float (&out)[4], const float* partial, const float* bounds, int64_t row, int d, int used,
+                        float sink) {
+  struct Two {
+    float top, total;
+  };
+  Two each[kSplits];
+#pragma unroll
+  for (int s = 0; s < kSplits; ++s)
+    if (s < used) each[s] = load_fresh(reinterpret_cast<const Two*>(bounds) + row * kSplits + s);
+  float most = sink * 1.4426950408889634f;
+#pragma unroll
+  for (int s = 0; s < kSplits; ++s)
+    if (s < used) most = most > each[s].top ? most : each[s].top;
+  const float base = most == -std::numeric_limits<float>::infinity() ? 0.0f : most;
+  float total = exp2f(sink * 1.4426950408889634f - base);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) out[j] = 0;
+#pragma unroll
+  for (int s = 0; s < kSplits; ++s) {
+    if (s >= used) continue;
+    const float weight = exp2f(each[s].top - base);
+    const Four<float> part =
+        load_fresh(reinterpret_cast<const Four<float>*>(partial + (row * kSplits + s) * kValueDim + d));
+    total += each[s].total * weight;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) out[j] += part.at[j] * weight;
+  }
+  const float inverse = total == 0 ? 0.0f : 1.0f / total;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) out[j] *= inverse;
+}
+
+}  // namespace echoc
