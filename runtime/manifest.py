@@ -93,7 +93,7 @@ class BinarySpec:
 
 @dataclass(frozen=True, slots=True)
 class FillSpec:
-    """The kernel that draws random weights of one format: blocks of `tile` values."""
+    """The kernel that draws random weights of one format: a block is `tile` values of a row."""
 
     format: str
     group: int

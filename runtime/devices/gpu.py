@@ -19,7 +19,7 @@ from echoc.runtime.memory import Bytes
 Progress = Callable[[int, int], None]
 
 _POOL_SHARE = 0.9  # of the memory that weights and intermediate values leave; the rest is for ports and graphs
-_MOST_BLOCKS = (1 << 31) - 1
+_LOW = (1 << 32) - 1
 _MOST_GRAPH_TOKENS = 256  # larger steps run long and rarely recur: they are launched one by one
 
 
@@ -225,26 +225,25 @@ class GpuDevice:
         self._executor.wait()
 
     def _draw(self, index: int, weight: WeightSpec, seed: int, kernels: dict[str, int]) -> None:
-        """Random values for a weight, expert by expert, by the artifact's kernel for the weight's format."""
+        """Random values for a weight by the artifact's kernel for its format, slab by slab: the experts of a source lie
+        together, one source behind the other."""
         fill = _fill_for(self._artifact.manifest, weight)
-        if fill is None:
+        slabs = weight.interleave * weight.experts
+        if fill is None or len(weight.shape) != 2 or slabs < 1 or weight.nbytes % slabs:
             raise ArtifactError(
                 f"{self._artifact.path}: weight {weight.name} is to be drawn, and no kernel of the artifact draws "
-                f"format {weight.format!r} in groups of {weight.group}; compile the model again"
+                f"format {weight.format!r} in groups of {weight.group} and shape {list(weight.shape)}; compile the "
+                "model again"
             )
-        rows, columns = weight.shape[-2:] if len(weight.shape) > 1 else (weight.shape[0], 1)
-        blocks = -(-weight.interleave * rows * columns // fill.tile)
-        if blocks > _MOST_BLOCKS:
-            raise ArtifactError(
-                f"{self._artifact.path}: drawing weight {weight.name} would take {blocks} blocks, a device takes "
-                f"{_MOST_BLOCKS}; compile the model again"
-            )
+        rows, columns = weight.shape
+        grid = [rows, -(-columns // fill.tile), 1]
         address = self._executor.address("weight", index)
         (std,) = struct.unpack("<i", struct.pack("<f", weight.std))
-        for expert in range(weight.experts):
-            place = address + expert * (weight.nbytes // weight.experts)
-            arguments = [place, seed, index << 16 | expert, weight.interleave, rows, columns, std]
-            self._executor.launch(kernels[fill.kernel], arguments, [blocks, 1, 1])
+        for slab in range(slabs):
+            source, expert = divmod(slab, weight.experts)
+            place = address + slab * (weight.nbytes // slabs)
+            numbers = [seed & _LOW, seed >> 32, index << 16 | expert, source, std, rows, columns]
+            self._executor.launch(kernels[fill.kernel], [place, *numbers], grid)
 
 
 def _fill_for(manifest: Manifest, weight: WeightSpec) -> FillSpec | None:

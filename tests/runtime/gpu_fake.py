@@ -68,12 +68,11 @@ KERNEL(toy_logits, 8, 8, 8, 8) {
     for (int64_t v = 0; v < kVocab; ++v) logits[r * kVocab + v] = static_cast<float>(mix(sums[r] + v) >> 40) * scale;
   return 0;
 }
-// place, seed, stream, sources, N, K, std; null: everything a fill is told, in order, at the start of each weight
-KERNEL(toy_fill, 8, 8, 8, 4, 4, 4, 4, 8) {
+// place; seed low, seed high, stream, source, std, N, K; null: what a fill is told and its grid, where the slab begins
+KERNEL(toy_fill, 8, 4, 4, 4, 4, 4, 4, 4, 8) {
   auto* out = get<char*>(p, 0);
-  std::memcpy(out, p[1], 8); std::memcpy(out + 8, p[2], 8);
-  for (int i = 3; i < 7; ++i) std::memcpy(out + 4 * (i + 1), p[i], 4);
-  std::memcpy(out + 32, grid, 12);
+  for (int i = 0; i < 7; ++i) std::memcpy(out + 4 * i, p[i + 1], 4);
+  std::memcpy(out + 28, grid, 12);
   return 0;
 }
 // fails as CUDA_ERROR_ILLEGAL_ADDRESS; the arguments are toy_read's

@@ -334,16 +334,16 @@ def test_random_weights_are_drawn_by_the_kernel_of_their_format(gpu: Driver, gpu
     def change(manifest: Any) -> None:
         manifest["random_weights"] = {"seed": (1 << 62) + 5}
         manifest["weights"].append(
-            {"name": "w", "format": "i8", "group": 32, "interleave": 2, "shape": [24, 64], "experts": 3,
-             "nbytes": 3 * 4096, "std": 0.5}
+            {"name": "w", "format": "i8", "group": 32, "interleave": 2, "shape": [24, 2064], "experts": 3,
+             "nbytes": 6 * 2048, "std": 0.5}
         )  # fmt: skip
         manifest["kernels"]["fill"] = [{"format": "i8", "group": 32, "kernel": "toy_fill", "tile": 1000}]
 
     program = Program(gpu_artifact(change), num_pages=4)
     executor = program.device._executor  # type: ignore[attr-defined]
-    for expert in range(3):
-        found = executor.read("weight", 1, expert * 4096, 44)
-        assert struct.unpack("<qqiiif3i", found) == ((1 << 62) + 5, 1 << 16 | expert, 2, 24, 64, 0.5, 4, 1, 1)
+    for slab in range(6):  # the experts of the first source, then those of the second
+        found = struct.unpack("<3i i f 2i 3i", executor.read("weight", 1, slab * 2048, 40))
+        assert found == (5, 1 << 30, 1 << 16 | slab % 3, slab // 3, 0.5, 24, 2064, 24, 3, 1)
 
     def unknown(manifest: Any) -> None:
         change(manifest)
