@@ -36,13 +36,17 @@ class Reservoir:
         input_to_readout: whether the readout sees the inputs too.
         device: `cpu` or `cpu:LEVEL` (a kernel, compiled when first needed), or `ref` (numpy).
         dtype: of the states on the device, f64 or f32; the readout is learnt and applied in f64.
+        membranes: how many layers stand together in each membrane of `program`; default: each in one of its own.
     """
 
     def __init__(
         self, layers: Sequence[Layer], *, inputs: int | None = None, ridge: float = 1e-8, squares: str = "none",
-        input_to_readout: bool = True, device: str = "cpu", dtype: str = "f64",
+        input_to_readout: bool = True, device: str = "cpu", dtype: str = "f64", membranes: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         self.layers = list(layers)
+        self.membranes = [1] * len(self.layers) if membranes is None else list(membranes)
+        if sum(self.membranes) != len(self.layers) or min(self.membranes, default=1) < 1:
+            raise ReservoirError(f"the membranes hold {self.membranes} layers; there are {len(self.layers)}")
         if not self.layers:
             raise ReservoirError("found no layers; wanted at least one")
         self.ridge = number(ridge, "the ridge", 0, 1e30)
@@ -210,8 +214,9 @@ class Reservoir:
         """The reservoir as a verified program of nested membranes, and its weights' values; see `reservoir_program`."""
         from .program import reservoir_program
 
-        check = self.readout
-        return reservoir_program(self.layers, self.inputs, check, self.squares, self.input_to_readout, dtype)
+        return reservoir_program(
+            self.layers, self.inputs, self.readout, self.squares, self.input_to_readout, dtype, self.membranes
+        )
 
     def compile(self, output: str | os.PathLike[str], target: str = "cpu", dtype: str = "f64") -> Artifact:
         """Compiles `program` into an artifact: a step takes `u` [T, inputs] and gives `y` [T, outputs], or

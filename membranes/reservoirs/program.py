@@ -1,4 +1,4 @@
-"""Reservoirs as programs: every layer a membrane inside the one that it drives, their readout in the skin."""
+"""Reservoirs as programs: layers in membranes, each inside the one that it drives, their readout in the skin."""
 
 from __future__ import annotations
 
@@ -21,39 +21,72 @@ Array = NDArray[np.float64]
 
 
 def reservoir_program(
-    layers: Sequence[Layer], inputs: int, readout: Array | None, squares: str, reads_inputs: bool, dtype: str
+    layers: Sequence[Layer],
+    inputs: int,
+    readout: Array | None,
+    squares: str,
+    reads_inputs: bool,
+    dtype: str,
+    membranes: Sequence[int] | None = None,
 ) -> tuple[Program, dict[str, NDArray[Any]]]:
     """The verified program of one instant, and the values of its weights.
 
     In port `u` [inputs], out port `y` (a readout) or `x` (all states). Layer i is the membrane `layer<i>` with the
-    value state `x`; its children are the layers that drive it.
+    value state `x`; its children are the layers that drive it. With `membranes`, the numbers of layers that stand in
+    one, several are the membrane `node<i>` with the states `x0`, `x1`, ...
 
-    Raises: ReservoirError where the layers are not a forest in post-order: a membrane has one parent.
+    Raises: ReservoirError where the membranes are not a forest in post-order: a membrane has one parent.
     """
-    return _Builder(layers, inputs, readout, squares, reads_inputs, dtype).program()
+    return _Builder(layers, inputs, readout, squares, reads_inputs, dtype, membranes or [1] * len(layers)).program()
+
+
+class _Group:
+    """Layers that stand in one membrane, and the groups inside it."""
+
+    def __init__(self, number: int, members: range, layers: Sequence[Layer], group_of: Sequence[int]) -> None:
+        self.members = members
+        outside = [c for i in members for c in layers[i].children if c not in members]
+        self.children = list(dict.fromkeys(group_of[c] for c in outside))
+        self.name = f"layer{members[0]}" if len(members) == 1 else f"node{number}"
+
+    def state(self, layer: int) -> str:
+        """The name of a layer's state, and of the port that gives it."""
+        return "x" if len(self.members) == 1 else f"x{layer - self.members[0]}"
+
+    @property
+    def whole(self) -> str:
+        """The port that gives the states of the group and all inside it."""
+        return "all" if self.children or len(self.members) > 1 else "x"
 
 
 class _Builder:
     def __init__(
-        self, layers: Sequence[Layer], inputs: int, readout: Array | None, squares: str, reads_inputs: bool, dtype: str
-    ) -> None:
+        self, layers: Sequence[Layer], inputs: int, readout: Array | None, squares: str, reads_inputs: bool, dtype: str,
+        membranes: Sequence[int],
+    ) -> None:  # fmt: skip
         self.layers, self.inputs, self.readout, self.squares = list(layers), inputs, readout, squares
         self.reads_inputs, self.dtype = reads_inputs, dtype
         self.feedback = self.layers[0].feedback.shape[1]
         self.weights: dict[str, NDArray[Any]] = {}
-        self.sizes, self.hears, self.roots = _check_forest(self.layers)
+        ends = np.cumsum(membranes).tolist()
+        self.group_of = [g for g, count in enumerate(membranes) for _ in range(count)]
+        self.groups = [
+            _Group(g, range(end - count, end), layers, self.group_of)
+            for g, (end, count) in enumerate(zip(ends, membranes, strict=True))
+        ]
+        self.sizes, self.hears, self.roots = _check_forest(self.layers, self.groups)
 
     def program(self) -> tuple[Program, dict[str, NDArray[Any]]]:
         membranes: list[Membrane] = []
-        for i in range(len(self.layers)):
-            membranes.append(self._layer(i, membranes))
+        for group in self.groups:
+            membranes.append(self._membrane(group, membranes))
         ports: list[Port] = []
         u = port(ports, "u", "in", self.inputs, self.dtype) if self.inputs else None
         outputs: list[tuple[str, Node]] = []
         feedback = self.feedback if self.readout is not None else 0
         y = self._state("y", feedback) if feedback else None
         children = [membranes[i] for i in self.roots]
-        states = self._all(ports, outputs, [(i, membranes[i].name) for i in self.roots], u, y)
+        states = self._all(ports, outputs, self.roots, u, y)
         if self.feedback and y is None:  # without a readout the last outputs come from outside
             raise ReservoirError("a reservoir with feedback is a program only with its readout; call fit first")
         out, name = states, "x"
@@ -72,16 +105,36 @@ class _Builder:
         skin = Membrane("reservoir", tuple(kept), tuple(ports), (rule,), tuple(children))
         return verify(Program(skin)), self.weights
 
-    def _layer(self, i: int, membranes: Sequence[Membrane]) -> Membrane:
-        layer = self.layers[i]
+    def _membrane(self, group: _Group, membranes: Sequence[Membrane]) -> Membrane:
+        number = self.group_of[group.members[0]]
         ports: list[Port] = []
         outputs: list[tuple[str, Node]] = []
-        u = port(ports, "u", "in", self.inputs, self.dtype) if self.hears[i] else None
+        u = port(ports, "u", "in", self.inputs, self.dtype) if self.hears[number] else None
         y = port(ports, "y", "in", self.feedback, self.dtype) if self.feedback else None
-        inside = [(c, membranes[c].name) for c in layer.children]
-        below = self._all(ports, outputs, inside, u, None if y is None else y) if inside else None
-        x = make("read", self._state("x", layer.units))
-        name = f"layer{i}"
+        below = self._all(ports, outputs, group.children, u, y) if group.children else None
+        values: dict[int, Node] = {}
+        for i in group.members:
+            values[i] = self._layer(i, group, values, ports, u, y)
+            outputs.append((group.state(i), port(ports, group.state(i), "out", values[i], self.dtype)))
+        if group.whole == "all":
+            everything = make("concat", *(self._pieces(below) if below is not None else ()), *values.values(), axis=0)
+            outputs.append(("all", port(ports, "all", "out", everything, self.dtype)))
+        states = tuple(
+            State(group.state(i), StateType("value", (self.layers[i].units,), DType(self.dtype))) for i in group.members
+        )
+        writes = tuple(
+            (group.state(i), make("write", self._state(group.state(i), self.layers[i].units), new))
+            for i, new in values.items()
+        )
+        rule = Rule("step", tuple(outputs), writes)
+        return Membrane(group.name, states, tuple(ports), (rule,), tuple(membranes[c] for c in group.children))
+
+    def _layer(
+        self, i: int, group: _Group, values: dict[int, Node], ports: list[Port], u: Node | None, y: Node | None
+    ) -> Node:
+        """The next value of a layer: `values` are those of the layers before it in its membrane."""
+        layer, name = self.layers[i], f"layer{i}"
+        x = make("read", self._state(group.state(i), layer.units))
         terms = [(self._weight(f"{name}.recurrent", layer.recurrent), x)]
         first, channels = layer.hears
         at = 1
@@ -89,38 +142,37 @@ class _Builder:
             part = self._weight(f"{name}.input", layer.input[:, at : at + channels])
             terms.append((part, slice_of(u, first, channels)))
             at += channels
-        for c, child in inside:
+        for c in layer.children:
             size = self.layers[c].units
-            drive = make("port", name=f"{child}.x", shape=(size,), dtype=self.dtype)
-            if all(p.name != f"{child}.x" for p in ports):
-                ports.append(Port(f"{child}.x", "in", drive.tensor))
-            terms.append((self._weight(f"{name}.from.{child}", layer.input[:, at : at + size]), drive))
+            drive = values[c] if c in values else self._from_child(c, ports)
+            terms.append((self._weight(f"{name}.from.layer{c}", layer.input[:, at : at + size]), drive))
             at += size
         if y is not None:
             terms.append((self._weight(f"{name}.feedback", layer.feedback), y))
-        new = leaky_update(x, layer.leak, self._weight(f"{name}.bias", layer.input[:, 0]), terms)
-        outputs.append(("x", port(ports, "x", "out", new, self.dtype)))
-        if below is not None:
-            everything = make("concat", *self._pieces(below), new, axis=0)
-            outputs.append(("all", port(ports, "all", "out", everything, self.dtype)))
-        rule = Rule("step", tuple(outputs), (("x", make("write", self._state("x", layer.units), new)),))
-        state = State("x", StateType("value", (layer.units,), DType(self.dtype)))
-        return Membrane(name, (state,), tuple(ports), (rule,), tuple(membranes[c] for c in layer.children))
+        return leaky_update(x, layer.leak, self._weight(f"{name}.bias", layer.input[:, 0]), terms)
+
+    def _from_child(self, layer: int, ports: list[Port]) -> Node:
+        """The value of a layer in a membrane inside."""
+        child = self.groups[self.group_of[layer]]
+        name = f"{child.name}.{child.state(layer)}"
+        drive = make("port", name=name, shape=(self.layers[layer].units,), dtype=self.dtype)
+        if all(p.name != name for p in ports):
+            ports.append(Port(name, "in", drive.tensor))
+        return drive
 
     def _all(
-        self, ports: list[Port], outputs: list[tuple[str, Node]], inside: Sequence[tuple[int, str]], u: Node | None,
-        y: Node | None,
-    ) -> Node:  # fmt: skip
-        """Sends u and y into children; returns all states of theirs."""
+        self, ports: list[Port], outputs: list[tuple[str, Node]], inside: Sequence[int], u: Node | None, y: Node | None
+    ) -> Node:
+        """Sends u and y into groups inside; returns all states of theirs."""
         parts = []
-        for c, name in inside:
-            if u is not None and self.hears[c]:
+        for g in inside:
+            name = self.groups[g].name
+            if u is not None and self.hears[g]:
                 outputs.append((f"{name}.u", port(ports, f"{name}.u", "out", u, self.dtype)))
             if y is not None:
                 value = make("read", y) if isinstance(y.type, StateType) else y
                 outputs.append((f"{name}.y", port(ports, f"{name}.y", "out", value, self.dtype)))
-            which = "all" if self.layers[c].children else "x"
-            parts.append(port(ports, f"{name}.{which}", "in", self.sizes[c], self.dtype))
+            parts.append(port(ports, f"{name}.{self.groups[g].whole}", "in", self.sizes[g], self.dtype))
         return parts[0] if len(parts) == 1 else make("concat", *parts, axis=0)
 
     @staticmethod
@@ -135,23 +187,24 @@ class _Builder:
         return make("weight", name=name, shape=value.shape, dtype=self.dtype)
 
 
-def _check_forest(layers: Sequence[Layer]) -> tuple[list[int], list[bool], list[int]]:
-    """Units in each subtree, whether one there hears inputs, and the layers without a parent."""
+def _check_forest(layers: Sequence[Layer], groups: Sequence[_Group]) -> tuple[list[int], list[bool], list[int]]:
+    """Units in each subtree, whether one there hears inputs, and the groups without a parent."""
     sizes, hears, depth, begins = list[int](), list[bool](), list[int](), list[int]()
-    for i, layer in enumerate(layers):
-        sizes.append(layer.units + sum(sizes[c] for c in layer.children))
-        hears.append(layer.hears[1] > 0 or any(hears[c] for c in layer.children))
-        depth.append(1 + max((depth[c] for c in layer.children), default=0))
-        at = i
-        for c in reversed(layer.children):
+    for g, group in enumerate(groups):
+        sizes.append(sum(layers[i].units for i in group.members) + sum(sizes[c] for c in group.children))
+        hears.append(any(layers[i].hears[1] > 0 for i in group.members) or any(hears[c] for c in group.children))
+        depth.append(1 + max((depth[c] for c in group.children), default=0))
+        at = g
+        for c in reversed(group.children):
             if c != at - 1:
+                driven = next(i for i in group.members if set(layers[i].children) - set(group.members))
                 raise ReservoirError(
-                    f"layer {i} is driven by the layers {layer.children}; as membranes, layers stand in post-order and "
-                    "each drives at most one other"
+                    f"layer {driven} is driven by the layers {layers[driven].children}; as membranes, layers stand in "
+                    "post-order and each drives at most one other"
                 )
             at = begins[c]
         begins.append(at)
     if max(depth) >= MAX_DEPTH:
         raise ReservoirError(f"the layers nest {max(depth)} deep; wanted less than {MAX_DEPTH} for a program")
-    inner = {c for layer in layers for c in layer.children}
-    return sizes, hears, [i for i in range(len(layers)) if i not in inner]
+    inner = {c for group in groups for c in group.children}
+    return sizes, hears, [g for g in range(len(groups)) if g not in inner]

@@ -181,31 +181,29 @@ class TreeESN:
         return self._mapped(self._forest(trees)) @ self.readout.T
 
     def reservoir(self, tree: Tree) -> Reservoir:
-        """A network of the tree's shape: every node a layer, driven by its label and its children.
+        """A network of the tree's shape: every node has all layers, driven by the layer below or its label, and by its
+        children's states.
 
         Its input is the labels of all nodes in the tree's order, [nodes * channels]; its states those of the nodes in
-        post-order. Raises ReservoirError for several layers: their states drive the layer above and the node above, so
-        the nodes are no longer membranes of one parent each.
+        post-order, layer after layer. In its program every node is a membrane.
         """
         self._forest(tree)
-        if len(self.layers) != 1:
-            raise ReservoirError(f"this network has {len(self.layers)} layers; wanted one for a tree of membranes")
-        (layer,) = self.layers
         order = tree.post_order()
         place = {node: i for i, node in enumerate(order)}
         children: list[list[int]] = [[] for _ in order]
         for node in order:
             if (parent := int(tree.parents[node])) >= 0:
                 children[place[parent]].append(place[node])
-        still, silent = np.zeros_like(layer.recurrent), np.zeros((layer.units, 0))
-        nodes = [
-            Layer(
-                still, np.hstack([layer.input, *([layer.recurrent] * len(children[i]))]), silent, 1.0,
-                (node * self.inputs, self.inputs), tuple(children[i]),
-            )
-            for i, node in enumerate(order)
-        ]  # fmt: skip
-        made = Reservoir(nodes, inputs=len(order) * self.inputs, input_to_readout=False)
+        depth, nodes = len(self.layers), list[Layer]()
+        for i, node in enumerate(order):
+            for level, layer in enumerate(self.layers):
+                below = (depth * i + level - 1,) if level else ()
+                drive = np.hstack([layer.input, *([layer.recurrent] * len(children[i]))])
+                channels = (0, 0) if level else (node * self.inputs, self.inputs)
+                still, silent = np.zeros_like(layer.recurrent), np.zeros((layer.units, 0))
+                inside = (*below, *(depth * c + level for c in children[i]))
+                nodes.append(Layer(still, drive, silent, 1.0, channels, inside))
+        made = Reservoir(nodes, inputs=len(order) * self.inputs, input_to_readout=False, membranes=[depth] * len(order))
         if self.readout is not None:
             share, rest = self.readout[:, 1:], len(order) - 1
             over = [share / len(order)] * len(order) if self.mapping == "mean" else [share * 0] * rest + [share]
@@ -213,7 +211,7 @@ class TreeESN:
         return made
 
     def program(self, tree: Tree, dtype: str = "f64") -> tuple[Program, dict[str, NDArray[Any]]]:
-        """The tree as nested membranes with a reservoir each, and the weights; see `reservoir`."""
+        """The tree as nested membranes with a reservoir of all layers in each, and the weights; see `reservoir`."""
         return self.reservoir(tree).program(dtype)
 
     def compile(self, tree: Tree, output: str | os.PathLike[str], target: str = "cpu", dtype: str = "f64") -> Artifact:

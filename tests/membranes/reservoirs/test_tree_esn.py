@@ -7,6 +7,7 @@ import pytest
 
 import echoc
 from echoc.compiler.ir.interpret import run_rule
+from echoc.compiler.ir.text import parse, show
 from echoc.membranes.reservoirs import Layer, Reservoir, ReservoirError, Tree, TreeESN
 from echoc.membranes.reservoirs.nesting import flatten
 
@@ -69,15 +70,18 @@ def test_a_path_as_deep_as_you_like() -> None:
         model.program(tree)
 
 
+@pytest.mark.parametrize("units", [12, [8, 5], [6, 4, 3]])
 @pytest.mark.parametrize("mapping", ["root", "mean"])
-def test_a_tree_is_a_membrane_structure(mapping: str, tmp_path: Path) -> None:
+def test_a_tree_is_a_membrane_structure(mapping: str, units: int | list[int], tmp_path: Path) -> None:
     forest = [random_tree(7) for _ in range(60)]
-    model = TreeESN(12, 2, connectivity=0.5, mapping=mapping, ridge=1e-3)
+    model = TreeESN(units, 2, connectivity=0.5, mapping=mapping, ridge=1e-3)
     model.fit(forest, RNG.standard_normal((60, 3)))
     tree = forest[0]
     program, weights = model.program(tree)
     membranes = program.skin.walk()
     assert len(membranes) == 8  # the skin and a membrane for each node
+    assert {len(m.states) for m in membranes} == {0, len(model.layers)}
+    assert show(parse(show(program))) == show(program)
     assert max(len(m.children) for m in membranes) == np.bincount(tree.parents[tree.parents >= 0]).max()
     flat = flatten(program).skin
     states = {s.name: np.zeros(s.type.shape) for s in flat.states}
@@ -142,5 +146,5 @@ def test_trees_and_options_that_do_not_fit_are_refused() -> None:
         model.states([])
     with pytest.raises(ReservoirError, match="wanted root or mean"):
         TreeESN(10, mapping="sum")
-    with pytest.raises(ReservoirError, match="wanted one for a tree"):
-        TreeESN([10, 10], 2, connectivity=0.5).program(tree)
+    with pytest.raises(ReservoirError, match="there are 1"):
+        Reservoir(model.layers, membranes=[1, 1])
