@@ -20,7 +20,6 @@ Progress = Callable[[int, int], None]
 
 _POOL_SHARE = 0.9  # of the memory that weights and intermediate values leave; the rest is for ports and graphs
 _LOW = (1 << 32) - 1
-_MOST_GRAPH_TOKENS = 256  # larger steps run long and rarely recur: they are launched one by one
 
 
 def open_driver(vendor: str) -> _native.GpuDriver:
@@ -185,6 +184,7 @@ class GpuDevice:
         return kernels
 
     def _add_variant(self, variant: VariantSpec, kernels: dict[str, int]) -> None:
+        names = [symbol.name for symbol in self._artifact.manifest.symbols]
         self._executor.add_variant(
             [
                 (
@@ -196,8 +196,8 @@ class GpuDevice:
                 )
                 for launch in variant.launches
             ],
-            len(self._artifact.manifest.symbols),
-            variant.max_tokens is None or variant.max_tokens <= _MOST_GRAPH_TOKENS,
+            len(names),
+            names.index("T") if "T" in names else -1,
         )
 
     def _fill_weights(self, kernels: dict[str, int], progress: Progress) -> None:

@@ -40,6 +40,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 constexpr int64_t kAlign = 256;
 constexpr size_t kMostGraphs = 64;
 constexpr size_t kMostSeen = 1024;
+constexpr int32_t kMostGraphTokens = 256;
 constexpr int kCaptureThread = 1;          // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on allocating
 constexpr unsigned kRecordNode = 1;        // CU_EVENT_RECORD_EXTERNAL: a captured record is a node of the graph
 constexpr int64_t kMostShared = 48 << 10;  // of dynamic shared memory without asking for more
@@ -125,10 +126,12 @@ class GpuExecutor {
     return static_cast<int>(kernels_.size()) - 1;
   }
 
-  /// Resolves a launch list; returns its index. `graphs`: steps whose sizes recur are captured and replayed.
-  int add_variant(const std::vector<LaunchSpec>& launches, int num_symbols, bool graphs) {
+  /// Resolves a launch list; returns its index. Steps whose sizes recur are captured and replayed, unless their
+  /// symbol `token_symbol` (-1: none) is large: such steps run long and rarely recur.
+  int add_variant(const std::vector<LaunchSpec>& launches, int num_symbols, int token_symbol) {
+    if (token_symbol >= num_symbols) throw std::out_of_range("no such symbol");
     auto variant = std::make_unique<Variant>();
-    variant->graphs = graphs;
+    variant->token_symbol = token_symbol;
     variant->dims.resize(static_cast<size_t>(num_symbols));
     std::vector<std::pair<char, size_t>> plan;  // what each parameter points to: an argument, a symbol, null
     for (const auto& [kernel, arguments, symbols, grid, dependent] : launches) {
@@ -477,7 +480,7 @@ class GpuExecutor {
   void run(int index, Variant& variant, const std::vector<int64_t>& dims, bool profiled) {
     const Content content = profiled ? Content::profile : Content::step;
     if (profiled) make_marks(variant);
-    const bool in_graph = profiled ? static_cast<bool>(context_.api.event_record_in_graph) : variant.graphs;
+    const bool in_graph = profiled ? static_cast<bool>(context_.api.event_record_in_graph) : recurs(variant);
     if (synchronous_ || !in_graph) return launch_all(variant, dims, content);
     const Key key{index, content, dims};
     const Graph* graph = find_graph(key);
@@ -488,6 +491,10 @@ class GpuExecutor {
     }
     context_.driver->call(context_.api.graph_launch, graph->get(), stream_.get());
     variant.graph_steps += 1;
+  }
+
+  static bool recurs(const Variant& variant) {
+    return variant.token_symbol < 0 || variant.dims[static_cast<size_t>(variant.token_symbol)] <= kMostGraphTokens;
   }
 
   void launch_all(Variant& variant, const std::vector<int64_t>& dims, Content content) {
@@ -666,7 +673,8 @@ void bind_gpu(nb::module_& m) {
       .def("add_module", &GpuExecutor::add_module, nb::arg("image"), nb::arg("name"))
       .def("add_kernel", &GpuExecutor::add_kernel, nb::arg("module"), nb::arg("name"), nb::arg("entry"),
            nb::arg("threads"), nb::arg("shared_bytes"), nb::arg("extra_pointers"))
-      .def("add_variant", &GpuExecutor::add_variant, nb::arg("launches"), nb::arg("num_symbols"), nb::arg("graphs"))
+      .def("add_variant", &GpuExecutor::add_variant, nb::arg("launches"), nb::arg("num_symbols"),
+           nb::arg("token_symbol"))
       .def("upload_weight", &GpuExecutor::upload_weight, nb::arg("weight"), nb::arg("data"))
       .def("end_uploads", &GpuExecutor::end_uploads)
       .def("launch", &GpuExecutor::launch, nb::arg("kernel"), nb::arg("arguments"), nb::arg("grid"))

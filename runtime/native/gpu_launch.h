@@ -41,7 +41,7 @@ struct Variant {
   std::vector<void*> parameters;                         // what the driver reads, launch by launch
   std::vector<std::pair<uint32_t, uint32_t>> port_uses;  // (argument, port): these change from step to step
   std::vector<int32_t> dims;                             // the symbols' values as kernels get them
-  bool graphs = false;                                   // whether steps that recur are captured
+  int token_symbol = -1;
   int64_t steps = 0;
   int64_t step_ns = 0;
   int64_t graph_steps = 0;

@@ -85,16 +85,19 @@ def test_sizes_that_occur_again_are_replayed(gpu: Driver, gpu_artifact: Make) ->
 
 def test_large_steps_are_not_captured(gpu: Driver, gpu_artifact: Make) -> None:
     def enlarge(manifest: Any) -> None:
+        manifest["symbols"][0]["high"] = 512
         for variant in manifest["variants"]:
             if variant["max_tokens"] == 64:
-                variant["max_tokens"] = 257
+                variant["max_tokens"] = 512
 
-    program = Program(gpu_artifact(enlarge), num_pages=32)
-    tokens = [1 + i % 90 for i in range(60)]
-    for _ in range(3):
-        logits = program.step(ports(tokens, width=16))["logits"]
-    np.testing.assert_array_equal(logits[0], expected_logits(tokens))
-    assert "graph" not in gpu.calls()
+    program = Program(gpu_artifact(enlarge), num_pages=128)
+    for size, captured in ((256, True), (257, False)):
+        tokens = [1 + i % 90 for i in range(size)]
+        gpu.calls()
+        for _ in range(3):
+            logits = program.step(ports(tokens, width=65))["logits"]
+        np.testing.assert_array_equal(logits[0], expected_logits(tokens))
+        assert ("graph" in gpu.calls()) == captured
 
 
 def test_graphs_are_bounded_and_go_when_blocks_move(gpu: Driver, gpu_artifact: Make) -> None:
