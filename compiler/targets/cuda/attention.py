@@ -150,7 +150,7 @@ class _Vector(Emitter):
 def splits_for(kv_heads: int) -> int:
     """Parts of a context: a power of two that makes enough blocks of one row."""
     splits = 1
-    while splits < 32 and splits * 2 * kv_heads <= BUSY:
+    while splits < 16 and splits * 2 * kv_heads <= BUSY:
         splits *= 2
     return splits
 

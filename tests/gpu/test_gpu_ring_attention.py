@@ -1,0 +1,56 @@
+"""Attention of a few rows in CUDA, on a host machine, against the numpy meanings of append and attend."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cuda_chains import ChainLaunches
+from device import interpret
+from launches import close
+from test_gpu_attention import Rows, attention, memory
+
+from echoc.compiler.ir import Node, Program, make
+
+TOLERANCE = {"f32": 2e-6, "f16": 1e-5, "bf16": 1e-5}  # entries are rounded alike, weights stay whole
+
+
+def run(program: Program, rows: Rows, most: int = 4, architecture: str = "sm_90a", left: int = 0) -> None:
+    inputs, states, sizes = memory(program, rows, 1)
+    launches = ChainLaunches(program, most, architecture)
+    assert [k.language for k in launches.kernels].count("triton") == left
+    found = launches.run(inputs, {}, sizes, states)["out"]
+    wanted = interpret(program, inputs, {}, {n: np.array(s) for n, s in states.items()})
+    kv = str(program.skin.states[0].type.dtype)
+    close(found, wanted["out"], TOLERANCE[kv])
+    for name in ("k", "v"):
+        assert np.array_equal(launches.state(name), wanted[f"next {name}"], equal_nan=True)
+
+
+RAGGED: Rows = [(1, 2, 60), (0, 1, 300), (2, 1, 0)]
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "bf16"])
+def test_rows_of_one_sequence_see_each_other(kv: str) -> None:
+    run(attention(4, 2, 16, kv=kv), RAGGED)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "v_dim"), [(3, 3, 16, 0), (7, 1, 24, 0), (6, 2, 80, 48)])
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_80"])
+def test_sizes_of_heads(heads: int, kv_heads: int, dim: int, v_dim: int, architecture: str) -> None:
+    run(attention(heads, kv_heads, dim, v_dim), [(0, 1, 90)], 1, architecture)
+
+
+def test_sinks_take_weight_in_the_merge() -> None:
+    run(attention(2, 1, 16, sinks=True), RAGGED)
+
+
+@pytest.mark.parametrize("window", [1, 70])
+def test_windows(window: int) -> None:
+    run(attention(2, 1, 16, window=window), RAGGED)
+
+
+def test_a_body_bends_scores() -> None:
+    score = make("arg", name="score", dtype="f32", shape=())
+    distance = make("sub", *(make("arg", name=n, dtype="i64", shape=()) for n in ("qpos", "kpos")))
+    body: Node = make("sub", score, make("mul", make("cast", distance, dtype="f32"), make("const", dtype="f32", value=0.01)))
+    run(attention(2, 2, 16, softcap=3.0, body=body), RAGGED)
