@@ -8,7 +8,7 @@ alone, and so does nothing else of a row's result on the rows beside it: the par
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from echoc.compiler.ir import Node, StateType
@@ -51,6 +51,23 @@ class Shape:
         return power_of_two(self.v_head_dim)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Sizes of an attention's programs: `tile` keys at a time; decode cuts a context into at most `splits` parts,
+    prefill takes `lines` (rows times heads that share keys) at once."""
+
+    form: str
+    tile: int
+    splits: int
+    lines: int
+    num_warps: int
+    num_stages: int
+
+    def record(self) -> dict[str, Any]:
+        sizes = {"splits": self.splits} if self.form == "decode" else {"lines": self.lines}
+        return {"form": self.form, "tile": self.tile, **sizes, "warps": self.num_warps, "stages": self.num_stages}
+
+
 def power_of_two(n: int, least: int = 16) -> int:
     """The power of two that holds n."""
     return max(1 << (n - 1).bit_length(), least)
@@ -89,25 +106,31 @@ def attend(renderer: Renderer, group: Group, deterministic: bool, form: int | No
     k, v = node.inputs[1].type, node.inputs[2].type
     assert isinstance(k, StateType) and isinstance(v, StateType)
     shape = Shape(int(str(node.inputs[0].shape[1])), k.shape[0], k.shape[1], v.shape[1], str(k.dtype))
-    if form is not None and form <= DECODE_ROWS:
-        return decode(renderer, group, node, shape, splits_for(shape, form))
-    return [prefill(renderer, group, node, shape, deterministic)]
+    schedule = schedule_for(shape, form)
+    if renderer.device.vendor == "rocm":  # 64 KB of shared memory
+        schedule = replace(schedule, num_stages=min(schedule.num_stages, 2))
+    if schedule.form == "decode":
+        return decode(renderer, group, node, shape, schedule)
+    return [prefill(renderer, group, node, shape, schedule, deterministic)]
 
 
-def splits_for(shape: Shape, rows: int) -> int:
-    """Parts of a context: so many programs that a device is busy, a power of two."""
-    splits = 16
-    while splits > 1 and splits * shape.kv_heads * max(rows // 4, 1) > 1024:
-        splits //= 2
-    return splits
+def schedule_for(shape: Shape, rows: int | None) -> Schedule:
+    """Some programs for every processor of a large device, and tiles that fit registers and shared memory."""
+    wide = max(shape.width, shape.v_width) * (2 if shape.kv == "f32" else 1)
+    if rows is not None and rows <= DECODE_ROWS:
+        splits = 32
+        while splits > 1 and splits * shape.kv_heads * rows > 1024:
+            splits //= 2
+        return Schedule("decode", 64 if wide <= 128 else 32 if wide <= 256 else 16, splits, 0, 4, 3)
+    lines = 128 if wide <= 128 else 64 if wide <= 256 else 32
+    tile = 64 if wide <= 128 else 32
+    return Schedule("prefill", tile, 1, lines, 8 if lines == 128 else 4, 2 if wide > 128 else 3)
 
 
-def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, splits: int) -> list[Kernel]:
+def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule) -> list[Kernel]:
     lanes = min(power_of_two(shape.group), 64)
     head_blocks = -(-shape.group // lanes)
-    rows = node.inputs[0].shape[0]
-    wide = max(shape.width, shape.v_width) * (2 if shape.kv == "f32" else 1)
-    tile = 64 if wide <= 128 else 32 if wide <= 256 else 16
+    rows, splits, tile = node.inputs[0].shape[0], schedule.splits, schedule.tile
     partial = Workspace(rows * (shape.heads * splits * shape.v_head_dim * 4))
     bounds = Workspace(rows * (shape.heads * splits * 8))
     arguments, holes = _common(renderer, node, shape, tile)
@@ -118,11 +141,10 @@ def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, splits: i
     else:
         holes["partial"] = arguments.get(partial, "f32", written=True)
         holes["bounds"] = arguments.get(bounds, "f32", written=True)
-    schedule = {"form": "decode", "splits": splits, "tile": tile}
     grid: tuple[tuple[Dim, int], ...] = ((rows, 1), (shape.kv_heads * head_blocks, 1), (splits, 1))
     first = renderer.finish(
-        "attend_decode", listing(group), arguments, grid, num_warps=4, num_stages=_stages(renderer, 3), dependent=True,
-        schedule=schedule, **holes,
+        "attend_decode", listing(group), arguments, grid, num_warps=schedule.num_warps,
+        num_stages=schedule.num_stages, dependent=True, schedule=schedule.record(), **holes,
     )  # fmt: skip
     if splits == 1:
         return [first]
@@ -135,15 +157,15 @@ def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, splits: i
     }  # fmt: skip
     grid = ((rows, 1), (shape.heads, 1))
     second = renderer.finish(
-        "attend_merge", listing(group), arguments, grid, num_warps=1, dependent=True, schedule=schedule, **holes
-    )
+        "attend_merge", listing(group), arguments, grid, num_warps=1, dependent=True, schedule=schedule.record(),
+        **holes,
+    )  # fmt: skip
     return [first, second]
 
 
-def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, deterministic: bool) -> Kernel:
-    wide = max(shape.width, shape.v_width) * (2 if shape.kv == "f32" else 1)
-    lines = 128 if wide <= 128 else 64 if wide <= 256 else 32
-    tile = 64 if wide <= 128 else 32
+def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule, deterministic: bool
+            ) -> Kernel:  # fmt: skip
+    lines, tile = schedule.lines, schedule.tile
     lanes = min(shape.group, lines)
     head_blocks = -(-shape.group // lanes)
     rows = lines // lanes
@@ -159,8 +181,8 @@ def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, determin
         holes["sinks"] = arguments.get(root(node.inputs[6]))
     return renderer.finish(
         "attend_prefill", listing(group), arguments, ((count, rows), (shape.kv_heads * head_blocks, 1)),
-        num_warps=8 if lines == 128 else 4, num_stages=_stages(renderer, 2 if wide > 128 else 3), dependent=True,
-        schedule={"form": "prefill", "lines": lines, "tile": tile}, **holes,
+        num_warps=schedule.num_warps, num_stages=schedule.num_stages, dependent=True, schedule=schedule.record(),
+        **holes,
     )  # fmt: skip
 
 
@@ -188,11 +210,6 @@ def _common(renderer: Renderer, node: Node, shape: Shape, tile: int) -> tuple[Ar
         lines.append(f"score = score * {LOG2_E!r}")
     holes["body"] = lines
     return arguments, holes
-
-
-def _stages(renderer: Renderer, wanted: int) -> int:
-    """Loads under way at once; AMD's shared memory is 64 KB."""
-    return wanted if renderer.device.vendor == "cuda" else min(wanted, 2)
 
 
 def _body(renderer: Renderer, body: Node, arguments: Arguments) -> list[str]:
