@@ -112,11 +112,9 @@ class Writer:
 
     def expression(self, node: Expression, whole: bool = False) -> Code:
         """`whole`: a value that is no whole number below 2^40 is set aside."""
-        if isinstance(node, Number):
-            if isinstance(node.value, int) and abs(node.value) < LITERAL:
-                return Code(str(node.value), NONE, node.value.bit_length())
-            return Code(self.name(node.value))
-        if isinstance(node, Text):
+        if isinstance(node, Number) and isinstance(node.value, int) and abs(node.value) < LITERAL:
+            return Code(str(node.value), NONE, node.value.bit_length())
+        if isinstance(node, Number | Text) and not whole:
             return Code(self.name(node.value))
         if isinstance(node, Name):
             return self.variable(node, whole)
@@ -127,7 +125,7 @@ class Writer:
             for operator in reversed(node.operators):
                 value = self.call(_operator(operator, True), value)
             return self.whole(value) if whole else value
-        if isinstance(node, SystemConstant) and node.name in values.CONSTANTS:
+        if isinstance(node, SystemConstant) and node.name in values.CONSTANTS and not whole:
             return Code(self.name(values.CONSTANTS[node.name]))
         raise Unsuited
 

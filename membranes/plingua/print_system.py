@@ -1,14 +1,16 @@
 """A whole system as P-Lingua 5 that `read` reads into an equal one.
 
 Rules of a group share a pattern group; the patterns are the shapes of its rules. A rule whose shape occurs in more than
-one group names its pattern by the feature `pattern`.
+one group names its pattern by the feature `pattern`. What P-Lingua has no words for but can say otherwise is said so,
+see `worded`: promoters and inhibitors are guards.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from echoc.compiler.ir.algebra import Bound, Guard, Inner, Mode, Result, Rule, System, Target
 from echoc.errors import CompileError
@@ -17,10 +19,12 @@ from .lexer import KEYWORDS
 from .membrane_parser import COMPARISONS
 from .patterns import Matcher, PatternGroup, PatternRule, RuleShape, Shape
 from .show import show_bag, show_shape
+from .wording import check_read, is_spiking, lengths, named, worded
 
 _OBJECT = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*|\.[A-Za-z_.][A-Za-z0-9_.]*)(\{-?[0-9]{1,18}(,-?[0-9]{1,18})*\})?")
 _LABEL = re.compile(r"0|[1-9][0-9]{0,17}|[A-Za-z_][A-Za-z0-9_.]*")
 _NOTE = re.compile(r"rules\[([0-9]{1,9})\]\.(.+)")
+Said = TypeVar("Said")
 PROBABILITY = " :: probability(double_t)"
 _OBJECTS_LINE = 12  # objects of one @ms statement
 
@@ -31,12 +35,18 @@ class Unprintable(CompileError):
 
 def _unprintable(what: str) -> Unprintable:
     return Unprintable(
-        f"P-Lingua cannot say {what}; wanted a cell-like, tissue-like, population dynamics or spiking system"
+        f"P-Lingua cannot say {what}; wanted a cell-like, tissue-like, population dynamics or spiking system "
+        "(system_text of echoc.membranes.view.notation prints any)"
     )
 
 
 def show(system: System) -> str:
-    """The system as P-Lingua 5 with its own model. Raises Unprintable, a CompileError, for what cannot be said."""
+    """The system as P-Lingua 5 with its own model; what is read of it is `worded(system)`.
+
+    Raises Unprintable, a CompileError, for what cannot be said, with the rule.
+    """
+    system = worded(system)
+    check_read(system)
     return _Printer(system).text()
 
 
@@ -54,6 +64,7 @@ class _Printer:
     system: System
     lines: list[str] = field(default_factory=list)
     notes: dict[int, dict[str, str]] = field(default_factory=dict)
+    shapes: list[RuleShape] = field(default_factory=list)
 
     def text(self) -> str:
         self.check()
@@ -61,13 +72,9 @@ class _Printer:
             found = _NOTE.fullmatch(name)
             if found:
                 self.notes.setdefault(int(found.group(1)), {})[found.group(2)] = value
-        spiking = bool(self.system.links) or any(
-            r.send and r.send[0].target is Target.SYNAPSES for r in self.system.rules
-        )
-        spiking = spiking or self.system.features.get("spiking", "") == "1"
-        if spiking:
+        if is_spiking(self.system):
             return self.spiking()
-        shapes = [self.shape(rule) for rule in self.system.rules]
+        shapes = self.shapes = [self.told(self.shape, rule) for rule in self.system.rules]
         groups, bounds = self.group_numbers()
         population = self.system.mode is Mode.DCBA
         patterns: dict[int, dict[RuleShape, str]] = {}
@@ -83,7 +90,7 @@ class _Printer:
         self.contents(alphabets)
         for i, rule in enumerate(self.system.rules):
             notes = {"pattern": self.name(groups[i])} if self.system.model and first[kinds[i]] != groups[i] else {}
-            self.rule(shapes[i], rule, notes | self.notes.get(i, {}))
+            self.told(self.rule, rule, shapes[i], notes | self.notes.get(i, {}))
         self.lines.append("}")
         return "\n".join(self.lines) + "\n"
 
@@ -93,6 +100,8 @@ class _Printer:
             raise _unprintable("an environment with objects in unlimited supply and others")
         if system.environment:
             raise _unprintable("what is outside of the skin at the start")
+        if system.events:
+            raise _unprintable(f"events; this one: {system.events[0].name or system.events[0].label}")
         if system.mode is Mode.ORDERED:
             raise _unprintable("groups of rules that run one after another")
         if system.events:
@@ -162,7 +171,7 @@ class _Printer:
             features.setdefault("mode", self.system.mode.value)
         if self.system.priority.value != "strong":
             features.setdefault("priority", self.system.priority.value)
-        exchange = any(self.shape(r).double for r in self.system.rules)
+        exchange = any(shape.double for shape in self.shapes)
         if exchange and not self.system.unbounded and self.system.cells[0].objects:
             features.setdefault("environment", "finite")
         if not exchange and self.system.unbounded:
@@ -246,7 +255,14 @@ class _Printer:
 
     # Rules.
 
-    def rule(self, shape: RuleShape, rule: Rule, notes: dict[str, str]) -> None:
+    def told(self, what: Callable[..., Said], rule: Rule, *more: object) -> Said:
+        """What is made of a rule; an error names the rule."""
+        try:
+            return what(rule, *more)
+        except Unprintable as problem:
+            raise Unprintable(f"{named(rule)}: {problem}") from None
+
+    def rule(self, rule: Rule, shape: RuleShape, notes: dict[str, str]) -> None:
         text = show_shape(shape)
         if rule.priority is not None:
             text = f"({rule.priority}) {text}"
@@ -265,8 +281,8 @@ class _Printer:
 
     def shape(self, rule: Rule) -> RuleShape:
         """The rule as its left and right sides. Raises Unprintable."""
-        if rule.promoters or rule.inhibitors or rule.delay or rule.divide or rule.link or rule.unlink:
-            raise _unprintable("promoters, inhibitors, delays, links and divisions of a membrane by its own rule")
+        if rule.delay or rule.divide or rule.link or rule.unlink:
+            raise _unprintable("delays, links and divisions of a membrane by its own rule")
         out = [s for s in rule.send if s.target is Target.OUT]
         if len(out) < len(rule.send) or len(out) > 1:
             raise _unprintable("products that are sent elsewhere than out")
@@ -321,7 +337,7 @@ class _Printer:
         for a, b in self.system.links:
             self.lines.append(f"  @marcs += ({_label(cells[a].label)},{_label(cells[b].label)});")
         for rule in self.system.rules:
-            self.lines.append("  " + _spiking_rule(rule))
+            self.lines.append("  " + self.told(_spiking_rule, rule))
         self.lines.append("}")
         return "\n".join(self.lines) + "\n"
 
@@ -429,17 +445,8 @@ def _spiking_rule(rule: Rule) -> str:
     if guard.object != spike:
         raise _unprintable("a guard over another object than the spike")
     if (guard.op, guard.count) != ("eq", count):
-        text += f' "{_expression(guard)}"'
+        expression = lengths(guard)
+        if not expression:
+            raise _unprintable(f"the guard {guard.op} of a neuron")
+        text += f' "{expression}"'
     return text + (f" :: {rule.delay}" if rule.delay else "") + ";"
-
-
-def _expression(guard: Guard) -> str:
-    """A regular expression with the lengths of the guard."""
-    if guard.op != "in":
-        raise _unprintable(f"the guard {guard.op} of a spiking rule")
-    letter = guard.object
-    words = [f"{letter}{{{n}}}" for n in guard.starts]
-    words += [f"{letter}{{{guard.threshold + n}}}({letter}{{{guard.period}}})*" for n in guard.residues]
-    if not words:
-        raise _unprintable("a spiking rule that can never be applied")
-    return "|".join(words)

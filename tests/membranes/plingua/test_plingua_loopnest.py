@@ -17,7 +17,22 @@ GLOBALS = 'c = 2; r = 0.5; text = "x"; big = 9000000000000000000;\nq{1} = 0.25; 
 
 def index(random: random.Random, depth: int = 0) -> str:
     kinds = ["i", "j", "k", "i+1", "i+j", "2*i-j", "n", "c+i", "i*j*k", "3", "-1", "-i", "i%2", "i/2"]
-    rare = ["big*i", "text", "q{i}", "missing", "i+text", "abs(i)", "1/(i-2)", "r", "r*2", "i+r*2"]
+    rare = [
+        "big*i",
+        "text",
+        "q{i}",
+        "missing",
+        "i+text",
+        "abs(i)",
+        "1/(i-2)",
+        "r",
+        "r*2",
+        "i+r*2",
+        "1.5",
+        "i+1.0",
+        '"s"',
+        "pi",
+    ]
     return random.choice(rare if random.random() < 0.04 else kinds)
 
 
@@ -42,9 +57,8 @@ def statement(random: random.Random, kind: str) -> str:
     weight = random.choice(weights[kind])
     priority = random.choice(["(1) ", "(i) ", "(-1) "]) if random.random() < 0.08 else ""
     lows = {v: random.choice(["1", "1", "0", "i" if v != "i" else "1", "c"]) for v in "ijk"}
-    ranges = [
-        f"{lows[v]} <{random.choice(['', '='])} {v} <= {random.choice(['2', '3', 'n', 'c+1', '4'])}" for v in "ijk"
-    ]
+    highs = {v: random.choice(["2", "3", "n", "c+1", "4"] * 8 + ["2.5", "r*5", '"3"', "text"]) for v in "ijk"}
+    ranges = [f"{lows[v]} <{random.choice(['', '='])} {v} <= {highs[v]}" for v in "ijk"]
     ranges += random.choice([[], [], ["i <> j"], ["i <> k", "j<>2"]])
     random.shuffle(ranges)
     return f"  {priority}{arrow}{f' :: {weight}' if weight else ''} : {', '.join(ranges)};"
