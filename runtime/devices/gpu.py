@@ -30,28 +30,31 @@ def open_driver(vendor: str) -> _native.GpuDriver:
     return _native.GpuDriver(vendor, os.environ.get(f"ECHOC_{vendor.upper()}_LIBRARY", ""))
 
 
-def check_target(artifact: Artifact, device: dict[str, Any]) -> None:
-    """Raises DeviceError unless the artifact's kernels run on a device of this architecture.
+def runs_on(vendor: str, level: str, architecture: str) -> bool:
+    """Whether kernels built for a level run on a device of an architecture.
 
     Binaries of compute capability x.y run on x.z with z of at least y; those of a level with an `a` on x.y alone (CUDA
     C++ Programming Guide, "Binary Compatibility", "Feature Set Compiler Targets"). Code objects of ROCm fit one name.
     """
+    if vendor == "rocm":
+        return level == architecture
+    wanted, given = (re.fullmatch(r"sm_(\d+)(\d)([af]?)", name) for name in (level, architecture))
+    if wanted is None or given is None or wanted[1] != given[1]:
+        return False
+    return wanted[2] == given[2] if wanted[3] == "a" else wanted[2] <= given[2]
+
+
+def check_target(artifact: Artifact, device: dict[str, Any]) -> None:
+    """Raises DeviceError unless the artifact's kernels run on a device of this architecture."""
     vendor, level = artifact.manifest.device, artifact.manifest.level
     found = str(device["architecture"])
-    if level == found or (vendor == "cuda" and _runs_on(level, found)):
+    if runs_on(vendor, level, found):
         return
     wanted = {"sm_90": "sm_90a"}.get(found, found)
     raise DeviceError(
         f"{artifact.path} was compiled for {vendor}:{level}, the device is {device['name']} ({found}): compile the "
         f"model again with --target {vendor}:{wanted}"
     )
-
-
-def _runs_on(level: str, found: str) -> bool:
-    wanted, given = (re.fullmatch(r"sm_(\d+)(\d)([af]?)", name) for name in (level, found))
-    if wanted is None or given is None or wanted[1] != given[1]:
-        return False
-    return wanted[2] == given[2] if wanted[3] == "a" else wanted[2] <= given[2]
 
 
 class GpuDevice:

@@ -50,8 +50,24 @@ def test_a_compiler_that_fails_is_reported_with_its_error(tmp_path: Path, script
     assert error in found.error
 
 
+def test_gpus_run_what_fits_their_architecture() -> None:
+    packages = dict.fromkeys((*doctor.COMPILE_PACKAGES, *doctor.GPU_PACKAGES), "1.0") | {"triton": None}
+    gpus = [
+        {"vendor": "cuda", "driver": 13000, "devices": [{"architecture": "sm_90"}], "error": None},
+        {"vendor": "rocm", "driver": None, "devices": [], "error": "no ROCm driver"},
+    ]
+    rows = {row["target"]: row for row in doctor._gpu_targets(gpus, packages, {"ok": True})}
+    assert [target for target, row in rows.items() if row["runs"]] == ["cuda:sm_90a"]
+    assert rows["cuda:sm_90a"]["build_needs"] == ["triton"]
+    assert rows["rocm:gfx942"]["run_needs"] == ["a device of gfx942"]
+    assert doctor._gpu_targets([], packages, {"ok": False})[0]["run_needs"][0] == "the native extension"
+    assert [gpu["vendor"] for gpu in doctor._find_gpus()] == ["cuda", "rocm"]
+
+
 def test_what_is_missing_is_named() -> None:
-    packages = dict.fromkeys((*doctor.RUNTIME_PACKAGES, *doctor.COMPILE_PACKAGES), "1.0") | {"torch": None}
+    packages = dict.fromkeys((*doctor.RUNTIME_PACKAGES, *doctor.COMPILE_PACKAGES, *doctor.GPU_PACKAGES), "1.0") | {
+        "torch": None
+    }
     none_works = [probe.Compiler("g++", (), None, False, 0.0, "not found")]
     native = {"ok": True}
     rows = doctor._targets(frozenset({"avx2"}), none_works, packages, native)
