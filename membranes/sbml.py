@@ -30,6 +30,7 @@ from echoc.errors import CompileError
 
 from .markup import check_xml
 from .mathml import Formulas, MathError
+from .rate_laws import halves, mass_action, subtracts
 from .source import SourceError, SourceText
 from .validate import validate
 
@@ -317,15 +318,15 @@ class _Reader:
         rate = self.formula(law, law.getMath(), local)
         consume, produce = self.side(reaction, "Reactant"), self.side(reaction, "Product")
         where = self.where(reaction)
-        if not reaction.getReversible() or not _subtracts(rate):
+        if not reaction.getReversible() or not subtracts(rate):
             return [_Reaction(consume, produce, rate, where)]
-        halves = _halves(rate, self.formulas)
-        if halves is None:
+        both = halves(rate, self.formulas)
+        if both is None:
             raise self.refuse(
                 reaction, f"the reversible reaction {id_} has a law that is no difference of two rates",
                 "two reactions, or a law 'forward - backward'",
             )  # fmt: skip
-        return [_Reaction(consume, produce, halves[0], where), _Reaction(produce, consume, halves[1], where)]
+        return [_Reaction(consume, produce, both[0], where), _Reaction(produce, consume, both[1], where)]
 
     def side(self, reaction: Any, which: str) -> Bag:
         """The objects of the reactants or products; species that reactions do not change are left out."""
@@ -442,7 +443,7 @@ class _Reader:
 
     def rule(self, reaction: _Reaction, home: dict[str, str], skin: str) -> Rule:
         label = next((home[o] for o in _seen(reaction)), skin)
-        rate = _mass_action(reaction)
+        rate = mass_action(reaction.law, reaction.consume)
         return Rule(label, reaction.consume, reaction.produce, rate=reaction.law if rate is None else rate,
                     where=reaction.where)  # fmt: skip
 
@@ -456,48 +457,3 @@ def _looked_at(event: Event) -> list[str]:
     """The species that an event has to do with."""
     formulas = [event.trigger, *(value for _, value in event.assignments)]
     return [*dict(event.assignments), *(n for f in formulas for n in names(f) if n != TIME)]
-
-
-def _mass_action(reaction: _Reaction) -> float | None:
-    """c where the law is c times the count of every reactant, each consumed once; None for any other law."""
-    constant, factors = 1.0, []
-    pending = [(reaction.law, False)]
-    while pending:
-        part, below = pending.pop()
-        if part.op == "number":
-            constant = constant / part.value if below and part.value else constant * (0 if below else part.value)
-            if below and not part.value:
-                return None
-        elif part.op == "name" and not below:
-            factors.append(part.symbol)
-        elif part.op in ("mul", "div"):
-            a, b = part.arguments
-            pending += [(a, below), (b, below != (part.op == "div"))]
-        else:
-            return None
-    alike = sorted(factors) == [o for o, _ in reaction.consume] and all(n == 1 for _, n in reaction.consume)
-    return constant if alike and constant >= 0 else None
-
-
-def _subtracts(expression: Expression) -> bool:
-    """Whether a difference, a negative or a negative number is anywhere in it."""
-    if expression.op in ("sub", "neg") or (expression.op == "number" and expression.value < 0):
-        return True
-    return any(_subtracts(a) for a in expression.arguments)
-
-
-def _halves(law: Expression, formulas: Formulas) -> tuple[Expression, Expression] | None:
-    """forward and backward, without differences, of a law `forward - backward`, scaled or not."""
-    if law.op == "sub" and not any(_subtracts(a) for a in law.arguments):
-        return law.arguments[0], law.arguments[1]
-    if law.op not in ("mul", "div"):
-        return None
-    a, b = law.arguments
-    for part, other, first in ((a, b, True), (b, a, False)):
-        if _subtracts(other) or (law.op == "div" and not first):
-            continue
-        halves = _halves(part, formulas)
-        if halves is not None:
-            scaled = [formulas.node(law.op, *((h, other) if first else (other, h))) for h in halves]
-            return scaled[0], scaled[1]
-    return None
