@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from echoc.compiler.ir.algebra import Bag, Guard, Inner, Result, Rule, Send, System, Target
+from echoc.compiler.ir.algebra import Bag, Bound, Guard, Inner, Mode, Result, Rule, Send, System, Target
 from echoc.compiler.ir.expression import Expression
 
 DEEPEST = 40
@@ -34,6 +34,31 @@ def charge_text(charge: int | None) -> str:
 def rule_texts(system: System) -> tuple[str, ...]:
     """Every rule, printed: `Header.rules`."""
     return tuple(rule_text(rule) for rule in system.rules)
+
+
+def system_text(system: System) -> str:
+    """A whole system, whatever it is: its mode, the configuration at the start, and its groups of rules.
+
+    For people: `plingua.show` writes what can be read again.
+    """
+    from echoc.compiler.ir.oracle import start
+
+    from .frames import frame_of
+    from .text import configuration_text
+
+    lines = [f"{clean(system.name) or 'P system'} ({clean(system.model)}): {system.mode}, {system.priority} priorities"]
+    lines.append(configuration_text(frame_of(system, start(system)), width=100))
+    if system.unbounded:
+        lines.append(f"without end outside: {', '.join(map(clean, sorted(system.unbounded)))}")
+    for number, group in enumerate(system.groups):
+        bound = f"{group.bound} {group.limit}" if group.bound is Bound.AT_MOST else str(group.bound)
+        order = f"{number + 1}. " if system.mode is Mode.ORDERED else ""
+        lines.append(f"{order}{bound.replace('_', ' ')}:")
+        lines += [f"  {rule_text(system.rules[i])}" for i in group.rules]
+    for event in system.events:
+        sets = ", ".join(f"{clean(name)} = {expression_text(value)}" for name, value in event.assignments)
+        lines.append(f"when {expression_text(event.trigger)} in {clean(event.label)}: {sets}")
+    return "\n".join(lines)
 
 
 def rule_text(rule: Rule) -> str:

@@ -1,11 +1,12 @@
 """Rules and configurations in the field's notation."""
 
 import pytest
+from random_systems import FAMILIES, random_system
 
-from echoc.compiler.ir.algebra import Bound, Cell, Group, Guard, Inner, Result, Rule, Send, System, Target, bag
+from echoc.compiler.ir.algebra import Bound, Cell, Group, Guard, Inner, Mode, Result, Rule, Send, System, Target, bag
 from echoc.compiler.ir.expression import call, name, number
 from echoc.membranes.view.frames import header_of, interpreted
-from echoc.membranes.view.notation import rule_text
+from echoc.membranes.view.notation import rule_text, system_text
 from echoc.membranes.view.text import configuration_text, frame_text
 from echoc.membranes.view.trace import Frame, Membrane
 
@@ -96,3 +97,21 @@ def test_a_run_of_the_interpreter() -> None:
     assert header.rules == ("[a]'2 --> +[]'2 -[b]'2", "-[b --> a]'2") and header.labels == ("1", "2")
     last = frame_text(frames[-1], header.rules, 60)
     assert last == "  1 × -[b --> a]'2\nConfiguration 2, 3 membranes\n[ +[ ]'2 -[ a ]'2 ]'1"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_system_has_a_text(family: str) -> None:
+    for seed in range(15):
+        system = random_system(seed, family)
+        lines = system_text(system).splitlines()
+        assert all(f"  {rule_text(rule)}" in lines for rule in system.rules)
+
+
+def test_blocks_of_a_kernel_system_stand_in_order() -> None:
+    rules = (Rule("T", A, B), Rule("T", B, promoters=A, inhibitors=bag({"c": 2})))
+    groups = (Group((0,), Bound.CHOICE), Group((1,), Bound.SEQUENCE))
+    system = System("kernel", (Cell("T", None, A),), rules, groups, Mode.ORDERED, name="two")
+    assert system_text(system) == (
+        "two (kernel): ordered, strong priorities\n[ a ]'T\n1. choice:\n  [a --> b]'T\n2. sequence:\n"
+        "  [b --> #]'T | a, !c*2"
+    )
