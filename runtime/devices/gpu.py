@@ -157,6 +157,12 @@ class GpuDevice:
                     "and 'value'"
                 )
         arena = max((v.arena_bytes for v in manifest.variants), default=0)
+        fixed = manifest.weight_bytes + arena + sum(state.bytes_per_page for state in manifest.states)
+        if fixed > self.info["memory_bytes"]:
+            raise DeviceError(
+                f"{self._artifact.path} takes {fixed} bytes for weights, intermediate values and the least state, the "
+                f"device has {self.info['memory_bytes']}: compile with smaller weights, or use a larger device"
+            )
         if callable(num_pages):
             values = sum(state.bytes_per_page for _, state in self._values())
             num_pages = num_pages(

@@ -59,10 +59,10 @@ void start(const Context& context, Handle stream, const Kernel& kernel, const Gr
   if (status != 0) context.driver->fail(status, "launch of kernel " + kernel.name);
 }
 
-std::string names(const Variant& variant) {
+std::string names(std::span<const Launch> launches) {
   constexpr size_t kShown = 12;
   std::vector<std::string> found;
-  for (const Launch& launch : variant.launches) {
+  for (const Launch& launch : launches) {
     if (std::find(found.begin(), found.end(), launch.kernel->name) == found.end()) found.push_back(launch.kernel->name);
   }
   std::string out;

@@ -29,25 +29,9 @@ struct Axis {
 
 struct Launch {
   const Kernel* kernel;
-  uint32_t first_parameter;  // into Variant::parameters
+  uint32_t first_parameter;  // of the launch list's
   std::vector<Axis> axes;
   bool dependent;
-};
-
-/// A launch list. Parameters point into `arguments`, into `dims`, or at a null pointer.
-struct Variant {
-  std::vector<Launch> launches;
-  std::vector<Address> arguments;                        // the pointers of all launches, one after another
-  std::vector<void*> parameters;                         // what the driver reads, launch by launch
-  std::vector<std::pair<uint32_t, uint32_t>> port_uses;  // (argument, port): these change from step to step
-  std::vector<int32_t> dims;                             // the symbols' values as kernels get them
-  int token_symbol = -1;
-  int64_t steps = 0;
-  int64_t step_ns = 0;
-  int64_t graph_steps = 0;
-  int64_t profiled_steps = 0;
-  std::vector<int64_t> launch_ns;
-  std::vector<Event> marks;  // one before each launch and one behind the last, made when profiling begins
 };
 
 using AxisSpec = std::pair<std::vector<std::pair<int64_t, std::vector<uint32_t>>>, int64_t>;
@@ -67,6 +51,6 @@ void start(const Context& context, Handle stream, const Kernel& kernel, const Gr
            bool dependent);
 
 /// "rows_0a1b, gemm_2c3d and 4 more": the kernels of a launch list, each once.
-std::string names(const Variant& variant);
+std::string names(std::span<const Launch> launches);
 
 }  // namespace echoc::gpu

@@ -73,6 +73,10 @@ Event make_event(const Context& context);
 /// Loads a cubin or hsaco after checking that it is a whole ELF file; `name` says in errors which one it is.
 Module load_module(const Context& context, std::span<const std::byte> image, const std::string& name);
 
+/// Where things begin in the device's memory: at multiples of this many bytes.
+constexpr int64_t kAlignment = 256;
+constexpr int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
 /// Memory of the device; `what` says in errors what it was for.
 class DeviceMemory {
  public:

@@ -186,7 +186,7 @@ def test_the_pool_takes_what_the_device_has(gpu: Driver, gpu_artifact: Make) -> 
     del program
     assert LLM(path, max_num_seqs=3).engine.pool.num_pages == 3 * 512 // PAGE_SIZE
     assert LLM(path, kv_cache_bytes=64 * 32).engine.pool.num_pages == 64
-    gpu.set("memory", 340)
+    gpu.set("memory", 358)
     with pytest.raises(DeviceError, match="hold no page of 32 bytes"):
         Program(path)
 
@@ -198,8 +198,11 @@ def test_no_memory_at_load_says_what_it_was_for(gpu: Driver, gpu_artifact: Make)
     ):
         Program(path, num_pages=100_000_000)
     assert gpu.in_use == 0
-    gpu.set("memory", 0)
-    with pytest.raises(DeviceError, match="for the weights"):
+    gpu.fail("cuMemAlloc_v2", 2)
+    with pytest.raises(DeviceError, match="of 256 bytes for the weights"):
+        Program(path, num_pages=4)
+    gpu.set("memory", 100)
+    with pytest.raises(DeviceError, match=r"takes 356 bytes for weights.* the device has 100: compile with smaller"):
         Program(path, num_pages=4)
 
 
@@ -419,6 +422,9 @@ def test_a_forked_child_is_told_and_takes_nothing_with_it(gpu: Driver, gpu_artif
         (lambda m: m["variants"][0]["launches"][2]["args"][2].__setitem__(1, 6), ArtifactError, "port 6 of 6"),
         (lambda m: m["variants"][0]["launches"][2]["args"][0].__setitem__(1, -8), ArtifactError, "arena -8 of"),
         (lambda m: m["variants"][0]["launches"][2]["args"][0].__setitem__(1, 1 << 70), ArtifactError, "compile the"),
+        (lambda m: m["weights"][0].update(nbytes=1 << 70), DeviceError, "takes 1180591620717411303776 bytes"),
+        (lambda m: m["states"][0].update(bytes_per_page=1 << 70), DeviceError, "the device has 1073741824"),
+        (lambda m: m["variants"][0].update(arena_bytes=1 << 70), DeviceError, "the device has 1073741824"),
         (lambda m: m["weights"][0].update(nbytes=1000), ArtifactError, "64 bytes, wanted 1000"),
         (lambda m: m["weights"][0].update(name="p1"), ArtifactError, "p1.*missing"),
         (lambda m: m.update(variants=[]), ArtifactError, "no variants"),
