@@ -57,11 +57,10 @@ def test_a_row_need_not_fill_its_last_vector_or_group(rows: int, weights_dtype: 
     check({"y": matmul(port("x", T, 171), weight("w", 21, 171))}, rows, 4 if rows < 4 else 16, weights_dtype)
 
 
-@pytest.mark.parametrize("group", [64, 128])
-@pytest.mark.parametrize("weights_dtype", ["int8", "int4"])
+@pytest.mark.parametrize(("weights_dtype", "group"), [("int8", 64), ("int8", 128), ("int4", 64), ("int4", 128)])
 @pytest.mark.parametrize("rows", [1, 20])
 def test_groups_of_other_sizes(rows: int, weights_dtype: str, group: int) -> None:
-    check({"y": matmul(port("x", T, 256), weight("w", 16, 256))}, rows, 1 if rows == 1 else 256, weights_dtype, group)
+    check({"y": matmul(port("x", T, 256), weight("w", 8, 256))}, rows, 1 if rows == 1 else 256, weights_dtype, group)
 
 
 @pytest.mark.parametrize("rows", [1, 11])
@@ -95,12 +94,12 @@ def test_siblings_share_a_launch(rows: int, weights_dtype: str) -> None:
 
 @pytest.mark.parametrize(("form", "weights_dtype"), [(64, "bf16"), (64, "int4"), (256, "int8")])
 def test_long_rows_are_summed_in_parts(form: int, weights_dtype: str) -> None:
-    x = port("x", T, 1100)
-    gate, up = matmul(x, weight("gate", 24, 1100)), matmul(x, weight("up", 24, 1100))
+    x = port("x", T, 600)
+    gate, up = matmul(x, weight("gate", 24, 600)), matmul(x, weight("up", 24, 600))
     launches = check({"y": make("mul", gate, make("neg", up))}, 18, form, weights_dtype)
     assert [k.family for k in launches.kernels] == ["gemm", "gemm_merge"]
-    q, k = matmul(x, weight("q", 300, 1100)), matmul(x, weight("k", 24, 1100))
-    launches = check({"q": make("add", q, port("r", T, 300)), "k": k}, 18, form, weights_dtype)
+    q, k = matmul(x, weight("q", 72, 600)), matmul(x, weight("k", 24, 600))
+    launches = check({"q": make("add", q, port("r", T, 72)), "k": k}, 18, form, weights_dtype)
     assert [k.family for k in launches.kernels] == ["gemm", "gemm_merge"]
 
 
@@ -121,8 +120,8 @@ def experts(count: int, chosen: int) -> dict[str, Node]:
     return {"y": make("mul", make("mul", gate, make("sigmoid", gate)), up)}
 
 
-@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize(("rows", "form"), [(1, 1), (5, 16), (40, 256), (90, None)])
+@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "int4"])
+@pytest.mark.parametrize(("rows", "form"), [(1, 1), (40, 256), (90, None)])
 def test_experts_of_rows(rows: int, form: int | None, weights_dtype: str) -> None:
     ids = np.random.default_rng(rows).integers(0, 6, (rows, 2)).astype(np.int32)
     ids[rows // 2 :, 0] = 3  # some experts have many rows, some none

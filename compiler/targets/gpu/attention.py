@@ -106,7 +106,12 @@ def attend(renderer: Renderer, group: Group, deterministic: bool, form: int | No
     k, v = node.inputs[1].type, node.inputs[2].type
     assert isinstance(k, StateType) and isinstance(v, StateType)
     shape = Shape(int(str(node.inputs[0].shape[1])), k.shape[0], k.shape[1], v.shape[1], str(k.dtype))
-    schedule = schedule_for(shape, form)
+    return scheduled(renderer, group, node, shape, schedule_for(shape, form), deterministic)
+
+
+def scheduled(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule, deterministic: bool
+              ) -> list[Kernel]:  # fmt: skip
+    """The kernels of one attention with a given schedule."""
     if renderer.device.vendor == "rocm":  # 64 KB of shared memory
         schedule = replace(schedule, num_stages=min(schedule.num_stages, 2))
     if schedule.form == "decode":

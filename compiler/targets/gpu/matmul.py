@@ -92,10 +92,10 @@ def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bo
             return [_gemv(renderer, groups, packed, replace(gemv_schedule(1, columns, packed[0]), block=1))]
         schedule = gemm_schedule(16 if bound is not None and bound <= 1024 else None, columns, packed[0])
         route, routing = _route(renderer, groups[0], packed[0])
-        return [route, *_gemm(renderer, groups, packed, schedule, routing)]
+        return [route, *tiled(renderer, groups, packed, schedule, routing)]
     if bound is not None and bound <= GEMV_ROWS[packed[0].format]:
         return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
-    return _gemm(renderer, groups, packed, gemm_schedule(None if deterministic else bound, columns, packed[0]))
+    return tiled(renderer, groups, packed, gemm_schedule(None if deterministic else bound, columns, packed[0]))
 
 
 def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
@@ -158,8 +158,9 @@ def _gemv(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed],
     )  # fmt: skip
 
 
-def _gemm(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule,
+def tiled(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule,
           routing: tuple[Workspace, Workspace] | None = None) -> list[Kernel]:  # fmt: skip
+    """The kernels of a matmul in tiles; `routing` are the rows sorted by expert and the experts' numbers of them."""
     first = groups[0].matmuls[0]
     form = weights.layout(packed[0])
     span = weights.SPANS[form.format] // weights.UNITS[form.format]

@@ -1,0 +1,307 @@
+"""Schedules of Triton matmuls and attention on a GPU: how long a launch takes with each, the default one marked.
+
+    python tools/gpu_schedules.py build FOLDER [--architecture sm_90a] [--only TEXT]
+    PYTHONPATH=src python tools/gpu_schedules.py run FOLDER [--only TEXT]
+
+`build` compiles kernels for the shapes of Llama 3.2 1B and 3.1 8B ahead of time and needs no GPU. `run` needs a GPU and
+torch for its memory: it replays a graph of launches over so many weights that none is found in the cache. The times
+are medians of that run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_ring_check import Attribute, Configuration
+from gpu_ring_check import Driver as RingDriver
+
+SHAPES = {"1b": (2048, 8192, 32, 8, 64), "8b": (4096, 14336, 32, 8, 128)}  # width, inner width, heads, kv heads, dim
+ROWS = (16, 64, 256, 8192)
+SPREAD = 300e6  # bytes of weights that a graph goes through
+
+
+class Writer:
+    """Collects kernels and the cases that `run` reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kernels: dict[str, Any] = {}
+        self.cases: list[dict[str, Any]] = []
+
+    def add(self, name: str, kernels: Any, symbols: dict[str, int], schedule: Any, default: bool, **facts: Any) -> None:
+        from echoc.compiler.ir import Node
+        from echoc.compiler.ir.types import dim_value
+        from echoc.compiler.passes.pack import Packed
+        from echoc.compiler.targets.gpu import weights
+        from echoc.compiler.targets.gpu.printer import ELEMENT_BYTES, Workspace
+
+        places: dict[object, int] = {}
+        buffers: list[dict[str, Any]] = []
+        launches = []
+        for kernel in kernels:
+            self.kernels[kernel.name] = kernel
+            for a in kernel.arguments:
+                if a.key in places:
+                    continue
+                places[a.key] = len(buffers)
+                if isinstance(a.key, Packed):
+                    buffers.append({"kind": "weight", "nbytes": weights.nbytes(a.key), "element": a.element})
+                elif isinstance(a.key, Workspace):
+                    buffers.append({"kind": "zero", "nbytes": dim_value(a.key.size, symbols)})
+                elif isinstance(a.key, str):
+                    buffers.append({"kind": "state", "nbytes": facts["state"], "element": a.element})
+                else:
+                    assert isinstance(a.key, Node)
+                    size = dim_value(a.key.tensor.size, symbols) * ELEMENT_BYTES[a.element]
+                    label = a.key["name"] if a.key.op == "port" else ""
+                    buffers.append({"kind": "value", "nbytes": size, "element": a.element, "name": label})
+            launches.append(
+                {
+                    "kernel": kernel.name, "arguments": [places[a.key] for a in kernel.arguments],
+                    "symbols": [symbols[s] for s in kernel.symbols], "dependent": kernel.dependent,
+                    "grid": [-(-dim_value(size, symbols) // tile) for size, tile in kernel.grid],
+                }
+            )  # fmt: skip
+        case = {"name": name, "schedule": str(schedule), "default": default, "launches": launches, "buffers": buffers}
+        self.cases.append(case | facts)
+
+    def finish(self, architecture: str) -> None:
+        from echoc.compiler.targets.gpu.build import build_kernels
+        from echoc.compiler.targets.gpu.levels import level_of
+
+        def report(stage: str, done: int, total: int) -> None:
+            if done % 20 == 0 or done == total:
+                print(f"{stage} {done}/{total}", flush=True)
+
+        (self.folder / "cubins").mkdir(parents=True, exist_ok=True)
+        built = build_kernels(self.kernels, level_of(f"cuda:{architecture}"), report)
+        facts = {}
+        for name, binary in built.items():
+            (self.folder / "cubins" / f"{name}.cubin").write_bytes(binary.image)
+            facts[name] = binary.facts()
+        plan = {"architecture": architecture, "kernels": facts, "cases": self.cases}
+        (self.folder / "plan.json").write_text(json.dumps(plan))
+
+
+def tiles(rows: int, sisters: int, default: Any) -> Iterator[Any]:
+    """Schedules of a matmul to try."""
+    if rows <= 16:
+        for columns, depth, warps, stages in (
+            (16, 256, 2, 5), (16, 128, 2, 8), (16, 256, 4, 5), (32, 128, 4, 5), (32, 128, 2, 6), (16, 512, 4, 4)
+        ):  # fmt: skip
+            yield replace(default, columns=columns // sisters if columns > 16 else 16, depth=depth, num_warps=warps,
+                          num_stages=stages)  # fmt: skip
+        return
+    if rows <= 256:
+        for block, columns, depth, warps, stages, splits in (
+            (64, 32, 128, 4, 4, 1), (64, 32, 128, 4, 4, 2), (64, 64, 64, 4, 4, 2), (64, 64, 64, 4, 4, 8),
+            (64, 64, 128, 4, 4, 4), (64, 128, 64, 4, 4, 4), (64, 128, 64, 8, 4, 4), (128, 64, 64, 4, 4, 2),
+            (128, 64, 64, 4, 4, 4), (128, 128, 64, 8, 4, 4), (128, 128, 64, 8, 3, 8),
+        ):  # fmt: skip
+            if block <= rows:
+                yield replace(default, block=block, columns=columns // sisters, depth=depth, num_warps=warps,
+                              num_stages=stages, splits=splits)  # fmt: skip
+        return
+    for block, columns, depth, warps, stages in (
+        (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (128, 256, 64, 8, 3), (128, 256, 64, 8, 4),
+        (256, 128, 64, 8, 3), (64, 256, 64, 4, 4), (128, 256, 32, 8, 4), (128, 128, 128, 8, 2),
+    ):  # fmt: skip
+        yield replace(default, block=block, columns=columns // sisters, depth=depth, num_warps=warps, num_stages=stages,
+                      splits=1)  # fmt: skip
+
+
+def matmuls(writer: Writer, only: str) -> None:
+    from echoc.compiler.ir import make, symbol
+    from echoc.compiler.passes.fuse import Group, Matmul
+    from echoc.compiler.passes.pack import Packing
+    from echoc.compiler.targets.gpu import matmul
+    from echoc.compiler.targets.gpu.render import Device, Renderer
+
+    t = symbol("T")
+    for model, (width, inner, heads, kv_heads, dim) in SHAPES.items():
+        products = {
+            "qkv": (width, [[heads * dim], [kv_heads * dim], [kv_heads * dim]]), "o": (heads * dim, [[width]]),
+            "gate-up": (width, [[inner, inner]]), "down": (inner, [[width]]),
+        }  # fmt: skip
+        for label, (k, siblings) in products.items():
+            for rows in ROWS:
+                name = f"{model} {label} {rows}"
+                if not name.startswith(only):
+                    continue
+                x = make("port", name="x", shape=(t, k), dtype="f32")
+                groups = []
+                for i, sisters in enumerate(siblings):
+                    found = []
+                    for j, n in enumerate(sisters):
+                        w = make("weight", name=f"w{i}.{j}", shape=(n, k), dtype="f32")
+                        node = make("contract", x, w, spec="Tk,nk->Tn")
+                        found.append(Matmul(node, x, w, t, n, k, False))
+                    nodes = [m.node for m in found]
+                    last = make("mul", *nodes) if len(nodes) > 1 else nodes[0]
+                    extra = [last] if len(nodes) > 1 else []
+                    groups.append(Group("gemm", 0, nodes + extra, t, [last], found))
+                packing = Packing("bf16", 32)
+                stored = {n for g in groups for n in g.outputs}
+                renderer = Renderer({"T": 8192}, packing, stored, frozenset(), Device("cuda", dependent=True))
+                renderer.narrow = {x}
+                entries = [packing.of(g) for g in groups]
+                columns = sum(e.n for e in entries)
+                default = matmul.gemm_schedule(rows, columns, entries[0])
+                weight = sum(e.n * e.k * e.interleave for e in entries)
+                seen = set()
+                for schedule in (default, *tiles(rows, entries[0].interleave, default)):
+                    if schedule in seen or k % (schedule.depth * schedule.splits):
+                        continue
+                    seen.add(schedule)
+                    kernels = matmul.tiled(renderer, groups, entries, schedule)
+                    writer.add(name, kernels, {"T": rows}, schedule, schedule is default, flops=2 * rows * weight,
+                               bytes=2 * weight)  # fmt: skip
+
+
+def attentions(writer: Writer, only: str) -> None:
+    from echoc.compiler.ir import make, symbol
+    from echoc.compiler.passes.fuse import Group
+    from echoc.compiler.passes.pack import Packing
+    from echoc.compiler.targets.gpu import attention
+    from echoc.compiler.targets.gpu.render import Device, Renderer
+
+    t, b, m = map(symbol, "TBM")
+    for model, (_, _, heads, kv_heads, dim) in SHAPES.items():
+        for sequences, rows, past in ((1, 1, 511), (16, 1, 255), (64, 1, 255), (256, 1, 255), (4, 2048, 0)):
+            name = f"{model} attention {sequences} x {rows} after {past}"
+            if not name.startswith(only):
+                continue
+            ports = [make("port", name=n, shape=(t,), dtype="i32") for n in ("sequences", "positions")]
+            where = (*ports, make("port", name="block_table", shape=(b, m), dtype="i32"))
+            q = make("port", name="q", shape=(t, heads, dim), dtype="f32")
+            states = [make("state", name=n, shape=(kv_heads, dim), dtype="bf16", kind="pages") for n in "kv"]
+            node = make("attend", q, *states, *where, causal=True, scale=dim**-0.5, window=0, softcap=0.0, sinks=False,
+                        body=False)  # fmt: skip
+            group = Group("attend", 0, [node], t, [node])
+            renderer = Renderer({"T": 8192, "B": 256, "M": 512}, Packing("bf16", 32), {node}, frozenset(),
+                                Device("cuda", dependent=True))  # fmt: skip
+            renderer.narrow = {node}
+            total, pages = sequences * rows, (past + rows) // 16
+            symbols = {"T": total, "B": sequences, "M": pages}
+            shape = attention.Shape(heads, kv_heads, dim, dim, "bf16")
+            default = attention.schedule_for(shape, total)
+            if default.form == "decode":
+                options = [replace(default, splits=s, tile=n, num_warps=w) for s in (1, 2, 4, 8, 16, 32)
+                           for n, w in ((32, 2), (64, 4), (128, 4)) if s * sequences <= 512]  # fmt: skip
+            else:
+                options = [replace(default, lines=n, tile=k, num_warps=w, num_stages=g) for n in (64, 128)
+                           for k in (64, 128) for w in (4, 8) for g in (2, 3) if n * 8 >= 128 * (w // 4)]  # fmt: skip
+            keys = sequences * sum(past + i + 1 for i in range(rows))
+            seen = set()
+            for schedule in (default, *options):
+                if schedule in seen:
+                    continue
+                seen.add(schedule)
+                kernels = attention.scheduled(renderer, group, node, shape, schedule, False)
+                writer.add(
+                    name, kernels, symbols, schedule, schedule is default, flops=4 * keys * heads * dim,
+                    bytes=sequences * (past + rows) * kv_heads * dim * 4, past=past, rows=rows, pages=pages,
+                    state=sequences * pages * 16 * kv_heads * dim * 2,
+                )  # fmt: skip
+
+
+def build(arguments: argparse.Namespace) -> None:
+    writer = Writer(arguments.folder)
+    matmuls(writer, arguments.only)
+    attentions(writer, arguments.only)
+    print(f"{len(writer.cases)} cases, {len(writer.kernels)} kernels", flush=True)
+    writer.finish(arguments.architecture)
+
+
+class Driver(RingDriver):
+    """Launches with the null pointers that Triton's kernels take at the end."""
+
+    def launch(self, launch: dict[str, Any], buffers: list[Any], dependent: bool) -> None:
+        kernel = self.kernels[launch["kernel"]]
+        values: list[Any] = [ctypes.c_uint64(buffers[i].data_ptr()) for i in launch["arguments"]]
+        values += [ctypes.c_int(v) for v in launch["symbols"]] + [ctypes.c_uint64(0)] * kernel["extra_pointers"]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        attribute = Attribute(6, b"", 1, b"")
+        use = dependent and launch["dependent"]
+        configuration = Configuration(
+            (ctypes.c_uint * 3)(*(*launch["grid"], 1, 1)[:3]), (ctypes.c_uint * 3)(kernel["threads"], 1, 1),
+            kernel["shared_bytes"], self.stream.cuda_stream, ctypes.addressof(attribute) if use else None, int(use),
+        )  # fmt: skip
+        self.check("cuLaunchKernelEx", ctypes.byref(configuration), self.functions[launch["kernel"]], pointers, None)
+
+
+def tensor(buffer: dict[str, Any], case: dict[str, Any], torch: Any) -> Any:
+    """Memory for a buffer, random where it holds values."""
+    count, name = max(buffer["nbytes"], 16), buffer.get("name", "")
+    if buffer["kind"] == "zero":
+        return torch.zeros(count, dtype=torch.uint8, device="cuda")
+    rows = case.get("rows", 1)
+    if name in ("sequences", "positions"):
+        t = np.arange(count // 4)
+        values = t // rows if name == "sequences" else t % rows + case["past"]
+        return torch.from_numpy(values.astype(np.int32)).cuda()
+    if name == "block_table":
+        return torch.randperm(count // 4, dtype=torch.int32, device="cuda")
+    if buffer["element"] in ("bf16", "f16", "f32"):
+        dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[buffer["element"]]
+        return torch.empty(count // dtype.itemsize, dtype=dtype, device="cuda").normal_()
+    return torch.zeros(count, dtype=torch.uint8, device="cuda")
+
+
+def measure(driver: Driver, case: dict[str, Any]) -> float:
+    """Milliseconds of the case's launches, their weights and states elsewhere every time."""
+    torch = driver.torch
+    moving = sum(b["nbytes"] for b in case["buffers"] if b["kind"] in ("weight", "state"))
+    copies = max(2, min(32, int(SPREAD / moving) + 1))
+    shared = [None if b["kind"] in ("weight", "state") else tensor(b, case, torch) for b in case["buffers"]]
+    launches, memory = [], []
+    for _ in range(copies):
+        own = [tensor(b, case, torch) if s is None else s for b, s in zip(case["buffers"], shared, strict=True)]
+        launches += [x | {"arguments": [a + len(memory) for a in x["arguments"]]} for x in case["launches"]]
+        memory += own
+    torch.cuda.synchronize()
+    return driver.time(launches, memory, reps=20) / copies
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    plan = json.loads((arguments.folder / "plan.json").read_text())
+    print(torch.cuda.get_device_name(), "cubins for", plan["architecture"])
+    driver = Driver(arguments.folder, plan)
+    found: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for case in plan["cases"]:
+        if case["name"].startswith(arguments.only):
+            found.setdefault(case["name"], []).append((measure(driver, case), case))
+    for name, times in found.items():
+        print(name)
+        for place, (time, case) in enumerate(sorted(times, key=lambda x: x[0])):
+            if place < arguments.best or case["default"]:
+                kernel = plan["kernels"][case["launches"][0]["kernel"]]
+                print(
+                    f"  {time * 1e3:8.1f} us {case['bytes'] / time / 1e9:6.2f} TB/s {case['flops'] / time / 1e9:6.1f} "
+                    f"TFLOP/s {kernel['registers']:4d} registers {kernel['spills']:4d} spilled "
+                    f"{'DEFAULT ' if case['default'] else ''}{case['schedule']}"
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["build", "run"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--architecture", default="sm_90a")
+    parser.add_argument("--only", default="", help="the cases whose names begin with this text")
+    parser.add_argument("--best", type=int, default=4, help="how many of the fastest to print")
+    arguments = parser.parse_args()
+    (build if arguments.what == "build" else run)(arguments)
+
+
+if __name__ == "__main__":
+    main()
