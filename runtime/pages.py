@@ -16,11 +16,15 @@ class PagePool:
     """`num_pages` pages of `page_size` tokens. Handles name sequences; a released or unknown one raises ValueError.
 
     The bookkeeping is native (runtime/native/pager.h) and knows no device: `append` returns the page copies that the
-    caller must do before the pages are written.
+    caller must do before the pages are written. Block tables are as wide as they need to be, or with `widest_table` of
+    few widths up to this one, so that a device sees the same sizes again while sequences grow.
     """
 
-    def __init__(self, num_pages: int, page_size: int, *, prefix_cache: bool = True) -> None:
+    def __init__(
+        self, num_pages: int, page_size: int, *, prefix_cache: bool = True, widest_table: int | None = None
+    ) -> None:
         self.page_size = page_size
+        self.widest_table = widest_table
         self.num_pages = num_pages
         self.prefix_cache = prefix_cache
         self._pager = _native.Pager(num_pages, page_size, prefix_cache, secrets.randbits(64))
@@ -84,6 +88,9 @@ class PagePool:
     def block_table(self, sequences: Sequence[int]) -> IntArray:
         """i32 [len(sequences), most pages of any]: each sequence's pages in order, zeros behind."""
         width = max((self._pager.num_pages_of(s) for s in sequences), default=0)
+        if self.widest_table is not None and width < self.widest_table:
+            step = max(8, 1 << max(width.bit_length() - 3, 0))  # at most 7 or a quarter more
+            width = min(-(-width // step) * step, self.widest_table)
         table = np.empty((len(sequences), max(width, 1)), dtype=np.int32)
         self._pager.fill_block_table(sequences, table)
         return table

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices import Array, PageCount, open_device
-from echoc.runtime.manifest import DTYPES, PortSpec, VariantSpec
+from echoc.runtime.manifest import DTYPES, GPUS, PortSpec, VariantSpec
 from echoc.runtime.pages import PagePool
 
 
@@ -43,8 +43,13 @@ class Program:
             num_threads=num_threads,
             device_index=device_index,
         )
-        self.pool = PagePool(self.device.num_pages, max(self.manifest.page_size, 1), prefix_cache=prefix_cache)
         self._symbols = {symbol.name: i for i, symbol in enumerate(self.manifest.symbols)}
+        self.pool = PagePool(
+            self.device.num_pages,
+            max(self.manifest.page_size, 1),
+            prefix_cache=prefix_cache,
+            widest_table=self.bound("block_table", axis=1) if self.manifest.device in GPUS else None,
+        )
         self._buffers: dict[str, Array] = {}
         self._holder: ValueInstance | None = None  # whose values the device has; None: the program's own
         self._own = np.empty(0, np.uint8)

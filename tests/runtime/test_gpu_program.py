@@ -83,6 +83,17 @@ def test_sizes_that_occur_again_are_replayed(gpu: Driver, gpu_artifact: Make) ->
     assert [c["graph_steps"] for c in program.device.counters()] == [0, 0, 2, 0, 0, 0]
 
 
+def test_growing_sequences_keep_their_sizes(gpu: Driver, gpu_artifact: Make) -> None:
+    program = Program(gpu_artifact(), num_pages=128)
+    with program.create() as instance:
+        instance.step([5])
+        gpu.calls()
+        for token in range(1, 90):
+            instance.step([token])
+        assert gpu.calls().count("instantiate") == 3  # up to 8, 16 and 24 pages of 4 tokens
+        np.testing.assert_array_equal(instance.step([7])[0], expected_logits([5, *range(1, 90), 7]))
+
+
 def test_large_steps_are_not_captured(gpu: Driver, gpu_artifact: Make) -> None:
     def enlarge(manifest: Any) -> None:
         manifest["symbols"][0]["high"] = 512

@@ -186,3 +186,17 @@ def test_the_block_table_pads_with_zeros() -> None:
     table = pool.block_table([short, long])
     assert table.dtype == np.int32
     assert table.tolist() == [[*pool.pages(short), 0, 0], pool.pages(long)]
+
+
+def test_tables_of_few_widths_are_hardly_wider_than_needed() -> None:
+    pool = PagePool(3000, 4, prefix_cache=False, widest_table=1000)
+    handle, _ = pool.create(np.empty(0, np.int32), use_cache=False)
+    widths = []
+    for needed in range(1, 1001):
+        pool.append(handle, np.zeros(4, np.int32))
+        table = pool.block_table([handle])
+        widths.append(table.shape[1])
+        assert needed <= widths[-1] <= min(needed + max(7, needed / 4), 1000)
+        assert not table[0, needed:].any()
+    assert len(set(widths)) < 30
+    assert widths[-1] == 1000
