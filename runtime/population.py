@@ -1,12 +1,15 @@
-"""A compiled P system whose membranes come and go: one run at a time, its membranes in pages.
+"""A compiled P system whose membranes come and go: runs side by side, their membranes in pages of one pool.
 
-    population = Population(library, layout)
-    population.start(seed=1)
-    outcome = population.advance()          # until it halts
-    population.configuration()
+    batch = PopulationBatch(library, layout, instances=64)
+    batch.start(seed=1)                     # run i of the seed is instance i
+    batch.advance()                         # until all have halted
+    batch[3].membranes()
 
-A membrane that divides forks its pages, one that dissolves releases them. Memory is bounded: what would pass the bound
-leaves the run as it was before the step, and says so. The same seed gives the same run on any number of threads.
+A membrane that divides forks its pages, one that dissolves releases them; so does a run as a whole. A run is a function
+of the seed and of its number: it comes out the same whatever else is in the batch, on any number of threads.
+
+Memory is bounded. Each run, together with its forks, may use an equal share of `max_bytes`; a step that would pass it
+leaves that run as it was before the step and says so, and the other runs go on.
 """
 
 from __future__ import annotations
@@ -25,13 +28,21 @@ from echoc.runtime.libraries import open_library
 from echoc.runtime.memory import available_memory
 
 DONE, HALTED, OUT_OF_PAGES, OUT_OF_CELLS, OVERFLOW, OUT_OF_WORKSPACE = range(6)
+_LEAST_BYTES = 1 << 16  # for a run
 _DEFAULT_SHARE = 0.5  # of the memory that is available when nothing was asked for
 _MOST_STEPS = 1 << 62
-_SLICE = 1 << 10  # steps between two looks at signals
+_SLICE = 0.2  # seconds between two looks at signals
 
 
 class PopulationLimit(DeviceError):
-    """A step did not fit the memory, or a count passed 2^63 - 1. The run stands where it was before that step."""
+    """A step did not fit the memory, or a count passed 2^63 - 1. The run stands where it was before that step.
+
+    out_of_memory: whether more memory would help.
+    """
+
+    def __init__(self, message: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
 
 
 @dataclass(frozen=True)
@@ -51,15 +62,17 @@ class Applied:
     times: int
 
 
-class Population:
-    """A kernel with the membranes of one run.
+class PopulationBatch:
+    """A kernel with runs side by side. Not for several threads at once: a second one is refused while a step runs.
 
     Args:
         library: bytes of the shared library.
         layout: as the generator describes it.
-        num_threads: default: the cores at hand. Small populations use one.
-        max_bytes: memory for pages and tables; default: half of what is available.
-    Raises: ArtifactError for a layout that is not one, DeviceError when the system does not load the library.
+        instances: how many runs. Forks come on top of them.
+        num_threads: default: the cores at hand. They share out the runs, and few large runs among them.
+        max_bytes: memory for pages and tables of all runs; default: half of what is available.
+    Raises: ArtifactError for a layout that is not one, DeviceError when the system does not load the library,
+        PopulationLimit when the start does not fit.
     """
 
     def __init__(
@@ -67,101 +80,187 @@ class Population:
         library: bytes | memoryview,
         layout: Mapping[str, Any],
         *,
+        instances: int = 1,
         num_threads: int | None = None,
         max_bytes: int | None = None,
     ) -> None:
         threads = default_num_threads() if num_threads is None else num_threads
         if threads < 1:
             raise DeviceError(f"num_threads is {threads}, wanted 1 or more")
-        self.max_bytes = int(available_memory() * _DEFAULT_SHARE) if max_bytes is None else max_bytes
+        self.max_bytes = default_max_bytes() if max_bytes is None else max_bytes
         if self.max_bytes < 1 << 20:
             raise DeviceError(f"{self.max_bytes} bytes are too few for a population, wanted a megabyte or more")
+        if not 1 <= instances <= self.max_bytes // _LEAST_BYTES:
+            raise RequestError(
+                f"{instances} runs were asked for; {self.max_bytes} bytes are enough for 1 to "
+                f"{self.max_bytes // _LEAST_BYTES} at once"
+            )
         try:
             self.objects = [str(o) for o in layout["objects"]]
-            self._numbers = {name: i for i, name in enumerate(self.objects)}
+            self.numbers = {name: i for i, name in enumerate(self.objects)}
             self.labels = [str(label) for label in layout["labels"]]
             self.rules = [str(rule) for rule in layout["rules"]]
             self.names = [str(cell[3]) for cell in layout["cells"]]
-            self._start = _start_arrays(layout, len(self.objects))
+            start = _start_arrays(layout, len(self.objects))
             entry, groups = str(layout["entry"]), int(layout["groups"])
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise ArtifactError(f"the layout of the system is not valid: {error!r}; compile it again") from None
         with open_library(library) as path:
             try:
-                self._native = _native.Population(
-                    path, entry, threads, len(self.objects), groups, len(self.rules), self.max_bytes
+                self.native = _native.Population(
+                    path, entry, threads, len(self.objects), groups, len(self.rules), self.max_bytes, instances
                 )
             except (RuntimeError, ValueError, MemoryError) as error:
                 raise DeviceError(f"the system does not load the kernels: {error}; compile it again") from None
-        self._graph = bool(layout.get("graph"))
-        self.seed, self.run, self.steps, self.halted = 0, 0, 0, False
-        self.start()
-
-    def start(self, seed: int = 0, run: int = 0) -> None:
-        """Back to the start configuration. Run `run` of a seed is the same whatever ran before. Raises RequestError."""
-        if not 0 <= seed < 1 << 64 or not 0 <= run < 1 << 48:
-            raise RequestError(f"seed {seed} and run {run}; wanted 0 to 2^64 - 1 and 0 to 2^48 - 1")
-        self.seed, self.run, self.steps, self.halted = seed, run, 0, False
         try:
-            self._native.load(*self._start)
+            status = self.native.load(*start)
         except ValueError as error:
             raise ArtifactError(f"the start configuration is not valid: {error}; compile the system again") from None
-        except (RuntimeError, IndexError) as error:  # length_error comes as one of them
-            raise PopulationLimit(
-                f"the start does not fit {self.max_bytes} bytes: {error}; allow more memory"
-            ) from None
+        if status != DONE:
+            raise self._no_room()
+        self.share, self.num_instances = self.max_bytes // instances, instances
+        self.errors: dict[int, PopulationLimit] = {}
+        self._rows = [Population(self, i) for i in range(instances)]
+        self.start()
 
-    def advance(self, steps: int | None = None, *, record: bool = False) -> Outcome:
-        """At most `steps` steps (None: until it halts). With `record`, `applied()` tells what the last step did.
+    def __len__(self) -> int:
+        """Runs of the batch and their forks, released ones included."""
+        return len(self._rows)
 
-        Raises PopulationLimit when a step does not fit the memory or overflows a count: the run stands before it.
+    def __getitem__(self, index: int) -> Population:
+        return self._rows[index]
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """Steps taken, per run; -1 for released ones."""
+        return np.array([row.steps if row.alive else -1 for row in self._rows], np.int64)
+
+    @property
+    def halted(self) -> npt.NDArray[np.bool_]:
+        """Whether nothing is applicable any more, per run; true for released ones."""
+        return np.array([row.halted if row.alive else True for row in self._rows], np.bool_)
+
+    def start(self, seed: int = 0, first: int = 0) -> None:
+        """All runs back to the start configuration, as runs `first`, `first` + 1, ... of a seed. Forks are released.
+
+        Raises RequestError for numbers out of range.
         """
+        for row in self._rows:
+            if row.alive:
+                row.release()
+        del self._rows[self.num_instances :]
+        self.errors = {}
+        for number, row in enumerate(self._rows, first):
+            row.start(seed, number)
+
+    def advance(self, steps: int | None = None) -> None:
+        """At most `steps` steps in every run that has not halted (None: until it halts).
+
+        Raises PopulationLimit after all others have taken their steps, when some could not go on: these stand before
+        the step that failed, and `errors` says why, by their index. A later call tries them again.
+        """
+        self.errors = {}
+        self.step([i for i, row in enumerate(self._rows) if row.alive], steps, record=False)
+        if self.errors:
+            first = min(self.errors)
+            raise PopulationLimit(
+                f"{len(self.errors)} of {len(self._rows)} runs could not go on; run {self._rows[first].run}: "
+                f"{self.errors[first]}",
+                out_of_memory=any(error.out_of_memory for error in self.errors.values()),
+            )
+
+    def step(self, rows: Sequence[int], steps: int | None, *, record: bool) -> None:
+        """Steps some runs; what went wrong is in `errors`."""
         if steps is not None and steps < 0:
             raise RequestError(f"the number of steps is {steps}, wanted 0 or more")
-        left = _MOST_STEPS if steps is None else steps
-        while left > 0 and not self.halted:
-            status, done = self._native.run(min(left, _SLICE), self.steps, self.seed, self.run, record)
-            self.steps += done
-            left -= done
-            if status == HALTED:
-                self.halted = True
-            elif status != DONE:
-                raise self._failure(status)
-        return Outcome(self.steps, self.halted)
+        left = dict.fromkeys(rows, _MOST_STEPS if steps is None else steps)
+        live = [row for row in rows if left[row] > 0 and not self._rows[row].halted]
+        while live:
+            handles = [self._rows[row].handle for row in live]
+            statuses, done = self.native.advance(handles, [left[row] for row in live], record, _SLICE)
+            for row, status, taken in zip(live, statuses, done, strict=True):
+                left[row] -= taken
+                if status == HALTED:
+                    left[row] = 0
+                elif status != DONE:
+                    self.errors[row], left[row] = self._failure(self._rows[row], status), 0
+            live = [row for row in live if left[row] > 0]
 
-    def put(self, membrane: int, objects: Mapping[str, int]) -> None:
-        """Objects come into a membrane (its id; -1: the environment) between two steps; a halted run may go on.
+    def fork(self, row: int) -> Population:
+        """A run that stands where another does, and from there on is on its own: it shares pages until either changes
+        them, and the memory that both may use. Without anything put into it, it goes the same way.
 
-        Raises RequestError for what is not there, PopulationLimit where they do not fit: then nothing has changed.
+        Raises PopulationLimit where its rows do not fit.
         """
-        try:
-            status = self._native.put(membrane, [self._numbers[name] for name in objects], list(objects.values()))
-        except KeyError as error:
-            raise RequestError(f"the system has no object {error}") from None
-        except TypeError:  # what the binding does not take
-            raise RequestError(f"membrane {membrane} takes no {dict(objects)}; wanted counts below 2^63") from None
-        except ValueError as error:
-            raise RequestError(f"membrane {membrane} takes no {dict(objects)}: {error}") from None
-        if status != DONE:
-            what = "a count passes 2^63 - 1" if status == OVERFLOW else f"{self.max_bytes} bytes are used up"
-            raise PopulationLimit(f"membrane {membrane} takes no {dict(objects)}: {what}; the run stands as before")
-        self.halted = False
+        handle = self.native.fork(self._rows[row].handle)
+        if handle < 0:
+            raise self._no_room()
+        self._rows.append(Population(self, len(self._rows), handle))
+        return self._rows[-1]
 
-    def take(self, objects: Sequence[str]) -> dict[str, int]:
-        """Takes all of some objects out of the environment; returns how many there were, zeros left out."""
-        try:
-            found = self._native.take([self._numbers[name] for name in objects])
-        except KeyError as error:
-            raise RequestError(f"the system has no object {error}") from None
-        return {name: count for name, count in zip(objects, found, strict=True) if count}
+    def memory(self) -> dict[str, int]:
+        """Bytes and counts of all runs together: pages in use, the most bytes ever of pages and rows, membranes."""
+        standing = [self.native.standing(row.handle) for row in self._rows if row.alive]
+        return {
+            "pages": self.native.pages_held, "peak_bytes": self.native.peak_bytes, "max_bytes": self.max_bytes,
+            **{name: sum(s[name] for s in standing) for name in ("membranes", "forks", "releases")},
+        }  # fmt: skip
 
-    def applied(self) -> list[Applied]:
-        """What the last step of `advance(1, record=True)` applied, equal applications summed."""
-        sums: dict[tuple[int, tuple[int, ...]], int] = {}
-        for rule, times, members in self._native.applications():
-            key = rule, tuple(members)
-            sums[key] = sums.get(key, 0) + times
-        return [Applied(rule, members, times) for (rule, members), times in sorted(sums.items())]
+    def _no_room(self) -> PopulationLimit:
+        return PopulationLimit(
+            f"a run more does not fit {self.max_bytes} bytes; allow more memory or fewer runs", out_of_memory=True
+        )
+
+    def _failure(self, run: Population, status: int) -> PopulationLimit:
+        step = run.steps + 1
+        if status == OVERFLOW:
+            cell, obj = self.native.failure(run.handle)
+            where = "the environment" if cell < 0 else f"membrane {cell}"
+            return PopulationLimit(
+                f"step {step}: the count of {self.objects[obj]} in {where} passes 2^63 - 1; the run stands at step "
+                f"{run.steps}, before it"
+            )
+        what = {OUT_OF_PAGES: "pages", OUT_OF_CELLS: "membranes"}.get(status, "applications at once")
+        return PopulationLimit(
+            f"step {step} needs more {what} than fit {_mebibytes(self.share)} MiB of memory; the run stands at "
+            f"step {run.steps} with {run.num_membranes} membranes: allow more memory or fewer steps",
+            out_of_memory=True,
+        )
+
+
+class Population:
+    """One run of a batch."""
+
+    def __init__(self, batch: PopulationBatch, row: int, handle: int | None = None) -> None:
+        self._batch, self._row = batch, row
+        self._handle = row if handle is None else handle
+        self.alive = handle is not None  # others wait for their start
+
+    @property
+    def handle(self) -> int:
+        """The native number. Raises RequestError for a run that was released."""
+        if not self.alive:
+            raise RequestError("the run was released; start it again or create another")
+        return self._handle
+
+    @property
+    def seed(self) -> int:
+        return int(self._standing["seed"])
+
+    @property
+    def run(self) -> int:
+        """The number of the run, which with the seed makes what is random."""
+        return int(self._standing["number"])
+
+    @property
+    def steps(self) -> int:
+        """Taken since the start."""
+        return int(self._standing["steps"])
+
+    @property
+    def halted(self) -> bool:
+        """Whether no rule applies any more."""
+        return bool(self._standing["halted"])
 
     @property
     def time(self) -> float | None:
@@ -170,27 +269,99 @@ class Population:
 
     @property
     def num_membranes(self) -> int:
-        return self._native.num_membranes
+        return int(self._standing["membranes"])
+
+    @property
+    def _standing(self) -> dict[str, Any]:
+        return self._batch.native.standing(self.handle)
+
+    def start(self, seed: int = 0, run: int = 0) -> None:
+        """Back to the start configuration. Run `run` of a seed is the same whatever ran before. Raises RequestError."""
+        if not 0 <= seed < 1 << 64 or not 0 <= run < 1 << 48:
+            raise RequestError(f"seed {seed} and run {run}; wanted 0 to 2^64 - 1 and 0 to 2^48 - 1")
+        if self._row >= self._batch.num_instances:
+            raise RequestError("a fork has no start of its own; start a run of the batch, or fork one that has started")
+        if self._batch.native.create(self._handle, seed, run) != DONE:
+            raise self._batch._no_room()
+        self.alive = True
+
+    def advance(self, steps: int | None = None, *, record: bool = False) -> Outcome:
+        """At most `steps` steps (None: until it halts). With `record`, `applied()` tells what the last step did.
+
+        Raises PopulationLimit when a step does not fit the memory or overflows a count: the run stands before it.
+        """
+        self._batch.errors.pop(self._row, None)
+        self._batch.step([self._row], steps, record=record)
+        if self._row in self._batch.errors:
+            raise self._batch.errors[self._row]
+        return Outcome(self.steps, self.halted)
+
+    def put(self, membrane: int, objects: Mapping[str, int]) -> None:
+        """Objects come into a membrane (its id; -1: the environment) between two steps; a halted run may go on.
+
+        Raises RequestError for what is not there, PopulationLimit where they do not fit: then nothing has changed.
+        """
+        numbers = self._batch.numbers
+        try:
+            chosen = [numbers[name] for name in objects]
+            status = self._batch.native.append(self.handle, membrane, chosen, list(objects.values()))
+        except KeyError as error:
+            raise RequestError(f"the system has no object {error}") from None
+        except TypeError:  # what the binding does not take
+            raise RequestError(f"membrane {membrane} takes no {dict(objects)}; wanted counts below 2^63") from None
+        except ValueError as error:
+            raise RequestError(f"membrane {membrane} takes no {dict(objects)}: {error}") from None
+        if status != DONE:
+            full = status != OVERFLOW
+            what = f"{self._batch.share} bytes are used up" if full else "a count passes 2^63 - 1"
+            raise PopulationLimit(
+                f"membrane {membrane} takes no {dict(objects)}: {what}; the run stands as before", out_of_memory=full
+            )
+
+    def take(self, objects: Sequence[str]) -> dict[str, int]:
+        """Takes all of some objects out of the environment; returns how many there were, zeros left out."""
+        try:
+            found = self._batch.native.take(self.handle, [self._batch.numbers[name] for name in objects])
+        except KeyError as error:
+            raise RequestError(f"the system has no object {error}") from None
+        return {name: count for name, count in zip(objects, found, strict=True) if count}
+
+    def fork(self) -> Population:
+        """A run that goes on from here, see `PopulationBatch.fork`."""
+        return self._batch.fork(self._row)
+
+    def release(self) -> None:
+        """Gives back the pages of the run. Raises RequestError for a run that was released."""
+        self._batch.native.release(self.handle)
+        self.alive = False
+
+    def applied(self) -> list[Applied]:
+        """What the last step of `advance(1, record=True)` applied, equal applications summed."""
+        sums: dict[tuple[int, tuple[int, ...]], int] = {}
+        for rule, times, members in self._batch.native.applications(self.handle):
+            key = rule, tuple(members)
+            sums[key] = sums.get(key, 0) + times
+        return [Applied(rule, members, times) for (rule, members), times in sorted(sums.items())]
 
     def memory(self) -> dict[str, int]:
-        """Bytes and counts: pages in use, the most bytes of pages and rows at any time, membranes, forks, releases."""
-        forks, releases = self._native.forks_and_releases()
-        return {
-            "pages": self._native.pages_in_use, "peak_bytes": self._native.peak_bytes, "max_bytes": self.max_bytes,
-            "membranes": self._native.num_membranes, "forks": forks, "releases": releases,
-        }  # fmt: skip
+        """Bytes and counts: pages in use by the run and its forks, the most bytes of pages and rows at any time, its
+        membranes, forks, releases."""
+        standing = self._standing
+        names = ("pages", "peak_bytes", "membranes", "forks", "releases")
+        return {"max_bytes": self._batch.share, **{name: int(standing[name]) for name in names}}
 
     def environment(self) -> dict[str, int]:
         """What has left the skin (or was outside at the start)."""
-        counts = self._native.environment()
-        return {self.objects[i]: int(counts[i]) for i in np.flatnonzero(counts)}
+        counts = self._batch.native.environment(self.handle)
+        return {self._batch.objects[i]: int(counts[i]) for i in np.flatnonzero(counts)}
 
     def membranes(self) -> list[dict[str, Any]]:
         """Every membrane: id, label, charge, parent (id or None), objects; name and closed where there are any."""
-        cells = self._native.cells()
-        offsets, objects, counts = self._native.contents()
+        batch = self._batch
+        cells = batch.native.cells(self.handle)
+        offsets, objects, counts = batch.native.contents(self.handle)
         ids = cells["id"].tolist()
-        names = [self.objects[o] for o in objects.tolist()]
+        names = [batch.objects[o] for o in objects.tolist()]
         values = counts.tolist()
         out = []
         columns = zip(cells["label"].tolist(), cells["charge"].tolist(), cells["parent"].tolist(),
@@ -198,12 +369,12 @@ class Population:
         for row, (label, charge, parent, closed) in enumerate(columns):
             begin, end = int(offsets[row]), int(offsets[row + 1])
             membrane: dict[str, Any] = {
-                "id": ids[row], "label": self.labels[label], "charge": charge,
+                "id": ids[row], "label": batch.labels[label], "charge": charge,
                 "parent": ids[parent] if parent >= 0 else None,
                 "objects": dict(zip(names[begin:end], values[begin:end], strict=True)),
             }  # fmt: skip
-            if ids[row] < len(self.names) and self.names[ids[row]]:
-                membrane["name"] = self.names[ids[row]]
+            if ids[row] < len(batch.names) and batch.names[ids[row]]:
+                membrane["name"] = batch.names[ids[row]]
             if closed:
                 membrane["closed"] = closed
             out.append(membrane)
@@ -211,37 +382,32 @@ class Population:
 
     def links(self) -> list[tuple[int, int]]:
         """Pairs of ids."""
-        ids = self._native.cells()["id"]
-        pairs = self._native.links().reshape(-1, 2)
+        ids = self._batch.native.cells(self.handle)["id"]
+        pairs = self._batch.native.links(self.handle).reshape(-1, 2)
         return [(int(ids[a]), int(ids[b])) for a, b in pairs]
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Per label: how many membranes, and the objects in all of them together."""
-        membranes, sums = self._native.totals(len(self.labels))
-        table = sums.reshape(len(self.labels), len(self.objects))
+        batch = self._batch
+        membranes, sums = batch.native.totals(self.handle, len(batch.labels))
+        table = sums.reshape(len(batch.labels), len(batch.objects))
         return {
             label: {
                 "membranes": int(membranes[i]),
-                "objects": {self.objects[o]: int(table[i, o]) for o in np.flatnonzero(table[i])},
+                "objects": {batch.objects[o]: int(table[i, o]) for o in np.flatnonzero(table[i])},
             }
-            for i, label in enumerate(self.labels)
+            for i, label in enumerate(batch.labels)
             if membranes[i]
         }
 
-    def _failure(self, status: int) -> PopulationLimit:
-        step, membranes = self.steps + 1, self._native.num_membranes
-        if status == OVERFLOW:
-            row, cell, obj = self._native.failure()
-            where = "the environment" if row < 0 else f"membrane {cell}"
-            return PopulationLimit(
-                f"step {step}: the count of {self.objects[obj]} in {where} passes 2^63 - 1; the run stands at step "
-                f"{self.steps}, before it"
-            )
-        what = {OUT_OF_PAGES: "pages", OUT_OF_CELLS: "membranes"}.get(status, "applications at once")
-        return PopulationLimit(
-            f"step {step} needs more {what} than fit {self.max_bytes / (1 << 20):.0f} MiB of memory; the run stands at "
-            f"step {self.steps} with {membranes} membranes: allow more memory or fewer steps"
-        )
+
+def default_max_bytes() -> int:
+    """The memory for populations when nothing was asked for."""
+    return int(available_memory() * _DEFAULT_SHARE)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.{0 if size >= 10 << 20 else 3}{'f' if size >= 10 << 20 else 'g'}}"
 
 
 def _start_arrays(layout: Mapping[str, Any], num_objects: int) -> tuple[npt.NDArray[Any], ...]:

@@ -131,6 +131,10 @@ class Batch:
         """A run whose counts were changed from outside may go on."""
         self._halted[row] = 0
 
+    def halt(self, rows: npt.NDArray[np.bool_]) -> None:
+        """Marks runs, all of them told, as those to which nothing applies."""
+        self._halted[:] = rows
+
     def __len__(self) -> int:
         return len(self.counts)
 

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 from echoc.errors import ArtifactError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices.cpu import check_target
-from echoc.runtime.population import Applied, Outcome, Population, PopulationLimit
-from echoc.runtime.runs import Batch, Runs
+from echoc.runtime.population import Applied, Outcome, PopulationBatch, PopulationLimit, default_max_bytes
+from echoc.runtime.runs import MAX_RUN, Batch, Runs
 
-__all__ = ["Applied", "Outcome", "PopulationLimit", "SystemProgram", "SystemRun"]
+__all__ = ["Applied", "Outcome", "PopulationBatch", "PopulationLimit", "SystemProgram", "SystemRun"]
+_TOGETHER = 256  # runs of a population: enough for any number of threads
+_ROOM = 16 << 20  # bytes for each
 _ENDLESS = 1 << 16  # steps asked for at once by a run that goes on until it halts
 
 
@@ -40,6 +42,12 @@ class SystemRun(Protocol):
 
     def take(self, objects: Sequence[str]) -> dict[str, int]:
         """Takes all of some objects out of the environment; returns how many there were, zeros left out."""
+
+    def fork(self) -> SystemRun:
+        """A run that stands where this one does, and from there on is on its own."""
+
+    def release(self) -> None:
+        """Gives back what the run holds."""
 
     def environment(self) -> dict[str, int]:
         """What is outside the skin."""
@@ -94,7 +102,6 @@ class SystemProgram:
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{self.artifact.path}: its system is not valid: {error!r}; compile it again") from None
         self._runs = Runs(self._library(), self.layout) if self.engine == "runs" else None
-        self._population: Population | None = None
 
     def _library(self) -> memoryview:
         name = self.artifact.manifest.kernel_library
@@ -116,24 +123,43 @@ class SystemProgram:
             return list(dict.fromkeys(o for c in self._runs.cells for o in c["objects"]))
         return [str(o) for o in self.layout["objects"]]
 
+    @property
+    def most_together(self) -> int:
+        """Runs that go side by side with room to grow for each; more are better made in turns."""
+        if self._runs is not None:
+            return MAX_RUN
+        memory = default_max_bytes() if self.max_bytes is None else self.max_bytes
+        return max(1, min(_TOGETHER, memory // _ROOM))
+
     def create(self, *, seed: int = 0, run: int = 0) -> SystemRun:
         """A run at the start configuration. Run `run` of a seed is the same whatever else runs."""
         if self._runs is not None:
             return DenseRun(self._runs, self._runs.start(1, seed=seed, first=run, threads=1), 0)
-        population = Population(self._library(), self.layout, num_threads=self.num_threads, max_bytes=self.max_bytes)
-        population.start(seed, run)
-        return population
+        return self._populations(1, seed, run)[0]
 
-    def create_many(self, runs: int, *, seed: int = 0) -> Batch:
-        """Runs 0 to runs - 1 side by side, for systems whose membranes stay (`engine` is "runs")."""
-        if self._runs is None:
-            raise RequestError(f"{self.artifact.path} holds membranes that come and go: create its runs one by one")
-        return self._runs.start(runs, seed=seed, threads=self.num_threads)
+    def create_many(self, runs: int, *, seed: int = 0, first: int = 0) -> Batch | PopulationBatch:
+        """Runs number first to first + runs - 1 side by side, each the same as alone. Where membranes stay (`engine` is
+        "runs") a `Batch`, whose arrays are the state; else a `PopulationBatch`, whose runs share `max_bytes` equally.
 
-    def row(self, batch: Batch, index: int) -> SystemRun:
-        """One run of a batch, to look at."""
+        Raises: RequestError for numbers out of range.
+        """
+        if self._runs is not None:
+            return self._runs.start(runs, seed=seed, first=first, threads=self.num_threads)
+        return self._populations(runs, seed, first)
+
+    def row(self, batch: Batch | PopulationBatch, index: int) -> SystemRun:
+        """One run of a batch."""
+        if isinstance(batch, PopulationBatch):
+            return batch[index]
         assert self._runs is not None
         return DenseRun(self._runs, batch, index)
+
+    def _populations(self, runs: int, seed: int, first: int) -> PopulationBatch:
+        batch = PopulationBatch(
+            self._library(), self.layout, instances=runs, num_threads=self.num_threads, max_bytes=self.max_bytes
+        )
+        batch.start(seed, first)
+        return batch
 
 
 class DenseRun:
@@ -205,6 +231,18 @@ class DenseRun:
                 out[name] = int(counts[place])
                 counts[place] = 0
         return out
+
+    def fork(self) -> DenseRun:
+        batch, row = self._batch, slice(self._row, self._row + 1)
+        child = self._runs.start(
+            1, seed=batch.seed, first=int(batch.index[self._row]), counts=batch.counts[row], threads=batch.threads
+        )
+        child.charges[:], child.time[:], child.steps[:] = batch.charges[row], batch.time[row], batch.steps[row]
+        child.halt(batch.halted[row])
+        return DenseRun(self._runs, child, 0)
+
+    def release(self) -> None:
+        """The arrays of a batch go together, with its last run."""
 
     def environment(self) -> dict[str, int]:
         return self._objects(self._runs.cells[-1])

@@ -98,7 +98,7 @@ struct Link {
 };
 
 /// What one thread works with. `count` and `fresh` are dense over objects and all zero between membranes.
-struct Workspace {
+struct alignas(64) Workspace {
   int64_t* count;
   int64_t* fresh;
   Vec<uint32_t> touched;
@@ -115,6 +115,7 @@ struct Workspace {
   Vec<Link> relinks;
   int64_t applied;
   int64_t possible;  // applications that were left out though they could have been made
+  int64_t held;      // pages taken for the run by this thread when the old and the new configuration are both there
 };
 
 enum Status : int32_t {
@@ -124,7 +125,7 @@ enum Status : int32_t {
   kOutOfCells = 3,
   kOverflow = 4,
   kOutOfWorkspace = 5,
-  kInnerLimit = 6,
+  kOutOfLinks = 6,
 };
 
 /// What becomes of an old row's content: it is given back when the step is done, it is the new configuration's as well,
@@ -139,9 +140,11 @@ struct Shared {
   int64_t next_id;
   int64_t applied;  // and what could have been
   bool has_mail;
+  bool stops;  // the step has failed before anything was delivered
   int64_t divided;
   int64_t dissolved;
   Vec<Candidate> candidates;
+  uint64_t settled;          // mail of the first thread's membranes; what is behind comes after all other threads'
   Vec<Mail> mail;            // grouped by row
   Vec<uint32_t> mail_begin;  // per row + 1, where its mail starts; the environment's comes first
   Vec<int32_t> children;     // rows grouped by parent
@@ -153,13 +156,11 @@ struct Shared {
   Vec<int8_t> charge_set;  // kUnset, or the charge that an application has given
   Vec<uint32_t> slots;     // open addressing over (row, object)
   Vec<Mail> resources;     // what is left of them
-  Vec<Link> links_before;
-  Vec<Link> links;
   Vec<uint32_t> link_begin;
   Vec<int32_t> order;
 };
 
-/// One step of one thread. All threads of the team call the kernel with the same tables.
+/// One step of one run on one thread. Threads that share a run call the kernel with the same tables.
 struct StepCall {
   const Cells* before;
   Cells* after;
@@ -168,6 +169,8 @@ struct StepCall {
   Shared* shared;
   const int64_t* environment_before;  // dense over objects
   int64_t* environment;
+  const Vec<Link>* links_before;
+  Vec<Link>* links;
   uint64_t seed;
   uint64_t run;
   int64_t step;
@@ -179,7 +182,7 @@ struct StepCall {
 };
 
 /// What a kernel and the runtime that calls it must agree on; kVersion counts changes of meaning that keep the sizes.
-constexpr int64_t kVersion = 2;
+constexpr int64_t kVersion = 3;
 constexpr int64_t kAbi =
     ((((kVersion << 12 | sizeof(StepCall)) << 12 | sizeof(Shared)) << 12 | sizeof(Workspace)) << 12) |
     (sizeof(Cells) + sizeof(Application));

@@ -227,7 +227,7 @@ class Binding {
     const uint32_t rows = before_.count;
     uint32_t* begin = shared_.link_begin.data;
     for (uint32_t i = 0; i < rows + 2; ++i) begin[i] = 0;
-    const Vec<Link>& links = shared_.links_before;
+    const Vec<Link>& links = *call_.links_before;
     for (uint64_t i = 0; i < links.size; ++i) ++begin[links.data[i].from + 2];
     for (uint32_t i = 1; i < rows + 2; ++i) begin[i] += begin[i - 1];
     for (uint64_t i = 0; i < links.size; ++i) shared_.order.data[begin[links.data[i].from + 1]++] = links.data[i].to;

@@ -34,7 +34,7 @@ class SharedChoice : public CellChoice<S> {
       each_entry(pool_, before_.content[row], [&](uint32_t object, int64_t) { start_at(row, object); });
       for (int32_t k = 0; k < S::kSharedAlwaysCount; ++k) start(S::kSharedAlways[k], row);
     }
-    if (call_.tid != 0) return;
+    if (call_.tid + 1 != call_.nthreads) return;  // the last of all, on any number of threads
     for (int o = 0; o < S::kObjects; ++o) {
       if (call_.environment_before[o] > 0) start_at(kNone, static_cast<uint32_t>(o));
     }

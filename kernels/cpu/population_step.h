@@ -26,19 +26,18 @@ class Step : public Ordered<S> {
     if constexpr (S::kHasShared) {
       this->gather(rows);
       meet();
-      if (failed()) return finish(rows);
     }
     for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) {
       if (row + kAhead < rows.end) foresee(pool_, before_.content[row + kAhead]);
       evolve(static_cast<int32_t>(row));
     }
     meet();
-    if (call_.tid == 0 && !failed()) {
-      if constexpr (S::kHasShared || S::kSequential) this->settle();
-      collect();
+    if (call_.tid == 0) {
+      if (!failed()) communicate();
+      shared_.stops = failed();  // asked once, so that no thread sees what another has come to since
     }
     meet();
-    if (failed()) return finish(rows);
+    if (shared_.stops) return finish(rows);
     for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) deliver(static_cast<int32_t>(row));
     if (call_.tid == 0 && !failed()) deliver_to_environment();
     meet();
@@ -89,6 +88,12 @@ class Step : public Ordered<S> {
         after_.pending[i] = before_.pending[i];
       }
     }
+  }
+
+  void communicate() {
+    shared_.settled = work_.mail.size;
+    if constexpr (S::kHasShared || S::kSequential) this->settle();
+    collect();
   }
 
   // The content of a membrane by its own rules.
@@ -295,7 +300,7 @@ class Step : public Ordered<S> {
     return true;
   }
 
-  // Groups the mail of all threads by row.
+  // Groups the mail of all threads by row, in an order that does not tell how many threads there were.
   void collect() {
     uint64_t total = 0;
     for (int32_t t = 0; t < call_.nthreads; ++t) total += call_.workspaces[t].mail.size;
@@ -315,8 +320,10 @@ class Step : public Ordered<S> {
   void for_mail(F&& f) {
     for (int32_t t = 0; t < call_.nthreads; ++t) {
       const Vec<Mail>& mail = call_.workspaces[t].mail;
-      for (uint64_t i = 0; i < mail.size; ++i) f(mail.data[i]);
+      const uint64_t size = t == 0 ? shared_.settled : mail.size;
+      for (uint64_t i = 0; i < size; ++i) f(mail.data[i]);
     }
+    for (uint64_t i = shared_.settled; i < work_.mail.size; ++i) f(work_.mail.data[i]);
   }
 
   Span mail_of(int32_t row) const {
@@ -380,6 +387,7 @@ class Step : public Ordered<S> {
   // The old configuration's pages go back, or the new one's if the step failed.
   void finish(Range rows) {
     const bool undo = failed();
+    work_.held = pages::num_held(work_.cache);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       if (shared_.carried.data[row] == kCarried) continue;
       if (undo) {

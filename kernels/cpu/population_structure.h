@@ -29,6 +29,8 @@ class Structure : public Binding<S> {
   using Binding<S>::shared_;
   using Binding<S>::work_;
 
+  Vec<Link>& links_ = *call_.links;
+
   bool failed() const { return shared_.status.load(std::memory_order_relaxed) != kDone; }
 
   // Rows to divide into work_.order, deepest first; rows to dissolve are marked and counted.
@@ -214,28 +216,28 @@ class Structure : public Binding<S> {
 
   void copy_links(int32_t from, int32_t to) {
     if constexpr (S::kHasLinks) {
-      const uint64_t count = shared_.links.size;
+      const uint64_t count = links_.size;
       for (uint64_t i = 0; i < count; ++i) {
-        const Link link = shared_.links.data[i];
+        const Link link = links_.data[i];
         if (link.from != from && link.to != from) continue;
-        if (!shared_.links.push({link.from == from ? to : link.from, link.to == from ? to : link.to})) {
-          return fail(kOutOfWorkspace);
+        if (!links_.push({link.from == from ? to : link.from, link.to == from ? to : link.to})) {
+          return fail(kOutOfLinks);
         }
       }
     }
   }
 
   void relink() {
-    shared_.links.size = 0;
-    const Vec<Link>& links = shared_.links_before;
+    links_.size = 0;
+    const Vec<Link>& links = *call_.links_before;
     for (uint64_t i = 0; i < links.size; ++i) {
       if (cut(links.data[i])) continue;
-      if (!shared_.links.push(links.data[i])) return fail(kOutOfWorkspace);
+      if (!links_.push(links.data[i])) return fail(kOutOfLinks);
     }
     each_wish([&](const Link& wish) {
       if (wish.to < 0) return;
       if (has_link(wish)) return;
-      if (!shared_.links.push(wish) || !shared_.links.push({wish.to, wish.from})) fail(kOutOfWorkspace);
+      if (!links_.push(wish) || !links_.push({wish.to, wish.from})) fail(kOutOfLinks);
     });
   }
 
@@ -257,8 +259,8 @@ class Structure : public Binding<S> {
   }
 
   bool has_link(const Link& wanted) const {
-    for (uint64_t i = 0; i < shared_.links.size; ++i) {
-      if (shared_.links.data[i].from == wanted.from && shared_.links.data[i].to == wanted.to) return true;
+    for (uint64_t i = 0; i < links_.size; ++i) {
+      if (links_.data[i].from == wanted.from && links_.data[i].to == wanted.to) return true;
     }
     return false;
   }
@@ -352,12 +354,12 @@ class Structure : public Binding<S> {
     shared_.dissolved += rows - kept;
     if constexpr (S::kHasLinks) {
       uint64_t left = 0;
-      for (uint64_t i = 0; i < shared_.links.size; ++i) {
-        const Link link = shared_.links.data[i];
+      for (uint64_t i = 0; i < links_.size; ++i) {
+        const Link link = links_.data[i];
         if (where.data[link.from] == kNone || where.data[link.to] == kNone) continue;
-        shared_.links.data[left++] = {where.data[link.from], where.data[link.to]};
+        links_.data[left++] = {where.data[link.from], where.data[link.to]};
       }
-      shared_.links.size = left;
+      links_.size = left;
     }
   }
 

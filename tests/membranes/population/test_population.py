@@ -9,14 +9,14 @@ from echoc.compiler.ir import oracle
 from echoc.compiler.ir.algebra import Cell, Group, Rule, Send, System, Target, bag
 from echoc.compiler.ir.oracle import Application, Configuration, Membrane
 from echoc.compiler.targets.cpu.rewriting.population import Schedule, build, generate
-from echoc.runtime.population import Population
+from echoc.runtime.population import Population, PopulationBatch
 
 FAMILIES = ("transition", "active", "tissue", "spiking", "kernel")
 
 
 def compiled(system: System, threads: int = 2, unroll: int = 16) -> Population:
     generated = generate(system, Schedule(unroll))
-    return Population(build(generated), generated.layout, num_threads=threads, max_bytes=64 << 20)
+    return PopulationBatch(build(generated), generated.layout, num_threads=threads, max_bytes=64 << 20)[0]
 
 
 def configuration(population: Population, before: Configuration) -> dict[str, object]:
@@ -83,7 +83,7 @@ def test_kernels_of_every_level_run_alike() -> None:
     ends = []
     for level in ("native", "x86-64-v3", "x86-64-v2"):
         generated = generate(system)
-        population = Population(build(generated, level), generated.layout, num_threads=1, max_bytes=64 << 20)
+        population = PopulationBatch(build(generated, level), generated.layout, num_threads=1, max_bytes=64 << 20)[0]
         population.start(seed=2)
         population.advance(6)
         ends.append((population.membranes(), population.environment()))

@@ -12,7 +12,7 @@ import pytest
 import echoc
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
-from echoc.runtime.population import Population
+from echoc.runtime.population import PopulationBatch
 from echoc.runtime.runs import Runs
 from echoc.runtime.systems import PopulationLimit, SystemProgram
 
@@ -98,10 +98,41 @@ def test_runs_of_a_batch_are_those_made_alone(compiled: Compiled) -> None:
         alone = program.create(seed=9, run=index)
         alone.advance(5)
         assert program.row(batch, index).membranes() == alone.membranes()
+    later = program.create_many(2, seed=9, first=4)
+    later.advance(5)
+    assert program.row(later, 1).membranes() == program.row(batch, 5).membranes()
     total = program.create(seed=9)
     total.advance(3)
     weather = next(m for m in total.membranes() if m["objects"])
     assert sum(weather["objects"].values()) == 400
+
+
+def test_runs_of_membranes_that_come_and_go_are_a_batch_too(compiled: Compiled) -> None:
+    program = SystemProgram(compiled("subsets.pli"), num_threads=2, max_bytes=64 << 20)
+    batch = program.create_many(5, seed=7, first=2)
+    batch.advance()
+    assert batch.halted.all()
+    for index in (0, 4):
+        alone = program.create(seed=7, run=2 + index)
+        assert alone.advance().steps == batch.steps[index]
+        assert program.row(batch, index).membranes() == alone.membranes()
+    assert batch.memory()["membranes"] == 5 * 17
+    assert batch[0].memory()["max_bytes"] == (64 << 20) // 5
+
+
+@pytest.mark.parametrize("name", ["choosing.pli", "weather.pli"])
+def test_every_kind_of_run_forks(compiled: Compiled, name: str) -> None:
+    program = echoc.load(compiled(name))
+    run = program.create(seed=3, run=2)
+    run.advance(2 if name == "weather.pli" else 0)
+    fork = run.fork()
+    before = fork.membranes()
+    run.advance(1)
+    assert fork.membranes() == before != run.membranes()
+    fork.advance(1)
+    assert (fork.membranes(), fork.steps) == (run.membranes(), run.steps)
+    fork.release()
+    assert run.advance(1).steps >= 1
 
 
 def test_zero_steps_are_the_start(compiled: Compiled) -> None:
@@ -116,8 +147,8 @@ def test_what_does_not_fit_is_said(compiled: Compiled) -> None:
     program = echoc.load(compiled("doubling.pli"))
     with pytest.raises(RequestError, match="seed"):
         program.create(seed=-1)
-    with pytest.raises(RequestError, match="one by one"):
-        program.create_many(3)
+    with pytest.raises(RequestError, match="0 runs were asked for"):
+        program.create_many(0)
     with pytest.raises(DeviceError, match="too few for a population"):
         SystemProgram(compiled("doubling.pli"), max_bytes=100).create()
     with pytest.raises(DeviceError, match="num_threads is 0"):
@@ -132,7 +163,7 @@ def test_a_numerical_system_steps_as_a_program(compiled: Compiled) -> None:
     assert values == [[1.5, 1.5], [2.0, 3.5]]
 
 
-@pytest.mark.parametrize(("name", "load"), [("doubling.pli", Population), ("weather.pli", Runs)])
+@pytest.mark.parametrize(("name", "load"), [("doubling.pli", PopulationBatch), ("weather.pli", Runs)])
 def test_kernels_of_another_calling_convention_are_refused(compiled: Compiled, name: str, load: Load) -> None:
     """A kernel that reads other structures than the runtime writes would run and be wrong."""
     artifact = Artifact(compiled(name))
