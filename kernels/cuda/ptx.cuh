@@ -9,6 +9,8 @@ namespace echoc {
 
 inline constexpr uint32_t kAll = 0xffffffffu;
 
+extern __shared__ __align__(128) char shared[];  // as much as the launch says
+
 inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // Programmatic dependent launch: nothing that other launches write is touched before wait_dependencies.

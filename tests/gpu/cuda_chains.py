@@ -3,7 +3,6 @@ interpreter."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,13 +30,6 @@ from echoc.compiler.weights import Weights
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def folder() -> Path:
-    """Where compiled host kernels are kept during a test run."""
-    path = Path(os.environ.get("ECHOC_HOST_KERNELS", Path(tempfile.gettempdir()) / f"echoc-host-kernels-{os.getuid()}"))
-    path.mkdir(exist_ok=True)
-    return path
-
-
 class ChainLaunches(Launches):
     """The launches of a program for at most `rows` rows on an architecture."""
 
@@ -59,10 +51,11 @@ class ChainLaunches(Launches):
         self.kernels: list[Kernel] = []
         for launch in self.chain.launches:
             self.kernels += launch.kernels or self.renderer.kernels(launch.groups, False, rows)
-        self.machine = HostMachine(folder(), 90 if architecture == "sm_90a" else 80)
+        self.machine = HostMachine(Path(tempfile.mkdtemp()), 90 if architecture == "sm_90a" else 80)
 
     def run(self, inputs: Arrays, values: Arrays, symbols: Mapping[str, int], states: Arrays | None = None) -> Arrays:
         self.memory = {}
+        self.machine.compile(self.kernels)
         held = Weights(self.program.skin, lookup(dict(values)), {})
         for kernel in self.kernels:
             for argument in kernel.arguments:

@@ -52,5 +52,6 @@ def test_windows(window: int) -> None:
 def test_a_body_bends_scores() -> None:
     score = make("arg", name="score", dtype="f32", shape=())
     distance = make("sub", *(make("arg", name=n, dtype="i64", shape=()) for n in ("qpos", "kpos")))
-    body: Node = make("sub", score, make("mul", make("cast", distance, dtype="f32"), make("const", dtype="f32", value=0.01)))
+    slope = make("const", dtype="f32", value=0.01)
+    body: Node = make("sub", score, make("mul", make("cast", distance, dtype="f32"), slope))
     run(attention(2, 2, 16, softcap=3.0, body=body), RAGGED)

@@ -54,8 +54,7 @@ class Chain:
         self.narrow: set[Node] = set()
         self.parts: dict[Node, Parts] = {}
         self.merge_products()
-        self.take_in_prologues()
-        self.take_in_maps()
+        self.take_in_rows()
         self.take_in_attention()
         self.find_narrow()
         self.render()
@@ -118,39 +117,51 @@ class Chain:
             kept.append(launch)
         self.launches = kept
 
-    def take_in_prologues(self) -> None:
-        for launch in [x for x in self.launches if x.family == "rows"]:
-            self.dissolve(launch)
+    def take_in_rows(self) -> None:
+        """Rows groups that only products read, or that products can write on the way, are computed by these."""
+        settled = False
+        while not settled:
+            taken = [x for x in self.launches if x.family == "rows" and self.dissolve(x)]
+            settled = not taken
 
-    def dissolve(self, launch: Launch) -> None:
-        """Make a rows group the prologue of all products that read it, if nothing else needs it before them."""
+    def dissolve(self, launch: Launch) -> bool:
+        """Let all readers of a rows group compute what they read of it: towards x in their prologues, and a few maps in
+        their epilogues. What this leaves, the first of them writes to memory, if it computes it and comes first."""
         (group,) = launch.groups
         readers = [x for x in self.launches if x is not launch and not self.reads(x).isdisjoint(group.outputs)]
-        if not readers or any(n in self.boundary for n in group.outputs):
-            return
-        plans: list[tuple[Launch, Prologue]] = []
-        extras = set(group.outputs)
+        if not readers or any(n in self.boundary for n in group.outputs) or _reads_table(group):
+            return False
+        extras: set[Node] = set()
+        plans: list[tuple[Launch, Prologue, list[Node]]] = []
         for reader in readers:
-            if reader.prologue is None or reader.prologue.nodes or reader.prologue.x not in group.outputs:
+            if reader.prologue is None:
+                extras |= self.reads(reader) & set(group.outputs)
                 continue
-            p = reader.prologue
-            plan = ring.plan_prologue(p.x, p.rows, p.k, group, lambda n: n in self.outputs)
-            if plan is None or not self.possible(reader, plan):
-                return
-            plans.append((reader, plan))
-        for node in group.outputs:
-            users = [x for x in readers if node in self.reads(x)]
-            mine = [x for x, p in plans if p.x is node]
-            if all(x in mine and not self.in_epilogue(x, node) for x in users):
-                extras.discard(node)
-        if not plans or (extras and (plans[0][0] is not readers[0] or not extras <= set(plans[0][1].nodes))):
-            return
-        if any(self.in_epilogue(plans[0][0], n) for n in extras):
-            return
-        plans[0][1].outputs = [n for n in group.outputs if n in extras]
-        for reader, plan in plans:
+            before = reader.prologue
+            inside = {root(i) for n in before.nodes for i in n.inputs} | {before.x}
+            nodes = _slice(group, [n for n in group.outputs if n in inside])
+            beside = {n for n in group.outputs if self.in_epilogue(reader, n)}
+            maps = _slice(group, list(beside))
+            if len(maps) > MAX_MAPS or not all(n.op in POINTWISE or n.op in ring.VIEWS for n in maps):
+                extras |= beside
+                maps = []
+            plan = Prologue(before.x, before.rows, before.k, nodes + before.nodes, list(before.outputs))
+            if not ring.fits_rows(plan):
+                return False
+            plans.append((reader, plan, maps))
+        if extras:
+            if not plans or plans[0][0] is not readers[0] or not extras <= set(plans[0][1].nodes):
+                return False
+            if any(self.in_epilogue(readers[0], n) for n in extras):
+                return False
+            plans[0][1].outputs += [n for n in group.outputs if n in extras]
+        if not all(self.possible(*plan) for plan in plans):
+            return False
+        for reader, plan, maps in plans:
             reader.prologue = plan
+            reader.inner += maps
         self.launches.remove(launch)
+        return True
 
     def in_epilogue(self, launch: Launch, node: Node) -> bool:
         """Whether riders of a launch read a node, beside its products reading it as x."""
@@ -160,11 +171,11 @@ class Chain:
                 return True
         return False
 
-    def possible(self, launch: Launch, plan: Prologue) -> bool:
-        """Whether the kernel can be made with this prologue."""
+    def possible(self, launch: Launch, plan: Prologue, maps: Sequence[Node]) -> bool:
+        """Whether the kernel can be made so."""
         try:
-            self.product(launch, plan, {})
-        except Unfit:
+            self.product(launch, plan, {}, maps)
+        except (Unfit, CompileError):
             return False
         return True
 
@@ -178,33 +189,6 @@ class Chain:
             launch.groups, weights, prologue, self.rows, arguments, self.outputs, self.symbols, self.device, sources,
             {*launch.inner, *more},
         )  # fmt: skip
-
-    def take_in_maps(self) -> None:
-        """A few maps that only epilogues of products read, at their own element, are computed there."""
-        for launch in [x for x in self.launches if x.family == "rows"]:
-            (group,) = launch.groups
-            readers = [x for x in self.launches if x is not launch and not self.reads(x).isdisjoint(group.outputs)]
-            if len(group.nodes) > MAX_MAPS or any(n in self.boundary for n in group.outputs):
-                continue
-            maps = all(n.op in POINTWISE or n.op in ring.VIEWS for n in group.nodes)
-            if not maps or not readers or not all(self.only_epilogue(x, group.outputs) for x in readers):
-                continue
-            try:
-                for reader in readers:
-                    assert reader.prologue is not None
-                    self.product(reader, reader.prologue, {}, group.nodes)
-            except (Unfit, CompileError):
-                continue
-            for reader in readers:
-                reader.inner += group.nodes
-            self.launches.remove(launch)
-
-    def only_epilogue(self, launch: Launch, nodes: Sequence[Node]) -> bool:
-        """Whether a launch is of products that read some of the nodes, but none on the way to x."""
-        if launch.prologue is None:
-            return False
-        made = [i for n in launch.prologue.nodes for i in n.inputs] + [launch.prologue.x]
-        return not any(root(i) in nodes for i in made)
 
     # -- attention
 
@@ -316,6 +300,23 @@ class Chain:
     def kernels(self) -> list[Kernel]:
         """All generated kernels in launch order."""
         return [k for x in self.launches for k in x.kernels]
+
+
+def _slice(group: Group, wanted: Sequence[Node]) -> list[Node]:
+    """The nodes of a group that some of its nodes depend on, in order."""
+    needed: set[Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = root(stack.pop())
+        if node in group.nodes and node not in needed:
+            needed.add(node)
+            stack += node.inputs
+    return [n for n in group.nodes if n in needed]
+
+
+def _reads_table(group: Group) -> bool:
+    """Whether a group reads rows of a weight, which may lie packed."""
+    return any(n.op in ("take", "gather") and root(n.inputs[0]).op == "weight" for n in group.nodes)
 
 
 def _operands(node: Node) -> list[Node]:

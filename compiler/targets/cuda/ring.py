@@ -15,7 +15,7 @@ from typing import Any
 from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.types import Dim, dim_mul
-from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.passes.fuse import Group
 from echoc.compiler.passes.pack import Packed
 from echoc.compiler.targets.cpu import emit
 from echoc.compiler.targets.cpu.emit import Place
@@ -119,23 +119,9 @@ class Prologue:
         return [n for n in self.nodes if n.op == "sum"]
 
 
-def plan_prologue(x: Node, rows: Dim, k: int, group: Group | None, external: Callable[[Node], bool]) -> Prologue | None:
-    """The part of a rows group that makes x, if it is nothing but maps of values in memory and sums of whole rows."""
-    prologue = Prologue(root(x), rows, k)
-    if group is None or prologue.x not in group.nodes:
-        return prologue
-    wanted: set[Node] = set()
-    stack = [prologue.x]
-    while stack:
-        node = root(stack.pop())
-        if node in wanted or node not in group.nodes:
-            continue
-        wanted.add(node)
-        if not _fits_row(node, rows, k):
-            return None
-        stack += node.inputs
-    prologue.nodes = [n for n in group.nodes if n in wanted]
-    return prologue
+def fits_rows(prologue: Prologue) -> bool:
+    """Whether a prologue is nothing but maps of values in memory and sums of whole rows."""
+    return all(_fits_row(n, prologue.rows, prologue.k) for n in prologue.nodes)
 
 
 def _fits_row(node: Node, rows: Dim, k: int) -> bool:

@@ -24,11 +24,12 @@ struct Three {
   unsigned x, y, z;
 };
 inline Three threadIdx, blockIdx, gridDim;
-alignas(128) inline char shared[256 * 1024];
 
 #include "types.cuh"
 
 namespace echoc {
+
+alignas(128) inline char shared[256 * 1024];
 
 struct Fiber {
   ucontext_t context;
