@@ -125,8 +125,9 @@ def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
     block, warps, stages = 128, 8, 3 if sisters > 1 else 4
     if precise:
         block, wide, warps, stages = 64, max(wide // 2, 16), 4, 2
-    if bound is None or bound > 256:
-        return Schedule("tiles", block, wide, depth, warps, stages)
+    if bound is None or bound > 2048:
+        many = not precise and columns >= 8 * wide and packed.format == "bf16"
+        return Schedule("tiles", block, 2 * wide if many else wide, depth, warps, 3 if many else stages)
     if bound <= 64:
         block, wide, warps = 64, min(wide, 64), 4
     programs = -(-columns // wide) * -(-bound // block)
