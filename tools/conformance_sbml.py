@@ -31,6 +31,7 @@ import echoc
 from echoc.compiler.ir.expression import evaluate, names
 from echoc.errors import EchoError
 from echoc.membranes.sbml import values
+from echoc.runtime.runs import Batch
 from echoc.runtime.systems import SystemProgram
 
 Array = NDArray[np.float64]
@@ -56,6 +57,7 @@ def samples(model: Path, times: Array, variables: list[str], runs: int, seed: in
         program = echoc.load(echoc.compile(model, output=Path(work) / "case.echo"))
     assert isinstance(program, SystemProgram)
     batch = program.create_many(runs, seed=seed)
+    assert isinstance(batch, Batch)
     records = batch.advance(times=times)
     objects = {o: int(place) for cell in batch.runs.cells for o, place in cell["objects"].items()}
     others, found = values(model), {}
