@@ -6,5 +6,5 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))  # the cases of every op
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("ops", "models", "fuzz")]  # cases that others use
 os.environ["TRITON_INTERPRET"] = "1"

@@ -160,7 +160,7 @@ def _kernel(kernel: Kernel, level: Level, folder: Path, workers: _Workers) -> Bi
 
 def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: _Workers) -> Binary:
     """One kernel from the cache or a worker."""
-    signature = {a.name: POINTERS[a.element] for a in kernel.arguments} | dict.fromkeys(kernel.symbols, "i32")
+    signature = {a.name: POINTERS[a.element] for a in kernel.arguments} | {f"size{i}": "i32" for i in range(len(kernel.symbols))}
     job = {
         "name": kernel.name, "source": kernel.source, "signature": signature, "warp": level.device.warp,
         "backend": BACKENDS[level.device.vendor], "capability": level.capability, "num_warps": kernel.num_warps,

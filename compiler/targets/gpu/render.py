@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments, symbols_in
 from echoc.compiler.targets.gpu.rows import RowKernel
 
+_NAME = re.compile(r"\b[A-Za-z_]\w*")
 TEMPLATES = Path(__file__).parents[3] / "templates" / "triton"
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -106,7 +108,9 @@ class Renderer:
         draft = template.render(symbols=[], **holes)
         code = [line for line in draft.splitlines() if not line.startswith("#")]
         symbols = symbols_in(code, self.symbols)
-        source = template.render(symbols=symbols, **holes)
+        # kernels that differ in the symbols that they are launched with are one kernel
+        sizes = {name: f"size{i}" for i, name in enumerate(symbols)}
+        source = _NAME.sub(lambda m: sizes.get(m[0], m[0]), template.render(symbols=symbols, **holes))
         digest = hashlib.sha256(f"{source}{num_warps}{num_stages}".encode()).hexdigest()[:8]
         name = f"{family}_{digest}"
         return Kernel(
