@@ -40,7 +40,7 @@ def _tensor(port: Mapping[str, Any], given: Value) -> Value:
     try:
         array = np.array(given)
         if array.dtype.kind not in ("iuf" if port["dtype"] != "i64" else "iu"):
-            raise TypeError(f"found {array.dtype}")
+            raise TypeError(f"found {given!r:.60}")
         array = array.astype(dtype).reshape(-1) if array.ndim < 2 else array
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"input {name} wants {port['dtype']}[{size}]: {error}") from None

@@ -81,8 +81,11 @@ class PLinguaError(CompileError):
 
 
 def diagnose(fault: Fault) -> Diagnostic:
-    where = fault.mark.source.where(fault.mark.offset)
-    return Diagnostic(fault.message, where, fault.mark.source.excerpt(where))
+    source = fault.mark.source
+    if not source.text:  # of the file as a whole
+        return Diagnostic(fault.message, Where(source.file))
+    where = source.where(fault.mark.offset)
+    return Diagnostic(fault.message, where, source.excerpt(where))
 
 
 @dataclass(frozen=True, slots=True)

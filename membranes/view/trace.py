@@ -15,7 +15,7 @@ from typing import IO, Any
 from echoc.errors import EchoError
 
 SCHEMA = "echoc.trace/1"
-REASONS = ("no rule applies", "steps", "memory", "overflow")
+REASONS = ("no rule applies", "steps", "memory", "overflow", "interrupted")
 
 
 class TraceError(EchoError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from echoc.cli.console import human_bytes, print_json, progress_bar, say, stopwatch
+from echoc.cli.stepping import Stop, in_pieces, stoppable
 from echoc.errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".pli", ".kpl", ".pep", ".xml", ".sbml", ".toml")
 LISTED = 100_000  # membranes of a configuration that a trace lists one by one
 LISTED_PAGES = 2_000_000  # of 15 objects each: larger configurations are told by their sums
-PIECE = 1 << 12  # steps between two looks at the progress bar
 
 
 @dataclass(frozen=True)
@@ -171,27 +171,30 @@ class One:
     def run(self) -> None:
         wishes = self.wishes
         told = Told()
-        with stopwatch() as seconds, progress_bar(enabled=not wishes.as_json) as progress:
+        with stopwatch() as seconds, stoppable() as stop, progress_bar(enabled=not wishes.as_json) as progress:
             try:
                 if wishes.watched:
                     with tempfile.TemporaryDirectory(prefix="echoc-") as folder:
-                        self.watch(wishes.trace or Path(folder) / "trace.jsonl", told, progress)
+                        self.watch(wishes.trace or Path(folder) / "trace.jsonl", told, stop, progress)
                 else:
-                    advance(self.live, wishes, progress)
+                    advance(self.live, wishes, stop, progress)
             except DeviceError as error:
                 told.error = str(error)
             elapsed = seconds()
+        if stop.asked:
+            told.extra["interrupted"] = True
         self.tell(told, elapsed)
         if told.error is not None:
             say(f"echoc: {told.error}")
             raise SystemExit(1)
+        stop.leave(f"at step {self.live.steps}; the run stands there")
 
-    def watch(self, path: Path, told: Told, progress: Any) -> None:
+    def watch(self, path: Path, told: Told, stop: Stop, progress: Any) -> None:
         """Step by step, into a trace; then the text and the pictures that were asked for."""
         from echoc.membranes.view.trace import TraceWriter
 
         with TraceWriter(path, header(self.program, self.wishes), partial=self.wishes.trace is not None) as writer:
-            reason, message = self.follow(writer, progress), ""
+            reason, message = self.follow(writer, stop, progress), ""
             if isinstance(reason, DeviceError):
                 told.error = message = str(reason)
                 reason = "overflow" if "2^63" in message else "memory"
@@ -199,11 +202,13 @@ class One:
         told.reason = reason
         show_trace(path, self.wishes)
 
-    def follow(self, writer: "TraceWriter", progress: Any) -> Any:
+    def follow(self, writer: "TraceWriter", stop: Stop, progress: Any) -> Any:
         """Writes every configuration; returns why it stopped, or the error that stopped it."""
         writer.write(frame(self.live, self.program, recorded=False))
         done, wanted = 0, self.wishes.steps
         while wanted is None or done < wanted:
+            if stop.asked:
+                return "interrupted"
             try:
                 outcome = self.live.advance(1, record=True)
             except DeviceError as error:
@@ -225,6 +230,7 @@ class One:
                 "artifact": str(self.program.artifact.path), **described(self.program), "seed": self.wishes.seed,
                 **standing(self.live), "memory": self.live.memory(), "seconds": round(elapsed, 6),
             }  # fmt: skip
+            document |= told.extra
             if told.error is not None:
                 document["error"] = told.error
             print_json(document)
@@ -244,14 +250,16 @@ class Many:
     def run(self) -> None:
         wishes = self.wishes
         errors: dict[int, str] = {}
-        with stopwatch() as seconds, progress_bar(enabled=not wishes.as_json) as progress:
-            runs = list(self.rows(errors, progress))
+        with stopwatch() as seconds, stoppable() as stop, progress_bar(enabled=not wishes.as_json) as progress:
+            runs = list(self.rows(errors, stop, progress))
             elapsed = seconds()
+        if not runs:
+            stop.leave("before a run had ended")
         means = summary(runs)
         document = {
             "artifact": str(self.program.artifact.path), **described(self.program), "seed": wishes.seed,
             "runs": [run | ({"error": errors[run["run"]]} if run["run"] in errors else {}) for run in runs],
-            "summary": means, "seconds": round(elapsed, 6),
+            "summary": means, "seconds": round(elapsed, 6), **({"interrupted": True} if stop.asked else {}),
         }  # fmt: skip
         if wishes.as_json:
             print_json(document)
@@ -262,12 +270,14 @@ class Many:
             first = min(errors)
             say(f"echoc: {len(errors)} of {len(runs)} runs could not go on; run {first}: {errors[first]}")
             raise SystemExit(1)
+        stop.leave(f"at {len(runs)} of {wishes.runs} runs")
 
-    def rows(self, errors: dict[int, str], progress: Any) -> Iterator[dict[str, Any]]:
+    def rows(self, errors: dict[int, str], stop: Stop, progress: Any) -> Iterator[dict[str, Any]]:
+        """How the runs stand; of runs one after another, those that had ended before an interruption."""
         if self.program.engine == "runs":
             batch = self.program.create_many(self.wishes.runs, seed=self.wishes.seed)
             try:
-                advance_batch(batch, self.wishes)
+                advance_batch(batch, self.wishes, stop, progress)
             except DeviceError as error:
                 errors[0] = str(error)
             for index in range(self.wishes.runs):
@@ -276,32 +286,34 @@ class Many:
         for index in range(self.wishes.runs):
             live = self.program.create(seed=self.wishes.seed, run=index)
             try:
-                advance(live, self.wishes, lambda *_: None)
+                advance(live, self.wishes, stop, lambda *_: None)
             except DeviceError as error:
                 errors[index] = str(error)
+            if stop.asked:
+                return
             progress("run", index + 1, self.wishes.runs)
             yield {"run": index, **standing(live)}
 
 
-def advance(live: "SystemRun", wishes: Wishes, progress: Any) -> None:
+def advance(live: "SystemRun", wishes: Wishes, stop: Stop, progress: Any) -> None:
     """As far as was asked: steps, a time, or until it halts."""
-    if wishes.until is not None:
-        live.advance(wishes.steps, until=wishes.until)  # type: ignore[call-arg]
-        return
-    left = wishes.steps
-    while not live.halted and (left is None or left > 0):
-        piece = PIECE if left is None else min(PIECE, left)
-        live.advance(piece)
-        left = None if left is None else left - piece
-        progress("run", live.steps, wishes.steps or 0)
+    options: dict[str, Any] = {} if wishes.until is None else {"until": wishes.until}
+
+    def take(count: int) -> int:
+        before = live.steps
+        live.advance(count, **options)
+        return live.steps - before
+
+    in_pieces(take, wishes.steps, stop, progress)
 
 
-def advance_batch(batch: Any, wishes: Wishes) -> None:
-    if wishes.until is not None or wishes.steps is not None:
-        batch.advance(wishes.steps, until=wishes.until)
-        return
-    while not batch.halted.all():
-        batch.advance(PIECE)
+def advance_batch(batch: Any, wishes: Wishes, stop: Stop, progress: Any) -> None:
+    def take(count: int) -> int:
+        before = batch.steps.copy()
+        batch.advance(count, until=wishes.until)
+        return int((batch.steps - before).max(initial=0))
+
+    in_pieces(take, wishes.steps, stop, progress)
 
 
 def described(program: "SystemProgram") -> dict[str, Any]:
