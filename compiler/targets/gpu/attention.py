@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PAGE = 16
 LOG2_E = 1.4426950408889634
+SHORT = 8  # runs of fewer rows of a sequence in a prefill block are decoded row by row
 DECODE_ROWS = 256  # up to so many rows each row reads its context alone
 MAX_BLOCK = 4096  # elements of an entry that an append writes at a time
 
@@ -116,7 +117,13 @@ def scheduled(renderer: Renderer, group: Group, node: Node, shape: Shape, schedu
         schedule = replace(schedule, num_stages=min(schedule.num_stages, 2))
     if schedule.form == "decode":
         return decode(renderer, group, node, shape, schedule)
-    return [prefill(renderer, group, node, shape, schedule, deterministic)]
+    rows = schedule.lines // min(shape.group, schedule.lines)
+    short = 1 if deterministic else max(min(SHORT, rows // 2), 1)
+    kernel = prefill(renderer, group, node, shape, schedule, deterministic, short)
+    if short == 1:
+        return [kernel]
+    alone = replace(schedule_for(shape, DECODE_ROWS), splits=1)
+    return [kernel, *decode(renderer, group, node, shape, alone, rows, short)]
 
 
 def schedule_for(shape: Shape, rows: int | None) -> Schedule:
@@ -132,14 +139,19 @@ def schedule_for(shape: Shape, rows: int | None) -> Schedule:
     return Schedule("prefill", tile, 1, lines, 8 if lines == 128 else 4, 2 if wide > 128 else 3)
 
 
-def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule) -> list[Kernel]:
+def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule, block: int = 1,
+           short: int = 1) -> list[Kernel]:  # fmt: skip
+    """Kernels that take each row alone: every row, or those in runs of fewer than `short` rows of a block."""
     lanes = min(power_of_two(shape.group), 64)
     head_blocks = -(-shape.group // lanes)
     rows, splits, tile = node.inputs[0].shape[0], schedule.splits, schedule.tile
     partial = Workspace(rows * (shape.heads * splits * shape.v_head_dim * 4))
     bounds = Workspace(rows * (shape.heads * splits * 8))
     arguments, holes = _common(renderer, node, shape, tile)
-    holes |= {"lanes": lanes, "head_blocks": head_blocks, "splits": splits}
+    holes |= {
+        "lanes": lanes, "head_blocks": head_blocks, "splits": splits, "short": short, "block": block,
+        "block_width": power_of_two(block), "count": dim_text(rows),
+    }  # fmt: skip
     if splits == 1:
         holes["sink"] = _sink(arguments, node, "head", f"[{lanes}]")
         holes["out"] = arguments.get(node, written=True)
@@ -168,8 +180,9 @@ def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule:
     return [first, second]
 
 
-def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule, deterministic: bool
-            ) -> Kernel:  # fmt: skip
+def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule, deterministic: bool,
+            short: int) -> Kernel:  # fmt: skip
+    """The kernel that takes rows in blocks, all but runs of fewer than `short` rows of a sequence in a block."""
     lines, tile = schedule.lines, schedule.tile
     lanes = min(shape.group, lines)
     head_blocks = -(-shape.group // lanes)
@@ -178,7 +191,7 @@ def prefill(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule
     count = node.inputs[0].shape[0]
     holes |= {
         "out": arguments.get(node, written=True), "lines": lines, "lanes": lanes, "head_blocks": head_blocks,
-        "rows": rows, "count": dim_text(count), "sinks": "",
+        "rows": rows, "count": dim_text(count), "sinks": "", "short": short,
         # Tiles that every row sees whole need no mask; two loops may round differently, one does not.
         "plain_tiles": not node["window"] and not deterministic,
     }  # fmt: skip
