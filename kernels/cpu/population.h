@@ -63,15 +63,6 @@ struct Cells {
   int32_t* pending;   // rule whose products leave when the cell opens, -1
 };
 
-/// A rule applied `times` to the cells it binds: holder (-1 the environment), inner ones, chosen target.
-constexpr int kMembers = 6;
-struct Application {
-  int32_t rule;
-  int32_t members;
-  int64_t times;
-  int64_t cells[kMembers];  // ids, -1 the environment
-};
-
 /// `delta` objects for a row (-1: the environment).
 struct Mail {
   int32_t cell;
@@ -79,10 +70,33 @@ struct Mail {
   int64_t delta;
 };
 
-/// A rule with rows to bind.
-struct Candidate {
+/// A rule with the rows that it binds: holder (-1 the environment), inner ones. `most` of any rule of the system.
+template <int64_t most>
+struct Bound {
   int32_t rule;
-  int32_t cells[kMembers - 1];  // holder, inner ones
+  int32_t cells[most];
+};
+
+/// A list of words as a list of records.
+template <class T>
+class Records {
+ public:
+  explicit Records(Vec<int32_t>& words) : words_(words) {}
+
+  uint64_t size() const { return words_.size / kWords; }
+  void resize(uint64_t size) { words_.size = size * kWords; }
+  T& operator[](uint64_t i) const { return reinterpret_cast<T*>(words_.data)[i]; }
+
+  bool push(const T& record) {
+    if (words_.size + kWords > words_.limit) return false;
+    (*this)[size()] = record;
+    words_.size += kWords;
+    return true;
+  }
+
+ private:
+  static constexpr uint64_t kWords = sizeof(T) / sizeof(int32_t);
+  Vec<int32_t>& words_;
 };
 
 /// A rule that may be applied in the membrane at hand, and how often it has been.
@@ -109,9 +123,9 @@ struct alignas(64) Workspace {
   Vec<Local> local;
   Vec<int32_t> order;
   int32_t* used;              // applications per group in the membrane at hand, all zero between membranes
-  Vec<Candidate> candidates;  // bindings of rules that share
-  Vec<Candidate> contested;   // bindings of other rules in membranes that those want something of
-  Vec<Application> applications;
+  Vec<int32_t> candidates;    // bindings of rules that share
+  Vec<int32_t> contested;     // bindings of other rules in membranes that those want something of
+  Vec<int64_t> applications;  // rule, times, how many cells it bound, their ids (-1 the environment); and so on
   Vec<Link> relinks;
   int64_t applied;
   int64_t possible;  // applications that were left out though they could have been made
@@ -143,7 +157,7 @@ struct Shared {
   bool stops;  // the step has failed before anything was delivered
   int64_t divided;
   int64_t dissolved;
-  Vec<Candidate> candidates;
+  Vec<int32_t> candidates;
   uint64_t settled;          // mail of the first thread's membranes; what is behind comes after all other threads'
   Vec<Mail> mail;            // grouped by row
   Vec<uint32_t> mail_begin;  // per row + 1, where its mail starts; the environment's comes first
@@ -182,9 +196,8 @@ struct StepCall {
 };
 
 /// What a kernel and the runtime that calls it must agree on; kVersion counts changes of meaning that keep the sizes.
-constexpr int64_t kVersion = 3;
+constexpr int64_t kVersion = 4;
 constexpr int64_t kAbi =
-    ((((kVersion << 12 | sizeof(StepCall)) << 12 | sizeof(Shared)) << 12 | sizeof(Workspace)) << 12) |
-    (sizeof(Cells) + sizeof(Application));
+    ((((kVersion << 12 | sizeof(StepCall)) << 12 | sizeof(Shared)) << 12 | sizeof(Workspace)) << 12) | sizeof(Cells);
 
 }  // namespace echoc::population

@@ -43,6 +43,8 @@ class Random {
 template <class S>
 class Binding {
  public:
+  using Candidate = Bound<S::kMostBound>;
+
   explicit Binding(const StepCall& call)
       : call_(call),
         before_(*call.before),

@@ -13,6 +13,7 @@ template <class S>
 class CellChoice : public Emission<S> {
  public:
   using Emission<S>::Emission;
+  using typename Emission<S>::Candidate;
 
   // Chooses for the membrane whose counts are loaded. Whether any rule was a candidate here, or may be elsewhere.
   bool decide_cell(int32_t row, const uint32_t* actions) {
@@ -75,7 +76,7 @@ class CellChoice : public Emission<S> {
     const int32_t rule = before_.pending[row];
     after_.pending[row] = kNone;
     if (rule == kNone) return;
-    [[maybe_unused]] int32_t targets[kMembers];
+    [[maybe_unused]] int32_t targets[S::kMostTargets];
     auto place = [&](int32_t to, Span bag, int64_t times) {
       bool fits = true;
       for (int32_t i = bag.begin; i < bag.end; ++i) fits &= this->post(to, item(i).object, item(i).count * times);
@@ -116,7 +117,7 @@ class CellChoice : public Emission<S> {
     if (!this->fits_here(rule)) return;
     if constexpr (S::kHasShared || S::kSequential) {
       if (shared_.contested.data[row_] && (S::kSequential || S::kComponentShared[rule_row(rule).component])) {
-        if (!work_.contested.push(this->bind(rule, row_))) fail(kOutOfWorkspace);
+        if (!Records<Candidate>(work_.contested).push(this->bind(rule, row_))) fail(kOutOfWorkspace);
         return;
       }
     }

@@ -9,6 +9,7 @@ template <class S>
 class Emission : public Binding<S> {
  public:
   using Binding<S>::Binding;
+  using typename Binding<S>::Candidate;
 
  protected:
   using Binding<S>::after_;
@@ -47,7 +48,7 @@ class Emission : public Binding<S> {
       }
       return fits;
     };
-    int32_t targets[kMembers];
+    int32_t targets[S::kMostTargets];
     if (r.delay > 0) {  // everything leaves when the cell opens
       after_.closed[holder] = r.delay;
       after_.pending[holder] = candidate.rule;
@@ -113,8 +114,8 @@ class Emission : public Binding<S> {
         if (here == 0) continue;
         times -= here;
         const int32_t to = this->child(holder, row.label, k);
-        if (chosen < kMembers) targets[chosen] = to;
-        known = chosen < kMembers ? chosen + 1 : chosen;
+        targets[chosen] = to;
+        known = chosen + 1;
         fits &= place(to, row.objects, here);
         fits &= send(candidate, here, s + 1, targets, known, random, place, record);
       }
@@ -128,7 +129,7 @@ class Emission : public Binding<S> {
     } else {
       const int32_t to = this->linked(holder, row.label, pick(random, this->count_linked(holder, row.label)));
       fits &= place(to, row.objects, times);
-      if (chosen < kMembers) targets[known++] = to;
+      targets[known++] = to;
     }
     return fits & send(candidate, times, s + 1, targets, known, random, place, record);
   }
@@ -159,7 +160,7 @@ class Emission : public Binding<S> {
       const TargetKind target = S::kSends[s].target;
       chosen += target == TargetKind::kIn || target == TargetKind::kLinked;
     }
-    if (chosen < kMembers) targets[chosen++] = other;
+    targets[chosen++] = other;
     if (call_.record) note(candidate, times, targets, chosen);
     if (work_.relinks.push({holder, makes ? other : -2 - other})) return true;
     fail(kOutOfWorkspace);
@@ -172,13 +173,12 @@ class Emission : public Binding<S> {
 
   // One line of the record: the rule and the ids of what it binds.
   [[gnu::cold]] void note(const Candidate& candidate, int64_t times, const int32_t* targets, int32_t chosen) {
-    Application out{};
-    out.rule = candidate.rule;
-    out.times = times;
     const int32_t bound = 1 + rule_row(candidate.rule).inner.size();
-    for (int32_t i = 0; i < bound && out.members < kMembers; ++i) out.cells[out.members++] = id_of(candidate.cells[i]);
-    for (int32_t i = 0; i < chosen && out.members < kMembers; ++i) out.cells[out.members++] = id_of(targets[i]);
-    if (!work_.applications.push(out)) fail(kOutOfWorkspace);
+    bool fits = work_.applications.push(candidate.rule) && work_.applications.push(times) &&
+                work_.applications.push(bound + chosen);
+    for (int32_t i = 0; i < bound; ++i) fits = fits && work_.applications.push(id_of(candidate.cells[i]));
+    for (int32_t i = 0; i < chosen; ++i) fits = fits && work_.applications.push(id_of(targets[i]));
+    if (!fits) fail(kOutOfWorkspace);
   }
 
   int64_t id_of(int32_t row) const { return row < 0 ? -1 : before_.id[row]; }

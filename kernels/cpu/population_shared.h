@@ -9,6 +9,7 @@ template <class S>
 class SharedChoice : public CellChoice<S> {
  public:
   using CellChoice<S>::CellChoice;
+  using typename CellChoice<S>::Candidate;
 
   // Once a step, by one thread.
   void begin() {
@@ -123,10 +124,10 @@ class SharedChoice : public CellChoice<S> {
 
   void bind_inner(Candidate& candidate, const RuleRow& r, int32_t k, int32_t fixed) {
     if (k == r.inner.size()) {
-      for (int32_t m = 0; m <= k && m < kMembers - 1; ++m) {
+      for (int32_t m = 0; m <= k; ++m) {
         if (candidate.cells[m] >= 0) __atomic_store_n(&shared_.contested.data[candidate.cells[m]], 1, __ATOMIC_RELAXED);
       }
-      if (!work_.candidates.push(candidate)) fail(kOutOfWorkspace);
+      if (!Records<Candidate>(work_.candidates).push(candidate)) fail(kOutOfWorkspace);
       return;
     }
     if (k == fixed) return bind_inner(candidate, r, k + 1, fixed);
@@ -153,16 +154,19 @@ class SharedChoice : public CellChoice<S> {
     for (int32_t t = 0; t < call_.nthreads; ++t) append(call_.workspaces[t].contested);
   }
 
-  void append(const Vec<Candidate>& list) {
-    for (uint64_t i = 0; i < list.size; ++i) {
-      if (!shared_.candidates.push(list.data[i])) return fail(kOutOfWorkspace);
+  void append(Vec<int32_t>& words) {
+    const Records<Candidate> list(words);
+    for (uint64_t i = 0; i < list.size(); ++i) {
+      if (!candidates().push(list[i])) return fail(kOutOfWorkspace);
     }
   }
+
+  Records<Candidate> candidates() const { return Records<Candidate>(shared_.candidates); }
 
   // ---- what is left of what: open addressing over (row, key), keys being objects and groups
 
   bool list_resources() {
-    const uint64_t wanted = shared_.candidates.size * 8 + 64;
+    const uint64_t wanted = candidates().size() * 8 + 64;
     uint64_t size = 1024;
     while (size < wanted) size *= 2;
     if (size > shared_.slots.limit) return false;
@@ -318,36 +322,36 @@ class SharedChoice : public CellChoice<S> {
   /// The smallest priority among candidates of a membrane, kept beside the resources as its negative.
   void bar_by_priority() {
     constexpr uint32_t kKey = S::kObjects + S::kGroupCount;
-    Vec<Candidate>& all = shared_.candidates;
-    for (uint64_t i = 0; i < all.size; ++i) {
-      const int32_t priority = rule_row(all.data[i].rule).priority;
+    Records<Candidate> all = candidates();
+    for (uint64_t i = 0; i < all.size(); ++i) {
+      const int32_t priority = rule_row(all[i].rule).priority;
       if (priority == kNoPriority) continue;
-      int64_t* best = left(home(all.data[i]), kKey);
+      int64_t* best = left(home(all[i]), kKey);
       if (best == nullptr) return fail(kOutOfWorkspace);
       const int64_t rank = INT32_MAX - static_cast<int64_t>(priority) + 1;
       *best = rank > *best ? rank : *best;
     }
     uint64_t kept = 0;
-    for (uint64_t i = 0; i < all.size; ++i) {
-      const int32_t priority = rule_row(all.data[i].rule).priority;
+    for (uint64_t i = 0; i < all.size(); ++i) {
+      const int32_t priority = rule_row(all[i].rule).priority;
       const bool free = priority == kNoPriority;
-      if (!free && INT32_MAX - static_cast<int64_t>(priority) + 1 < *left(home(all.data[i]), kKey)) continue;
-      all.data[kept++] = all.data[i];
+      if (!free && INT32_MAX - static_cast<int64_t>(priority) + 1 < *left(home(all[i]), kKey)) continue;
+      all[kept++] = all[i];
     }
-    all.size = kept;
+    all.resize(kept);
   }
 
   void draw() {
-    Vec<Candidate>& all = shared_.candidates;
+    Records<Candidate> all = candidates();
     uint64_t until_look = 0;
-    while (all.size > 0 && shared_.status.load(std::memory_order_relaxed) == kDone) {
-      if (!S::kSequential && all.size <= 4096 && until_look == 0) {
+    while (all.size() > 0 && shared_.status.load(std::memory_order_relaxed) == kDone) {
+      if (!S::kSequential && all.size() <= 4096 && until_look == 0) {
         if (draw_many()) continue;
-        until_look = all.size;
+        until_look = all.size();
       }
       until_look -= until_look > 0 ? 1 : 0;
-      const uint64_t i = random_.below(all.size);
-      const Candidate candidate = all.data[i];
+      const uint64_t i = random_.below(all.size());
+      const Candidate candidate = all[i];
       const RuleRow& r = rule_row(candidate.rule);
       if constexpr (!S::kUniform) {
         if (random_.uniform() * S::kMaxWeight >= r.weight) continue;
@@ -355,7 +359,7 @@ class SharedChoice : public CellChoice<S> {
       const int64_t most = room(candidate);
       if (most < 0) return fail(kOutOfWorkspace);
       if (most == 0) {
-        all.data[i] = all.data[--all.size];
+        drop(all, i);
         continue;
       }
       if (S::kWeak && outranked(candidate)) continue;
@@ -364,12 +368,17 @@ class SharedChoice : public CellChoice<S> {
         const int64_t least = S::kGroups[r.group].bound == BoundKind::kMinimal && unused(candidate) ? 1 : 0;
         const int64_t times = least + static_cast<int64_t>(random_.below(static_cast<uint64_t>(most - least) + 1));
         if (times > 0) apply(candidate, times);
-        all.data[i] = all.data[--all.size];
+        drop(all, i);
         continue;
       }
-      apply(candidate, all.size == 1 && !S::kSequential ? most : 1);
+      apply(candidate, all.size() == 1 && !S::kSequential ? most : 1);
       if constexpr (S::kSequential) return;
     }
+  }
+
+  static void drop(Records<Candidate>& all, uint64_t i) {
+    all[i] = all[all.size() - 1];
+    all.resize(all.size() - 1);
   }
 
   bool unused(const Candidate& candidate) {
@@ -385,37 +394,37 @@ class SharedChoice : public CellChoice<S> {
   bool outranked(const Candidate& candidate) {
     const int32_t priority = rule_row(candidate.rule).priority;
     if (priority == kNoPriority) return false;
-    const Vec<Candidate>& all = shared_.candidates;
-    for (uint64_t i = 0; i < all.size; ++i) {
-      const int32_t other = rule_row(all.data[i].rule).priority;
-      if (other == kNoPriority || other >= priority || home(all.data[i]) != home(candidate)) continue;
-      if (room(all.data[i]) > 0) return true;
+    const Records<Candidate> all = candidates();
+    for (uint64_t i = 0; i < all.size(); ++i) {
+      const int32_t other = rule_row(all[i].rule).priority;
+      if (other == kNoPriority || other >= priority || home(all[i]) != home(candidate)) continue;
+      if (room(all[i]) > 0) return true;
     }
     return false;
   }
 
   // So many draws at once that no candidate can become inapplicable meanwhile. False when that is hardly any.
   bool draw_many() {
-    Vec<Candidate>& all = shared_.candidates;
+    Records<Candidate> all = candidates();
     if (S::kWeak) return false;
     int64_t least = INT64_MAX;
     double total = 0;
-    for (uint64_t i = 0; i < all.size; ++i) {
-      const RuleRow& r = rule_row(all.data[i].rule);
-      if (S::kGroups[r.group].bound != BoundKind::kMaximal || restructures(all.data[i], r)) return false;
-      if (sets_new_charge(all.data[i], r)) return false;
-      const int64_t most = room(all.data[i]);
+    for (uint64_t i = 0; i < all.size(); ++i) {
+      const RuleRow& r = rule_row(all[i].rule);
+      if (S::kGroups[r.group].bound != BoundKind::kMaximal || restructures(all[i], r)) return false;
+      if (sets_new_charge(all[i], r)) return false;
+      const int64_t most = room(all[i]);
       if (most <= 0) return false;
       // any draw takes at most kMaxCount of an object, this candidate needs at least one of each of its own
       least = most / S::kMaxCount < least ? most / S::kMaxCount : least;
       total += r.weight;
     }
-    if (least < 2 * static_cast<int64_t>(all.size)) return false;
+    if (least < 2 * static_cast<int64_t>(all.size())) return false;
     int64_t draws = least;
-    for (uint64_t i = 0; i < all.size && draws > 0; ++i) {
-      const double weight = rule_row(all.data[i].rule).weight;
+    for (uint64_t i = 0; i < all.size() && draws > 0; ++i) {
+      const double weight = rule_row(all[i].rule).weight;
       const int64_t times = weight >= total ? draws : random_.binomial(draws, weight / total);
-      if (times > 0) apply(all.data[i], times);
+      if (times > 0) apply(all[i], times);
       draws -= times;
       total -= weight;
     }

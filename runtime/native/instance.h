@@ -90,7 +90,7 @@ struct Instance {
   int64_t most_pages = 0;
   int64_t failed_id = -1;  // where a count passed its limit in the last step that failed, -1 the environment
   uint32_t failed_object = 0;
-  std::vector<Application> applications;  // of the last recorded step
+  std::vector<int64_t> applications;  // of the last recorded step, as kernels list them
 };
 
 }  // namespace echoc::population

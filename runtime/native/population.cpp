@@ -117,7 +117,7 @@ Vec<T> Population::reserve_vec(uint64_t count) {
 
 void Population::reserve_shared(Shared& shared) {
   const uint64_t n = uint64_t{rows_} + 8;
-  shared.candidates = reserve_vec<Candidate>(2 * n + kSpare);
+  shared.candidates = reserve_vec<int32_t>(8 * (2 * n + kSpare));
   shared.mail = reserve_vec<Mail>(4 * n + kSpare);
   shared.mail_begin = reserve_vec<uint32_t>(n);
   shared.children = reserve_vec<int32_t>(n);
@@ -148,9 +148,9 @@ Workspace Population::reserve_workspace(int64_t num_groups) {
   w.local = reserve_vec<Local>(static_cast<uint64_t>(num_rules_) + 1);
   w.order = reserve_vec<int32_t>(2 * std::max<uint64_t>(n, static_cast<uint64_t>(num_rules_) + 1));
   w.used = reserve<int32_t>(static_cast<uint64_t>(num_groups) + 1);
-  w.candidates = reserve_vec<Candidate>(2 * n + kSpare);
-  w.contested = reserve_vec<Candidate>(2 * n + kSpare);
-  w.applications = reserve_vec<Application>(4 * n + kSpare);
+  w.candidates = reserve_vec<int32_t>(8 * (2 * n + kSpare));
+  w.contested = reserve_vec<int32_t>(8 * (2 * n + kSpare));
+  w.applications = reserve_vec<int64_t>(8 * (4 * n + kSpare));
   w.relinks = reserve_vec<Link>(n);
   return w;
 }
@@ -531,7 +531,7 @@ void Population::keep(Instance& instance, int thread, int num_threads, bool reco
   if (record) {
     instance.applications.clear();
     for (int t = 0; t < num_threads; ++t) {
-      const Vec<Application>& list = work[t].applications;
+      const Vec<int64_t>& list = work[t].applications;
       instance.applications.insert(instance.applications.end(), list.data, list.data + list.size);
     }
   }

@@ -17,7 +17,6 @@ namespace nb = nanobind;
 namespace echoc {
 namespace {
 
-using population::Application;
 using population::Cells;
 using population::Instance;
 using population::Population;
@@ -111,8 +110,9 @@ nb::dict cells(const Population& all, int64_t instance) {
 /// (rule, times, ids of the membranes it bound) of the last recorded step, in the order of rules and ids.
 std::vector<std::tuple<int32_t, int64_t, std::vector<int64_t>>> applications(const Instance& instance) {
   std::vector<std::tuple<int32_t, int64_t, std::vector<int64_t>>> out;
-  for (const Application& a : instance.applications) {
-    out.emplace_back(a.rule, a.times, std::vector<int64_t>(a.cells, a.cells + a.members));
+  const std::vector<int64_t>& list = instance.applications;
+  for (auto at = list.begin(); at != list.end(); at += 3 + at[2]) {
+    out.emplace_back(static_cast<int32_t>(at[0]), at[1], std::vector<int64_t>(at + 3, at + 3 + at[2]));
   }
   std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) {
     return std::tie(std::get<0>(a), std::get<2>(a)) < std::tie(std::get<0>(b), std::get<2>(b));

@@ -6,7 +6,7 @@ import pytest
 from random_systems import random_system
 
 from echoc.compiler.ir import oracle
-from echoc.compiler.ir.algebra import Cell, Group, Rule, Send, System, Target, bag
+from echoc.compiler.ir.algebra import Cell, Group, Inner, Result, Rule, Send, System, Target, bag
 from echoc.compiler.ir.oracle import Application, Configuration, Membrane
 from echoc.compiler.targets.cpu.rewriting.population import Schedule, build, generate
 from echoc.runtime.population import Population, PopulationBatch
@@ -76,6 +76,27 @@ def test_what_has_to_be_chosen_is_not_unrolled() -> None:
     system = System("t", (Cell("1", None, bag({"a": 9})),), rules, (Group((0, 1)),))
     assert rules_of(system, 16) == {"tabled"}
     assert follow(system, 1, 12) == 1
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_a_rule_may_bind_many_membranes(count: int) -> None:
+    """A ring of objects moves on through all inner membranes at once; a rule of three of them wants the same objects."""
+    labels = [f"m{i}" for i in range(count)]
+    inner = tuple(
+        Inner(label, None, bag({"a": 1}), (Result(label, None, bag({"b": 1, "c": i % 2})),))
+        for i, label in enumerate(labels)
+    )
+    some = tuple(Inner(label, None, bag({"a": 1}), (Result(label, None, bag(["d"])),)) for label in labels[:3])
+    rules = (
+        Rule("0", bag(["t"]), bag({"u": 1}), inner=inner),
+        Rule("0", bag(["t"]), bag({"v": 1}), inner=some),
+        Rule("0", bag(["u"]), bag(["t"])),
+    )
+    cells = [Cell("0", None, bag({"t": 4}))]
+    cells += [Cell(label, 0, bag({"a": 3 + i % 3})) for i, label in enumerate(labels)]
+    cells += [Cell("m0", 0, bag({"a": 2}))]  # two that the rules may choose between
+    system = System("t", tuple(cells), rules, (Group((0, 1, 2)),))
+    assert max(follow(system, seed, 12) for seed in range(3)) > 1
 
 
 def test_kernels_of_every_level_run_alike() -> None:

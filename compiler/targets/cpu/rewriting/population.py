@@ -24,7 +24,6 @@ from echoc.compiler.targets.cpu.rewriting.competition import Actions, Analysis, 
 from echoc.compiler.targets.cpu.rewriting.notation import show_rule
 from echoc.errors import CompileError
 
-MAX_INNER = 4
 MAX_COMMENT = 5000
 ANY_CHARGE = 2
 NONE = -1
@@ -83,10 +82,6 @@ def build(generated: Generated, level: str = "native", progress: Progress | None
 
 
 def _check(system: System, rule: Rule) -> None:
-    if len(rule.inner) > MAX_INNER:
-        raise CompileError(
-            f"{rule.where}: {show_rule(rule)} binds {len(rule.inner)} inner membranes; at most {MAX_INNER} are compiled"
-        )
     if rule.rate is not None:
         raise CompileError(f"{rule.where}: {show_rule(rule)} has a rate, which only the mode gillespie gives a meaning")
 
@@ -356,6 +351,8 @@ class Tables:
         counts = [n for r in rules for bag in (r.consume, *(i.consume for i in r.inner)) for _, n in bag]
         return {
             "kObjects": len(self.objects), "kLabels": len(self.labels), "kRuleCount": len(rules),
+            "kMostBound": max(2, 1 + max((len(r.inner) for r in rules), default=0)),
+            "kMostTargets": max(1, max((_num_targets(r) for r in rules), default=0)),
             "kGroupCount": len(self.groups), "kInnerCount": sum(len(r.inner) for r in rules),
             "kAlwaysCount": len(always), "kSharedAlwaysCount": len(shared_always),
             "kHasShared": shared, "kHasStructure": splits or dissolves or links or any(r.divide for r in rules),
@@ -401,6 +398,13 @@ def _labels(system: System) -> list[str]:
         seen.update(dict.fromkeys(i.label for i in rule.inner))
         seen.update({rule.label: None} if rule.label is not None else {})
     return list(seen)
+
+
+def _num_targets(rule: Rule) -> int:
+    """Membranes that an application chooses beside those that it binds."""
+    return sum(s.target in (Target.IN, Target.LINKED) for s in rule.send) + (
+        rule.link is not None or rule.unlink is not None
+    )
 
 
 def _charges(rules: Sequence[Rule]) -> set[int]:
