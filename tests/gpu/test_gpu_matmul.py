@@ -129,6 +129,15 @@ def test_experts_of_rows(rows: int, form: int | None, weights_dtype: str) -> Non
     assert [k.family for k in launches.kernels] == (["gemv"] if form == 1 else ["route", "gemm"])
 
 
+def test_rows_are_sorted_by_expert_once() -> None:
+    (hidden,) = experts(7, 2).values()
+    ids = hidden.inputs[0].inputs[0].inputs[1].inputs[1]
+    down = matmul(hidden, make("take", weight("down", 7, 16, 40), ids, axis=0), "tjk,tjnk->tjn")
+    chosen = np.random.default_rng(1).integers(0, 7, (30, 2)).astype(np.int32)
+    launches = check({"y": down}, 30, None, "bf16", ids=chosen)
+    assert [k.family for k in launches.kernels] == ["route", "gemm", "gemm"]
+
+
 def test_ids_of_no_expert_are_cut_to_the_last() -> None:
     ids = np.array([[-3, 99], [0, 6]], np.int32)
     check(experts(7, 2), 2, 1, "f32", ids=ids)

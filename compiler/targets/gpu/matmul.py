@@ -91,8 +91,9 @@ def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bo
         if few:
             return [_gemv(renderer, groups, packed, replace(gemv_schedule(1, columns, packed[0]), block=1))]
         schedule = gemm_schedule(16 if bound is not None and bound <= 1024 else None, columns, packed[0])
-        route, routing = _route(renderer, groups[0], packed[0])
-        return [route, *tiled(renderer, groups, packed, schedule, routing)]
+        key = (root(first.ids), packed[0].experts, deterministic, form)
+        route = [] if key in renderer.routes else [_route(renderer, groups[0], packed[0], key)]
+        return [*route, *tiled(renderer, groups, packed, schedule, renderer.routes[key])]
     if bound is not None and bound <= GEMV_ROWS[packed[0].format]:
         return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
     return tiled(renderer, groups, packed, gemm_schedule(None if deterministic else bound, columns, packed[0]))
@@ -212,23 +213,21 @@ def _merge(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed]
     )  # fmt: skip
 
 
-def _route(renderer: Renderer, group: Group, packed: Packed) -> tuple[Kernel, tuple[Workspace, Workspace]]:
-    """The kernel that sorts rows by expert, and where it leaves the sorted rows and the number of each expert's."""
+def _route(renderer: Renderer, group: Group, packed: Packed, key: object) -> Kernel:
+    """The kernel that sorts rows by expert; `renderer.routes` says where it leaves them, and every expert's number."""
     first = group.matmuls[0]
     assert first.ids is not None
-    order, sizes = Workspace(first.rows * 4), Workspace(packed.experts * 4)
+    order, sizes = renderer.routes[key] = Workspace(first.rows * 4), Workspace(packed.experts * 4)
     arguments = renderer.arguments()
     holes: dict[str, Any] = {
         "ids": arguments.get(root(first.ids)), "order": arguments.get(order, "i32", written=True),
         "sizes": arguments.get(sizes, "i32", written=True), "count": dim_text(first.rows), "experts": packed.experts,
         "block": ROUTE_BLOCK,
     }  # fmt: skip
-    ir = [f"rows of {first.ids.type} sorted by expert"]
-    kernel = renderer.finish(
-        "route", ir, arguments, ((packed.experts, 1),), num_warps=4, dependent=True,
-        schedule={"block": ROUTE_BLOCK}, **holes,
+    return renderer.finish(
+        "route", [f"rows of {first.ids.type} sorted by expert"], arguments, ((packed.experts, 1),), num_warps=4,
+        dependent=True, schedule={"block": ROUTE_BLOCK}, **holes,
     )  # fmt: skip
-    return kernel, (order, sizes)
 
 
 def _common(renderer: Renderer, arguments: Arguments, groups: Sequence[Group], packed: Sequence[Packed],

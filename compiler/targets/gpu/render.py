@@ -18,7 +18,7 @@ from echoc.compiler.passes.pack import Packing
 from echoc.compiler.targets.cpu.kernels import listing
 from echoc.compiler.targets.gpu import attention, matmul
 from echoc.compiler.targets.gpu.kernel import Kernel
-from echoc.compiler.targets.gpu.printer import Arguments, symbols_in
+from echoc.compiler.targets.gpu.printer import Arguments, Workspace, symbols_in
 from echoc.compiler.targets.gpu.rows import RowKernel
 
 _NAME = re.compile(r"\b[A-Za-z_]\w*")
@@ -54,6 +54,7 @@ class Renderer:
         self.boundary = boundary
         self.device = device
         self.narrow: set[Node] = set()
+        self.routes: dict[object, tuple[Workspace, Workspace]] = {}  # rows sorted by expert, by their ids and variant
 
     def announce(self, groups: Sequence[Group]) -> None:
         """Find the intermediates that only matmuls with 16-bit and quantised weights read: nobody misses their bits."""
