@@ -5,6 +5,9 @@
 // another block may just be writing them: `vector` computes one head's vector by a warp. A page holds [heads][16][dim].
 // A part leaves the sum of its values unnormalised with the greatest score and the sum of weights, scores in units of
 // log 2; parts without positions leave nothing. Flash-decoding: Dao et al., 2023.
+//
+// With `kEarly` the context is fetched while the launches before this one still run: that is for those that are too far
+// behind the start of a step, and behind the last launch that wrote any of it, for either to be running.
 #pragma once
 
 #include "values.cuh"
@@ -111,11 +114,13 @@ struct Attend {
   void run(const Row& sequences, const Row& positions, const Table& table, int blocks, KV* k, KV* v, Vector vector,
            Weigh weigh, Result result, Bounds bounds) {
     const int head = blockIdx.x, split = blockIdx.y, t = blockIdx.z, warp = threadIdx.x / 32;
+    if constexpr (!S::kEarly) wait_dependencies();
     const int sequence = sequences[t], position = positions[t];
     const Share share(position, S::kWindow, split, S::kSplits);
     const int64_t row = int64_t(sequence) * blocks;
     if (share.begin >= share.end && split) return;
     fetch(0, share.begin, share, table, row, head, k, v);
+    if constexpr (S::kEarly) wait_dependencies();
     int at[S::kRows];  // positions of the rows of this sequence up to this one, else -1
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r)

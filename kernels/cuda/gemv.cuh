@@ -145,21 +145,14 @@ struct Gemv {
 
   // Four neighbours of row t of x, from column k (a multiple of four) on, to where tensor cores read them.
   void put(int t, int k, const float (&v)[4]) {
-    uint16_t high[4], low[4];
+    auto* words = reinterpret_cast<uint32_t*>(x) + k / 32 * kColumns * 16;
+    if constexpr (S::kSplit) {
+      float rest[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      high[j] = to_bf16(v[j]).bits;
-      low[j] = to_bf16(v[j] - to_float(bf16_t{high[j]})).bits;
+      for (int j = 0; j < 4; ++j) rest[j] = v[j] - to_float(to_bf16(v[j]));
+      Eight<S::kBits>::put(words + (2 * t + 1) * 16, k % 32, rest);
     }
-    place(S::kSplit ? 2 * t : t, k, high);
-    if constexpr (S::kSplit) place(2 * t + 1, k, low);
-  }
-
-  void place(int column, int k, const uint16_t (&v)[4]) {
-    using Order = Eight<S::kBits>;
-    auto* to = reinterpret_cast<uint16_t*>(x + ((k / 32 * kColumns + column) * 4 + Order::quad(k % 32)) * 16);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) to[Order::place(k % 32 + j)] = v[j];
+    Eight<S::kBits>::put(words + (S::kSplit ? 2 * t : t) * 16, k % 32, v);
   }
 
   // All threads of the eight warps: the sum over the block.

@@ -10,11 +10,17 @@ namespace echoc {
 template <int kBits>
 struct Eight;
 
+struct alignas(8) Two {
+  uint32_t a, c;
+};
+inline void store_two(uint32_t* to, uint32_t a, uint32_t c) { *reinterpret_cast<Two*>(to) = Two{a, c}; }
+
 template <>
 struct Eight<16> {
   static constexpr int kBytes = 16;
-  static constexpr int quad(int k) { return k / 8; }
-  static constexpr int place(int k) { return k % 8; }
+  static void put(uint32_t* words, int k, const float (&v)[4]) {
+    store_two(words + k / 2, pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]));
+  }
   static void load(uint32_t (&out)[4], const char* p) { memcpy(out, __builtin_assume_aligned(p, 16), 16); }
 };
 
@@ -23,8 +29,9 @@ struct Eight<16> {
 template <>
 struct Eight<8> {
   static constexpr int kBytes = 8;
-  static constexpr int quad(int k) { return k / 8; }
-  static constexpr int place(int k) { return (k & 4) | (k & 1) << 1 | (k >> 1 & 1); }
+  static void put(uint32_t* words, int k, const float (&v)[4]) {
+    store_two(words + k / 2, pack_bf16x2(v[0], v[2]), pack_bf16x2(v[1], v[3]));
+  }
   static uint32_t pair(uint32_t w) {
     return sub_bf16x2((w & 0x007f007fu) | 0x43004300u, (w & 0x00800080u) | 0x43004300u);
   }
@@ -43,8 +50,11 @@ struct Eight<8> {
 template <>
 struct Eight<4> {
   static constexpr int kBytes = 4;
-  static constexpr int quad(int k) { return k % 16 / 4; }
-  static constexpr int place(int k) { return (k & 1) << 2 | (k & 16) >> 3 | (k & 2) >> 1; }
+  static void put(uint32_t* words, int k, const float (&v)[4]) {
+    uint32_t* to = words + k % 16 + k / 16;
+    to[0] = pack_bf16x2(v[0], v[2]);
+    to[2] = pack_bf16x2(v[1], v[3]);
+  }
   static void load(uint32_t (&out)[4], const char* p) {
     uint32_t w;
     memcpy(&w, __builtin_assume_aligned(p, 4), 4);

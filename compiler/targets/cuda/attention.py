@@ -157,9 +157,10 @@ def splits_for(kv_heads: int) -> int:
 
 def attend(
     group: Group, appends: Sequence[Node], members: Collection[Node], stored: Collection[Node], rows: int,
-    arguments: Arguments, symbols: Sequence[str], device: Device,
+    arguments: Arguments, symbols: Sequence[str], device: Device, early: bool,
 ) -> tuple[Kernel, Parts]:  # fmt: skip
-    """The kernel of an attention and its appends; `members` are nodes it computes on the way to q, k and v."""
+    """The kernel of an attention and its appends; `members` are nodes it computes on the way to q, k and v, `early`
+    says that it may read ports and states before the launches before it are done."""
     (node,) = group.nodes
     k, v = node.inputs[1].type, node.inputs[2].type
     assert isinstance(k, StateType) and isinstance(v, StateType)
@@ -191,7 +192,7 @@ def attend(
     bytes_ = {DType.F32: 4}.get(k.dtype, 2)
     shape = {
         "kRows": rows, "kHeads": heads, "kKvHeads": k.shape[0], "kGroup": heads // k.shape[0], "kDim": k.shape[1],
-        "kValueDim": v.shape[1], "kSplits": splits, "kWindow": node["window"],
+        "kValueDim": v.shape[1], "kSplits": splits, "kWindow": node["window"], "kEarly": int(early),
     }  # fmt: skip
     kernel = finish(
         "attend_decode", [*listing(group)], arguments_with(arguments, parts, appends, str(k.dtype)), symbols,

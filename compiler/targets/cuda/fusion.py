@@ -23,6 +23,9 @@ from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments
 from echoc.errors import CompileError
 
+# Launches that wait for each other hold their places: with 288 threads on every multiprocessor of 2048, no more than 7
+# can have begun and not ended. What lies further back is done.
+AT_ONCE = 8
 MAX_MAPS = 4  # nodes that every reader may compute again
 
 
@@ -262,10 +265,13 @@ class Chain:
                         self.narrow.add(node)
 
     def render(self) -> None:
+        behind = 0  # launches before, with a block for every multiprocessor
         for launch in self.launches:
             if launch.family == "attend" and len(launch.groups) > 1:
-                self.render_attention(launch)
-        for launch in self.launches:
+                self.render_attention(launch, behind >= AT_ONCE)
+            elif launch.prologue is not None and sum(g.matmuls[0].n for g in launch.groups) >= self.device.processors:
+                behind += 1
+        for launch in list(self.launches):
             if launch.prologue is not None:
                 parts = {n: self.parts[n] for n in self.reads(launch) if n in self.parts}
                 try:
@@ -285,13 +291,13 @@ class Chain:
         at = self.launches.index(launch)
         self.launches[at : at + 1] = [Launch([g]) for g in launch.groups]
 
-    def render_attention(self, launch: Launch) -> None:
+    def render_attention(self, launch: Launch, early: bool) -> None:
         group = launch.groups[-1]
         (node,) = group.nodes
         appends = [node.inputs[1], node.inputs[2]]
         kernel, parts = attention.attend(
             group, appends, set(launch.inner), self.outputs - set(launch.inner), self.rows,
-            Arguments(self.boundary, self.narrow), self.symbols, self.device,
+            Arguments(self.boundary, self.narrow), self.symbols, self.device, early,
         )  # fmt: skip
         launch.kernels = [kernel]
         self.parts[node] = parts

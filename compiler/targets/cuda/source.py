@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from echoc.compiler.ir.types import Dim
 from echoc.compiler.passes.fuse import IN_MEMORY
 from echoc.compiler.targets.cpu import emit
 from echoc.compiler.targets.gpu.kernel import Kernel
-from echoc.compiler.targets.gpu.printer import Arguments
+from echoc.compiler.targets.gpu.printer import Arguments, symbols_in
 from echoc.compiler.targets.index import Index, Var, divided, unflatten
 
+_NAME = re.compile(r"\b[A-Za-z_]\w*")
 TEMPLATES = Path(__file__).parents[3] / "templates" / "cuda"
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -132,13 +134,22 @@ def finish(
             views.append(f"const echoc::{view}<{kind}> {argument.name}{{{argument.name}_}};")
         else:
             parameters.append(f"const {kind}* {argument.name}")
-    parameters += [f"int {name}" for name in symbols]
-    source = ENVIRONMENT.get_template(f"{template}.cu.j2").render(
-        name="@NAME@", ir=list(listing), parameters=", ".join(parameters), views=views, threads=threads,
-        bulk=device.bulk, **holes,
-    )  # fmt: skip
+    draft = ENVIRONMENT.get_template(f"{template}.cu.j2").render(
+        name="NAME_",
+        ir=list(listing),
+        parameters="PARAMETERS_",
+        views=views,
+        threads=threads,
+        bulk=device.bulk,
+        **holes,
+    )
+    # Kernels that differ in nothing but the symbols of their launches are one kernel.
+    used = symbols_in([x for x in draft.splitlines() if not x.startswith("//")], list(symbols))
+    sizes = {name: f"size{i}" for i, name in enumerate(used)}
+    parameters += [f"int {size}" for size in sizes.values()]
+    source = _NAME.sub(lambda m: sizes.get(m[0], m[0]), draft).replace("PARAMETERS_", ", ".join(parameters))
     name = f"{template}_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     return Kernel(
-        name, template, "cuda", source.replace("@NAME@", name), tuple(arguments.items), tuple(symbols), tuple(grid),
+        name, template, "cuda", source.replace("NAME_", name), tuple(arguments.items), tuple(used), tuple(grid),
         threads // 32, dependent=device.bulk, schedule={**schedule, "shared_bytes": shared_bytes},
     )  # fmt: skip
