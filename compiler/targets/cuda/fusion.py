@@ -8,8 +8,10 @@ renderer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.ops import POINTWISE
@@ -22,6 +24,9 @@ from echoc.compiler.targets.cuda.source import Device
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments
 from echoc.errors import CompileError
+
+if TYPE_CHECKING:
+    from echoc.compiler.targets.gpu.render import Renderer
 
 # Launches that wait for each other hold their places: with 288 threads on every multiprocessor of 2048, no more than 7
 # can have begun and not ended. What lies further back is done.
@@ -306,6 +311,18 @@ class Chain:
     def kernels(self) -> list[Kernel]:
         """All generated kernels in launch order."""
         return [k for x in self.launches for k in x.kernels]
+
+
+def decode(groups: Sequence[Group], renderer: Renderer, rows: int, device: Device) -> list[tuple[Kernel, list[Group]]]:
+    """The kernels of a step of at most `rows` rows with the groups of each; `renderer` makes what is left."""
+    chain = Chain(groups, renderer.packing, renderer.boundary, renderer.symbols, rows, device)
+    rest = copy.copy(renderer)
+    rest.narrow = chain.narrow
+    return [
+        (kernel, launch.groups)
+        for launch in chain.launches
+        for kernel in launch.kernels or rest.kernels(launch.groups, False, rows)
+    ]
 
 
 def _slice(group: Group, wanted: Sequence[Node]) -> list[Node]:

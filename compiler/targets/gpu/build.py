@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from echoc.compiler.targets.cpu.build import KERNELS, Progress, cache_folder
+from echoc.compiler.targets.cuda import nvrtc
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.levels import Level
 from echoc.errors import CompileError
@@ -145,6 +146,10 @@ def _workers(folder: Path) -> Iterator[_Workers]:
 
 def _kernel(kernel: Kernel, level: Level, folder: Path, workers: _Workers) -> Binary:
     """One kernel, with as many stages as the shared memory holds."""
+    if kernel.language == "cuda":
+        built = nvrtc.build(kernel.source, kernel.name, level.name, folder)
+        shared = int(kernel.schedule["shared_bytes"]) + built.shared_bytes
+        return Binary(built.image, kernel.name, kernel.num_warps * 32, shared, 0, built.registers, built.spills, 1)
     stages = kernel.num_stages
     while True:
         found = _compiled(kernel, stages, level, folder, workers)

@@ -11,6 +11,8 @@ from echoc.compiler.ir.types import Dim, dim_product
 from echoc.compiler.passes.fuse import Fuser, Group, root
 from echoc.compiler.passes.pack import Packed, Packing, plan_packing
 from echoc.compiler.passes.plan import Access, Launch, place_buffers
+from echoc.compiler.targets.cuda import fusion, ring
+from echoc.compiler.targets.cuda.source import DEVICES
 from echoc.compiler.targets.gpu import matmul
 from echoc.compiler.targets.gpu.kernel import Argument, Kernel, grid_json
 from echoc.compiler.targets.gpu.printer import ELEMENT_BYTES, Workspace
@@ -77,6 +79,10 @@ def lower(program: Program, weights_dtype: str, group: int, device: Device) -> L
     runs = launch_runs(groups, packing)
     rows = {id(run[0]): renderer.kernels(run, False, None) for run in runs if run[0].family == "rows"}
     for size in sizes:
+        if device.streams and not size.deterministic and (size.max_tokens or ring.MAX_ROWS + 1) <= ring.MAX_ROWS:
+            kernels = fusion.decode(groups, renderer, size.max_tokens or 1, DEVICES[device.streams])
+            lowered.variants.append(_variant(lowered, skin, rule, kernels, size))
+            continue
         kernels = [
             (kernel, run)
             for run in runs

@@ -31,11 +31,13 @@ ENVIRONMENT = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Device:
-    """What the renderers may count on. `dependent`: kernels can wait for the launches before them by themselves."""
+    """What the renderers may count on. `dependent`: kernels can wait for the launches before them by themselves.
+    `streams`: the name of an architecture whose steps of few tokens stream weights through shared memory (CUDA)."""
 
     vendor: str  # "cuda" or "rocm"
     warp: int = 32
     dependent: bool = False
+    streams: str = ""
 
 
 class Renderer:
