@@ -5,7 +5,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,7 +242,7 @@ class One:
 
 
 class Many:
-    """Several runs of one seed: side by side where membranes stay, else one after another."""
+    """Several runs of one seed, side by side."""
 
     def __init__(self, program: "SystemProgram", wishes: Wishes) -> None:
         self.program, self.wishes = program, wishes
@@ -273,7 +273,7 @@ class Many:
         stop.leave(f"at {len(runs)} of {wishes.runs} runs")
 
     def rows(self, errors: dict[int, str], stop: Stop, progress: Any) -> Iterator[dict[str, Any]]:
-        """How the runs stand; of runs one after another, those that had ended before an interruption."""
+        """How the runs stand; where membranes come and go, of those that had ended before an interruption."""
         if self.program.engine == "runs":
             batch = self.program.create_many(self.wishes.runs, seed=self.wishes.seed)
             try:
@@ -283,16 +283,36 @@ class Many:
             for index in range(self.wishes.runs):
                 yield {"run": index, **standing(self.program.row(batch, index))}
             return
-        for index in range(self.wishes.runs):
-            live = self.program.create(seed=self.wishes.seed, run=index)
-            try:
-                advance(live, self.wishes, stop, lambda *_: None)
-            except DeviceError as error:
-                errors[index] = str(error)
+        size = self.program.most_together
+        for first in range(0, self.wishes.runs, size):
             if stop.asked:
                 return
-            progress("run", index + 1, self.wishes.runs)
-            yield {"run": index, **standing(live)}
+            yield from self.together(first, min(size, self.wishes.runs - first), errors, stop, progress)
+
+    def together(
+        self, first: int, count: int, errors: dict[int, str], stop: Stop, progress: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Runs of a population. What does not fit its share of the memory is run again with all of it."""
+        batch: Any = self.program.create_many(count, seed=self.wishes.seed, first=first)
+        advance_batch(batch, self.wishes, stop, progress)
+        found = dict(enumerate(batch))
+        rows = {i: standing(run) for i, run in found.items() if not stop.asked or run.halted or i in batch.errors}
+        failed, batch = batch.errors, None
+        del found
+        for i, row in rows.items():
+            error = failed.get(i)
+            if error is not None and error.out_of_memory and count > 1 and not stop.asked:
+                live, error = self.program.create(seed=self.wishes.seed, run=first + i), None
+                try:
+                    advance(live, self.wishes, stop, lambda *_: None)
+                except DeviceError as again:
+                    error = again
+                if stop.asked:
+                    continue
+                row = standing(live)
+            if error is not None:
+                errors[first + i] = str(error)
+            yield {"run": first + i, **row}
 
 
 def advance(live: "SystemRun", wishes: Wishes, stop: Stop, progress: Any) -> None:
@@ -308,9 +328,14 @@ def advance(live: "SystemRun", wishes: Wishes, stop: Stop, progress: Any) -> Non
 
 
 def advance_batch(batch: Any, wishes: Wishes, stop: Stop, progress: Any) -> None:
+    from echoc.runtime.population import PopulationLimit
+
+    options: dict[str, Any] = {} if wishes.until is None else {"until": wishes.until}
+
     def take(count: int) -> int:
         before = batch.steps.copy()
-        batch.advance(count, until=wishes.until)
+        with suppress(PopulationLimit):  # the others have gone on
+            batch.advance(count, **options)
         return int((batch.steps - before).max(initial=0))
 
     in_pieces(take, wishes.steps, stop, progress)

@@ -80,7 +80,7 @@ def test_what_has_to_be_chosen_is_not_unrolled() -> None:
 
 @pytest.mark.parametrize("count", [5, 20])
 def test_a_rule_may_bind_many_membranes(count: int) -> None:
-    """A ring of objects moves on through all inner membranes at once; a rule of three of them wants the same objects."""
+    """Objects move on in all inner membranes at once; a rule of three of them wants the same objects."""
     labels = [f"m{i}" for i in range(count)]
     inner = tuple(
         Inner(label, None, bag({"a": 1}), (Result(label, None, bag({"b": 1, "c": i % 2})),))

@@ -57,6 +57,18 @@ def test_runs_are_summed_up(compiled: Compiled) -> None:
     assert "3 runs, 3 halted; steps 1 to 1" in shown.stdout
 
 
+def test_runs_that_need_more_than_their_share_get_all_of_the_memory(compiled: Compiled) -> None:
+    """Two runs have 20 MiB each, which 2^15 membranes do not fit; one after another they do."""
+    options = ("--memory", "40M", "--runs", "2", "--json")
+    run = echoc("run", compiled("splitting.pli"), "--steps", "15", *options)
+    assert run.returncode == 0, run.stderr
+    assert [r["num_membranes"] for r in json.loads(run.stdout)["runs"]] == [1 + 2**15] * 2
+    run = echoc("run", compiled("splitting.pli"), "--steps", "30", *options)
+    assert run.returncode == 1
+    assert "2 of 2 runs could not go on; run 0: step 16" in run.stderr
+    assert all("fit 40 MiB" in r["error"] for r in json.loads(run.stdout)["runs"])
+
+
 def test_a_source_runs_without_an_artifact(source: Compiled) -> None:
     run = echoc("run", source("control.pep"), "--steps", "2", "--json")
     assert json.loads(run.stdout)["values"] == {"x": 2.0, "y": 3.5}
