@@ -90,15 +90,15 @@ class Machine:
         self.states = []
         for state, spec in zip(low.program.skin.states, states_of(low.program.skin), strict=True):
             assert isinstance(state.type, StateType)
-            self.states.append(torch.zeros(spec["bytes_per_page"] * (num_pages if spec["page_size"] else 1), dtype=torch.uint8))  # fmt: skip
+            pages = num_pages if spec["page_size"] else 1
+            self.states.append(torch.zeros(spec["bytes_per_page"] * pages, dtype=torch.uint8))
 
     def variant(self, tokens: int | None, deterministic: bool) -> dict[str, Any]:
         """The smallest variant that serves so many tokens."""
-        fitting = [
-            v for v in self.low.variants
-            if v["deterministic"] == deterministic and (tokens is None or v["max_tokens"] is None or v["max_tokens"] >= tokens)
-        ]  # fmt: skip
-        return fitting[0]
+        fitting = (v for v in self.low.variants if v["deterministic"] == deterministic)
+        if tokens is not None:
+            fitting = (v for v in fitting if v["max_tokens"] is None or v["max_tokens"] >= tokens)
+        return next(fitting)
 
     def step(self, inputs: Mapping[str, Array], symbols: Mapping[str, int], deterministic: bool = False,
              variant: dict[str, Any] | None = None) -> dict[str, Array]:  # fmt: skip

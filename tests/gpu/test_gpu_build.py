@@ -110,3 +110,12 @@ def test_a_kernel_that_triton_rejects_is_named(tmp_path: Path, monkeypatch: pyte
     broken = kernel.source.replace("tl.program_id(0)", "tl.program_id('x')")
     with pytest.raises(CompileError, match=name):
         build.build_kernels({name: replace(kernel, source=broken)}, level_of("cuda:sm_90a"))
+
+
+def test_a_compiler_that_dies_takes_nobody_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHOC_CACHE", str(tmp_path))
+    low = lower.lower(small()[0], "bf16", 32, level_of("cuda:sm_90a").device)
+    name, kernel = next((n, k) for n, k in low.kernels.items() if k.family == "rows")
+    deadly = kernel.source.replace("import triton\n", "import os\nos.abort()\nimport triton\n", 1)
+    with pytest.raises(CompileError, match=r"the compiler died: exit code -6"):
+        build.build_kernels({name: replace(kernel, source=deadly)}, level_of("cuda:sm_90a"))

@@ -90,6 +90,8 @@ def awkward() -> Iterator[Case]:
     many = port("x", 2, 6, 700)
     yield rows_of("few reduced into many", {"y": make("sum", many, axes=(1,))}, {"x": draw(2, 6, 700)})
     yield rows_of("all in one", {"y": make("sum", make("exp", many), axes=(0, 1, 2))}, {"x": draw(2, 6, 700)})
+    tall = port("x", symbol("T"), 600)
+    yield rows_of("offsets of more than 32 bits", {"y": norm(tall)}, {"x": draw(3, 600)}, high=1 << 22)
     column = port("x", symbol("T"))
     order = make("sort", column, axis=0, part="indices")
     yield rows_of("a whole axis", {"y": make("take", column, order, axis=0), "z": make("exp", column)}, {"x": draw(90)})

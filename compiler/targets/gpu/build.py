@@ -30,6 +30,7 @@ POINTERS = {
     "i8": "*i8", "u8": "*u8",
 }  # fmt: skip
 BACKENDS = {"cuda": "cuda", "rocm": "hip"}
+LOG = "stderr.txt"
 VERSION = "1"  # of what a worker answers
 
 
@@ -116,19 +117,28 @@ class _Workers:
         finally:
             self.idle.put(worker)
         if not line:
-            return {"error": "the compiler died"}
+            assert worker is not None
+            return {"error": f"the compiler died: {self.last_words(worker)}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def start(self) -> subprocess.Popen[str]:
-        scratch = self.folder / f"worker{len(self.all)}"
-        scratch.mkdir(exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=self.folder))
         command = [sys.executable, "-m", "echoc.compiler.targets.gpu.worker", str(scratch)]
         environment = os.environ | {"TRITON_INTERPRET": "0"}
-        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, text=True, env=environment)
+        pipe = subprocess.PIPE
+        with (scratch / LOG).open("w") as log:
+            worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment)
         self.all.append(worker)
         return worker
+
+    @staticmethod
+    def last_words(worker: subprocess.Popen[str]) -> str:
+        """How a worker ended, and what it said."""
+        code = worker.wait()
+        assert isinstance(worker.args, list)
+        said = (Path(str(worker.args[-1])) / LOG).read_text(errors="replace").strip()
+        return f"exit code {code}\n{said[-1000:]}"
 
 
 @contextmanager
@@ -165,7 +175,8 @@ def _kernel(kernel: Kernel, level: Level, folder: Path, workers: _Workers) -> Bi
 
 def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: _Workers) -> Binary:
     """One kernel from the cache or a worker."""
-    signature = {a.name: POINTERS[a.element] for a in kernel.arguments} | {f"size{i}": "i32" for i in range(len(kernel.symbols))}
+    signature = {a.name: POINTERS[a.element] for a in kernel.arguments}
+    signature |= {f"size{i}": "i32" for i in range(len(kernel.symbols))}
     job = {
         "name": kernel.name, "source": kernel.source, "signature": signature, "warp": level.device.warp,
         "backend": BACKENDS[level.device.vendor], "capability": level.capability, "num_warps": kernel.num_warps,
