@@ -8,12 +8,12 @@ A rate law becomes a number c where it is c times the counts of its reactants, e
 counts. In it a species means its concentration (count / size) unless hasOnlySubstanceUnits; parameters, sizes,
 functions and assignment rules are put in. A reversible reaction becomes two rules if its law is a difference.
 
-Events set species, by triggers that compare the state or, linearly, the time; those without priorities that are due
-together happen in the order of the file.
+Events set species, by triggers that compare the state or, linearly, the time, at once or after a delay; those without
+priorities that are due together happen in the order of the file.
 
-Whatever a jump process of counts cannot do exactly is refused by name: rate and algebraic rules, constraints, delays,
-priorities among events, events that set parameters or sizes, laws of time, fast reactions, conversion factors, amounts
-and stoichiometries that are not whole numbers, required packages.
+Whatever a jump process of counts cannot do exactly is refused by name: rate and algebraic rules, constraints, laws of
+time or of the past, priorities among events, events that set parameters or sizes, fast reactions, conversion factors,
+amounts and stoichiometries that are not whole numbers, required packages.
 """
 
 from __future__ import annotations
@@ -371,10 +371,12 @@ class _Reader:
     def event(self, event: Any) -> Event:
         """An event, with a label that is still to be found."""
         trigger = event.getTrigger()
-        if event.isSetDelay():
-            delay = self.formula(event.getDelay(), event.getDelay().getMath(), {})
-            if delay.op != "number" or delay.value != 0:
-                raise self.refuse(event.getDelay(), f"the delay of the event {event.getId()!r} is not supported", "0")
+        delay = None
+        if event.isSetDelay() and event.getDelay().isSetMath():
+            delay = self.formula(event.getDelay(), event.getDelay().getMath(), {}, timed=True)
+            if delay.op == "number" and not 0 <= delay.value < float("inf"):
+                raise self.refuse(event.getDelay(), f"the delay of the event {event.getId()!r} is {delay.value}",
+                                  "a number from 0 on")  # fmt: skip
         assignments = []
         for assignment in event.getListOfEventAssignments():
             if assignment.isSetMath():
@@ -395,6 +397,7 @@ class _Reader:
             "", condition, tuple(assignments),
             trigger.getInitialValue() if trigger.isSetInitialValue() else True,
             trigger.getPersistent() if trigger.isSetPersistent() else True, early, event.getId(), self.where(event),
+            delay,
         )  # fmt: skip
 
     # membranes and rules
@@ -455,5 +458,5 @@ def _seen(reaction: _Reaction) -> list[str]:
 
 def _looked_at(event: Event) -> list[str]:
     """The species that an event has to do with."""
-    formulas = [event.trigger, *(value for _, value in event.assignments)]
+    formulas = [event.trigger, *(value for _, value in event.assignments), *([event.delay] if event.delay else [])]
     return [*dict(event.assignments), *(n for f in formulas for n in names(f) if n != TIME)]

@@ -98,7 +98,7 @@ def _event(event: Event, system: System, labels: _Labels) -> Iterator[str]:
     if event.label not in labels.all:
         yield f"{what} is of the label {event.label}, which no membrane has"
     known = {*system.objects, TIME}
-    formulas = [event.trigger, *(value for _, value in event.assignments)]
+    formulas = [event.trigger, *(value for _, value in event.assignments), *([event.delay] if event.delay else [])]
     for name in dict.fromkeys(n for formula in formulas for n in names(formula)):
         if name not in known:
             yield f"{what} reads {name}, which is no object of the system"

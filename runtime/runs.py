@@ -188,10 +188,10 @@ class Batch:
             raise DeviceError(f"{start}the count of {runs.where(place)} would pass 2^63 - 1{end}; start from less")
         if error[row] in (3, 4):
             name, cell_index = runs.events[place]
-            what = "sets a count to what is none" if error[row] == 3 else "and others set each other off without end"
+            what = "sets a count to what is none" if error[row] == 3 else "happens, or waits, without end"
             raise DeviceError(
                 f"{start}the event {name} in membrane {runs.cells[cell_index]['label']} {what}{end}; an event must set "
-                "whole numbers from 0 on, and end"
+                "whole numbers from 0 on after a delay from 0 on, and not set itself off again and again"
             )
         rule = runs.rules[runs.instances[place][0]]
         cell = runs.cells[runs.instances[place][1]]["label"]

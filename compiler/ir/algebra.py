@@ -257,14 +257,15 @@ class Cell:
 class Event:
     """A sudden change in mode GILLESPIE, in every membrane with a label (SBML Level 3 Version 2 Core, section 4.11).
 
-    When `trigger` turns from false (0) to true, the counts become what `assignments` say, all at once. Triggers are
-    looked at at the start, after every step, and after every event. Events that are due together happen in their order,
-    with triggers looked at in between: one that is not `persistent` is dropped if its trigger is false by then.
+    When `trigger` turns from false (0) to true, the counts become what `assignments` say, all at once, after `delay`.
+    Triggers are looked at at the start, after every step, and after every event. Events that are due together happen in
+    their order, with triggers looked at in between: one that is not `persistent` is dropped if its trigger turns false.
 
-    trigger, assignments: over counts of the membrane and TIME. Time stands in a trigger only in comparisons that are
-        linear in it, so that the moments at which it turns can be solved for (`moments.py`).
+    trigger, assignments, delay: over counts of the membrane and TIME. Time stands in a trigger only in comparisons that
+        are linear in it, so that the moments at which it turns can be solved for (`moments.py`).
     holds: whether the trigger counts as true before the start.
     early: whether assignments are evaluated when the trigger turns, rather than when the event happens.
+    delay: evaluated when the trigger turns; a trigger may turn again meanwhile, PENDING times. None: none.
     """
 
     label: str
@@ -275,6 +276,11 @@ class Event:
     early: bool = True
     name: str = ""
     where: Where = field(default=Where(), compare=False)
+    delay: Expression | None = None
+
+
+PENDING = 64
+"""How often an event may be waiting for its delay in one membrane."""
 
 
 @dataclass(frozen=True, slots=True)

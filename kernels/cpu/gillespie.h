@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -256,17 +257,19 @@ bool update(const Tables& t, Special&& special, const Reaction& reaction, SumTre
 struct Sudden {
   Range values;  // what it assigns
   bool persistent, early;
+  int32_t queue;  // where what waits for its delay stands among the counts, as bits; -1: there is no delay
 };
 
 constexpr int kCascade = 1000;  // at one moment
+constexpr int kPending = 64;    // of one delayed event: each the time at which it is due, 0 for none, and its values
 
 // A system without them. Generated code has others, with
-//   kFirst      the place of the first trigger's truth
+//   kFirst      the place of the first trigger's truth; kHidden  how many numbers stand there
 //   kSudden     Sudden[kCount];  kTargets  the place of each value
-//   holds(i, x, time), value(i, x, time), and the first time from `time` on at which a trigger may turn by itself:
-//   moment(x, time)
+//   holds(i, x, time), value(i, x, time), delay(i, x, time), and the first time from `time` on at which a trigger may
+//   turn by itself: moment(x, time)
 struct NoTriggers {
-  static constexpr int32_t kCount = 0;
+  static constexpr int32_t kCount = 0, kHidden = 0;
 };
 
 inline bool holds(double truth) { return truth != 0 && truth == truth; }
@@ -276,6 +279,45 @@ inline void soonest(double& first, double now, double moment, bool at, bool afte
   if (at && moment > now && moment < first) first = moment;
   const double behind = std::nextafter(moment, kNever);
   if (after && behind > now && behind < first) first = behind;
+}
+
+inline int32_t stride(const Sudden& sudden) { return 1 + sudden.values.end - sudden.values.begin; }
+
+// The entry of a queue that is due first; null where none waits.
+inline int64_t* waiting(const Sudden& sudden, int64_t* counts) {
+  int64_t* first = nullptr;
+  if (sudden.queue < 0) return first;
+  for (int i = 0; i < kPending; ++i) {  // times above 0 compare as their bits do
+    int64_t* const entry = counts + sudden.queue + i * stride(sudden);
+    if (*entry && (!first || *entry < *first)) first = entry;
+  }
+  return first;
+}
+
+// When the first delay ends.
+template <class Triggers>
+double next_due(int64_t* counts) {
+  double first = kNever;
+  for (const Sudden& sudden : Triggers::kSudden) {
+    if (const int64_t* entry = waiting(sudden, counts)) first = std::min(first, std::bit_cast<double>(*entry));
+  }
+  return first;
+}
+
+// An event that is due later than now, with the values that it has if they are known. False if too many wait.
+inline bool postpone(const Sudden& sudden, runs::Run& run, int32_t number, double due, const double* values) {
+  int64_t* entry = run.counts + sudden.queue;
+  int i = 0;
+  while (i < kPending && *entry) ++i, entry += stride(sudden);
+  if (i == kPending) {
+    run.error = runs::Error::kEndless;
+    run.where = number;
+    return false;
+  }
+  *entry = std::bit_cast<int64_t>(due);
+  const size_t bytes = static_cast<size_t>(stride(sudden) - 1) * sizeof(double);
+  if (sudden.early) std::memcpy(entry + 1, values + sudden.values.begin, bytes);
+  return true;
 }
 
 // The state as it was, for a step that fails.
@@ -317,16 +359,37 @@ bool settle(runs::Run& run, double time, bool& changed) {
       int64_t& held = run.counts[Triggers::kFirst + i];
       const bool now = holds(Triggers::holds(i, run.counts, time));
       if (now && !held) {
-        due[i] = true;
+        const double delay = sudden.queue < 0 ? 0.0 : Triggers::delay(i, run.counts, time);
         if (sudden.early) evaluate(sudden.values);
+        const double when = time + delay;
+        if (!(delay >= 0 && when <= DBL_MAX)) {
+          run.error = runs::Error::kEvent;
+          run.where = i;
+          return false;
+        }
+        due[i] = when <= time;
+        if (!due[i] && !postpone(sudden, run, i, when, values)) return false;
       }
-      due[i] = due[i] && (now || sudden.persistent);
+      if (!now && !sudden.persistent) {
+        due[i] = false;
+        for (int64_t* entry; (entry = waiting(sudden, run.counts));) std::fill_n(entry, stride(sudden), 0);
+      }
       held = now;
     }
-    first = static_cast<int32_t>(std::find(due, due + kCount, true) - due);
+    int64_t* entry = nullptr;
+    for (first = 0; first < kCount; ++first) {
+      entry = waiting(Triggers::kSudden[first], run.counts);
+      if (entry && std::bit_cast<double>(*entry) > time) entry = nullptr;
+      if (entry || due[first]) break;
+    }
     if (first == kCount) return true;
     const Sudden& sudden = Triggers::kSudden[first];
-    due[first] = false;
+    if (entry) {
+      std::memcpy(values + sudden.values.begin, entry + 1, static_cast<size_t>(stride(sudden) - 1) * sizeof(double));
+      std::fill_n(entry, stride(sudden), 0);
+    } else {
+      due[first] = false;
+    }
     if (!sudden.early) evaluate(sudden.values);
     for (int32_t i = sudden.values.begin; i < sudden.values.end; ++i) {
       const double value = values[i], whole = std::nearbyint(value);
@@ -350,7 +413,7 @@ void advance(const Tables& t, Special&& special, runs::Run& run) {
   run.halted = 0;
   run.error = runs::Error::kNone;
   SumTree tree(run.scratch, t.reactions);
-  [[maybe_unused]] Kept kept(tree.end(), t.places + Triggers::kCount, t.cells);
+  [[maybe_unused]] Kept kept(tree.end(), t.places + Triggers::kHidden, t.cells);
   const auto settled = [&]([[maybe_unused]] double time, [[maybe_unused]] bool& changed) {
     if constexpr (kTriggered) {
       if (!settle<Triggers>(run, time, changed)) {
@@ -374,7 +437,7 @@ void advance(const Tables& t, Special&& special, runs::Run& run) {
       break;
     }
     double moment = kNever;
-    if constexpr (kTriggered) moment = Triggers::moment(run.counts, run.time);
+    if constexpr (kTriggered) moment = std::min(Triggers::moment(run.counts, run.time), next_due<Triggers>(run.counts));
     if (total <= 0 && moment == kNever) {
       run.halted = 1;
       record_until(run, run.until);

@@ -10,8 +10,8 @@ enum class Error : int32_t {
   kNone = 0,
   kOverflow = 1,    // a count would pass 2^63 - 1; `where` is its place in `counts`
   kPropensity = 2,  // a rate law gave a negative number, NaN or infinity; `where` is the reaction (an instance)
-  kEvent = 3,       // an event set a count to what is none; `where` is the event in its membrane
-  kEndless = 4,     // events set each other off without end; `where` is one of them
+  kEvent = 3,       // an event set a count to what is none, or has a delay that is none; `where` is the event
+  kEndless = 4,     // events set each other off without end, or too many wait; `where` is one of them
 };
 
 // One run. A kernel advances it in place and never allocates or throws; after an error the run is as it was at the

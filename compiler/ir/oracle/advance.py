@@ -242,8 +242,9 @@ class _Step:
         environment = _plain(self.environment, "the environment", exact)
         old = self.old
         return Configuration(
-            cells, frozenset(self.links), environment, old.step + steps, old.time + time, self.next_id, old.triggered
-        )
+            cells, frozenset(self.links), environment, old.step + steps, old.time + time, self.next_id, old.triggered,
+            old.pending,
+        )  # fmt: skip
 
 
 def _plain(objects: Mapping[str, int], where: str, exact: bool) -> dict[str, int]:

@@ -69,6 +69,7 @@ class Configuration:
     environment: counts outside the skin.
     step: steps done. time: of mode GILLESPIE, in the unit of the rate constants.
     triggered: (event, cell) pairs whose trigger holds; None: not looked at yet.
+    pending: (time, (event, cell), values or nothing) of delayed events, in the order in which triggers turned.
     """
 
     cells: Mapping[int, Membrane]
@@ -78,6 +79,7 @@ class Configuration:
     time: float = 0.0
     next_id: int = 0
     triggered: frozenset[tuple[int, int]] | None = None
+    pending: tuple[tuple[float, tuple[int, int], tuple[float, ...]], ...] = ()
 
     def objects(self, cell: int) -> Mapping[str, int]:
         """The counts in a cell, or in ENVIRONMENT."""

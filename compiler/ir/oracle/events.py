@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
-from echoc.compiler.ir.algebra import Event, System
+from echoc.compiler.ir.algebra import PENDING, Event, System
 from echoc.compiler.ir.expression import TIME, Expression, evaluate
 from echoc.compiler.ir.moments import Turn, solve
 
@@ -34,32 +34,46 @@ def settle(system: System, configuration: Configuration) -> Configuration:
         return configuration
     everywhere = places(system, configuration)
     objects = {cell: dict(configuration.cells[cell].objects) for _, cell in everywhere}
+    time = configuration.time
     initial = {p for p in everywhere if system.events[p[0]].holds}
     held = initial if configuration.triggered is None else set(configuration.triggered)
-    due: dict[Place, list[float]] = {}
+    pending = list(configuration.pending)
     for _ in range(CASCADE):
         for place in everywhere:
-            event, values = system.events[place[0]], _values(system, objects[place[1]], configuration.time)
-            now = holds(event, values)
+            event, counts = system.events[place[0]], _values(system, objects[place[1]], time)
+            now = holds(event, counts)
             if now and place not in held:
-                due[place] = [evaluate(value, values) for _, value in event.assignments]
+                values = tuple(evaluate(value, counts) for _, value in event.assignments) if event.early else ()
+                pending.append((time + _delay(event, counts), place, values))
+                if sum(p == place for _, p, _ in pending) > PENDING:
+                    raise StepError(f"{describe(event)} waits for its delay more than {PENDING} times")
             if not now and not event.persistent:
-                due.pop(place, None)
+                pending = [p for p in pending if p[1] != place]
             (held.add if now else held.discard)(place)
+        due = [p for p in pending if p[0] <= time]
         if not due:
             cells = {
                 i: replace(cell, objects={o: n for o, n in sorted(objects[i].items()) if n}) if i in objects else cell
                 for i, cell in configuration.cells.items()
             }
-            return replace(configuration, cells=cells, triggered=frozenset(held))
-        place = min(due)
-        event, found = system.events[place[0]], due.pop(place)
+            return replace(configuration, cells=cells, triggered=frozenset(held), pending=tuple(pending))
+        first = min(due, key=lambda p: (p[1], p[0]))
+        pending.remove(first)
+        _, place, values = first
+        event = system.events[place[0]]
         if not event.early:
-            values = _values(system, objects[place[1]], configuration.time)
-            found = [evaluate(value, values) for _, value in event.assignments]
-        for (name, _), value in zip(event.assignments, found, strict=True):
+            counts = _values(system, objects[place[1]], time)
+            values = tuple(evaluate(value, counts) for _, value in event.assignments)
+        for (name, _), value in zip(event.assignments, values, strict=True):
             objects[place[1]][name] = as_count(event, name, value)
     raise StepError(f"{describe(system.events[place[0]])} and others set each other off {CASCADE} times at one moment")
+
+
+def _delay(event: Event, counts: Mapping[str, float]) -> float:
+    delay = 0.0 if event.delay is None else evaluate(event.delay, counts)
+    if not 0 <= delay < math.inf:
+        raise StepError(f"the delay of {describe(event)} is {delay}; wanted a number from 0 on")
+    return delay
 
 
 def as_count(event: Event, name: str, value: float) -> int:
@@ -76,8 +90,9 @@ def holds(event: Event, values: Mapping[str, float]) -> bool:
 
 
 def next_moment(system: System, configuration: Configuration) -> float:
-    """The first time from now on at which a trigger may turn though no reaction takes place; infinity: none."""
-    first = math.inf
+    """The first time from now on at which a trigger may turn though no reaction takes place, or a delay ends; infinity:
+    none."""
+    first = min((due for due, _, _ in configuration.pending), default=math.inf)
     for index, cell in places(system, configuration):
         values = _values(system, configuration.cells[cell].objects, configuration.time)
         for turn in _solved(system.events[index].trigger)[1]:

@@ -314,7 +314,7 @@ def test_events_set_species() -> None:
     soon = apply("geq", TIME, cn(2))
     many = apply("and", apply("gt", ci("A"), cn(3)), apply("lt", TIME, cn(9)))
     built = read("made.xml", text=with_events(
-        event("e1", soon, {"A": cn(4), "S": apply("plus", ci("S"), cn(1))})
+        event("e1", soon, {"A": cn(4), "S": apply("plus", ci("S"), cn(1))}, f"<delay>{MATH.format(ci('S'))}</delay>")
         + event("e2", many, {"A": cn(0)}, flags='initialValue="true" persistent="false"', late=True),
         species("A", 10, substance=False) + species("S", 5, 'boundaryCondition="true"'),
         reaction("r", {"A": 1, "S": 1}, {}, apply("times", ci("A", "S"))),
@@ -326,7 +326,8 @@ def test_events_set_species() -> None:
     assert [(o, evaluate(v, {"S": 5})) for o, v in one.assignments] == [("A", 8), ("S", 6)]
     assert [evaluate(one.trigger, {TIME_NAME: t}) for t in (1, 2)] == [0, 1]
     assert [evaluate(two.trigger, {"A": a, TIME_NAME: 1}) for a in (6, 7)] == [0, 1]
-    assert at(built, 2.0, 0) == {"S": 6}  # the first event sets off the second one
+    assert one.delay == Expression("name", symbol="S") and two.delay is None
+    assert at(built, 7.0, 0) == {"S": 6}  # the first event sets off the second one
     parts = CELL + CELL.replace('"cell"', '"c2"')
     for target, labels in (("A", ["made", "cell", "c2"]), ("B", ["made"])):
         both = with_events(event("e", apply("gt", ci("A"), cn(3)), {target: cn(0)}),
@@ -346,7 +347,7 @@ def test_values_of_what_is_no_object() -> None:
     assert {k: evaluate(v, {"A": 7}) for k, v in found.items()} == {"y": 14, "S": 50}
 
 
-DELAY = f"<delay>{MATH.format(cn(3))}</delay>"
+DELAY = f"<delay>{MATH.format(cn(-3))}</delay>"
 PRIORITY = f"<priority>{MATH.format(cn(3))}</priority>"
 RATE = f'<listOfRules><rateRule variable="A">{MATH.format(cn(1))}</rateRule></listOfRules>'
 LOOP = ("<listOfRules><assignmentRule variable=\"p\">" + MATH.format(ci("q")) + "</assignmentRule>"
@@ -362,7 +363,7 @@ LOOP = ("<listOfRules><assignmentRule variable=\"p\">" + MATH.format(ci("q")) + 
         ("<html/>", 2, ""),
         ("<!DOCTYPE x [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;'>]>\n<sbml>&b;</sbml>", 1, "document type"),
         ("<a>" * 100000, 1, "at most 200 inside each other"),
-        (with_events(event("boom", "<true/>", {}, DELAY), species("A", 1), ONE), 6, "delay of the event 'boom'"),
+        (with_events(event("boom", "<true/>", {}, DELAY), species("A", 1), ONE), 6, "the event 'boom' is -3.0"),
         (with_events(event("boom", "<true/>", {}, PRIORITY) + event("e", "<true/>", {}), species("A", 1), ONE), 6,
          "priority of the event 'boom'"),
         (with_events(event("boom", "<true/>", {"p": cn(1)}), species("A", 1), ONE, {"p": 1}), 7, "'boom' sets p"),

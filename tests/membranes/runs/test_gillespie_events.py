@@ -56,56 +56,99 @@ def test_a_state_is_seen_as_soon_as_it_is_reached() -> None:
     assert len(share) == 5 and (abs(share - 0.2) < 4 * math.sqrt(0.16 / 4000)).all()
 
 
-@pytest.mark.parametrize(
-    ("event", "first", "later"),
-    [
-        (at(0.0, 7, holds=False), 7, 7), (at(0.0, 7), 1, 1), (at(3.0, 7), 1, 7),
-        (Event("1", call("lt", number(3), NOW), (("X", number(7)),)), 1, 7),
-        (Event("1", call("eq", NOW, number(3)), (("X", number(7)),)), 1, 7),
-        (Event("1", call("lt", call("mul", number(2), NOW), number(6)), (("X", number(7)),), holds=False), 7, 7),
-        (Event("1", call("not", call("lt", NOW, number(3))), (("X", call("mul", NOW, number(2))),)), 1, 6),
-        (Event("1", call("le", X, NOW), (("X", call("add", X, number(1))),)), 1, 4),
-        (Event("1", call("le", call("mul", X, NOW), number(-1)), (("X", number(9)),)), 1, 1),
-    ],
-)  # fmt: skip
-def test_triggers_of_time(event: Event, first: int, later: int) -> None:
-    """X is 1 and nothing but the event changes it; what it is at 0.5 and at 3.5, compiled and interpreted."""
-    made = system([], {"X": 1}, event)
-    (runs,) = compile_all([made])
-    records = runs.start(seed=1).advance(times=[0.5, 3.5], record=[0])
-    assert records[0, :, 0].tolist() == [first, later]
-    configuration = oracle.start(made)
-    while not oracle.halted(made, configuration):
-        after = oracle.step(made, configuration, 1)
-        if after.time > 3.5:
-            break
-        configuration = after
-    assert configuration.cells[0].objects.get("X", 0) == later
+TRIGGERS = [  # an event, and what X is at 0.5 and at 3.5
+    (at(0.0, 7, holds=False), 7, 7), (at(0.0, 7), 1, 1), (at(3.0, 7), 1, 7),
+    (Event("1", call("lt", number(3), NOW), (("X", number(7)),)), 1, 7),
+    (Event("1", call("eq", NOW, number(3)), (("X", number(7)),)), 1, 7),
+    (Event("1", call("lt", call("mul", number(2), NOW), number(6)), (("X", number(7)),), holds=False), 7, 7),
+    (Event("1", call("not", call("lt", NOW, number(3))), (("X", call("mul", NOW, number(2))),)), 1, 6),
+    (Event("1", call("le", X, NOW), (("X", call("add", X, number(1))),)), 1, 4),
+    (Event("1", call("le", call("mul", X, NOW), number(-1)), (("X", number(9)),)), 1, 1),
+]  # fmt: skip
+
+
+def test_triggers_of_time() -> None:
+    """X is 1 and nothing but the event changes it, compiled and interpreted."""
+    systems = [system([], {"X": 1}, event) for event, _, _ in TRIGGERS]
+    for made, runs, (event, first, later) in zip(systems, compile_all(systems), TRIGGERS, strict=True):
+        records = runs.start(seed=1).advance(times=[0.5, 3.5], record=[0])
+        assert records[0, :, 0].tolist() == [first, later], event
+        configuration = oracle.start(made)
+        while not oracle.halted(made, configuration):
+            after = oracle.step(made, configuration, 1)
+            if after.time > 3.5:
+                break
+            configuration = after
+        assert configuration.cells[0].objects.get("X", 0) == later, event
 
 
 def test_events_due_together() -> None:
     """In their order; values of when they turned unless late; dropped where no longer true and not persistent."""
     there = call("le", number(1), NOW)
     one_more = (("Y", call("add", name("X"), number(1))),)
-    for early, persistent, y in ((True, True, 4), (False, True, 11), (True, False, 0)):
+    systems, wanted = [], (4, 11, 0)
+    for early, persistent in ((True, True), (False, True), (True, False)):
         second = Event("1", call("and", there, call("lt", X, number(5))), one_more, early=early, persistent=persistent)
-        made = system([], {"X": 3}, Event("1", there, (("X", number(10)),)), second)
-        (runs,) = compile_all([made])
+        systems.append(system([], {"X": 3}, Event("1", there, (("X", number(10)),)), second))
+    for made, runs, y in zip(systems, compile_all(systems), wanted, strict=True):
         batch = runs.start(seed=1)
         batch.advance(until=2.0)
         assert [batch.counts[0, runs.place("1", o)] for o in "XY"] == [10, y]
         assert oracle.run(made, 1, 0).cells[0].objects.get("Y", 0) == y
 
 
+def test_a_delay_ends_when_it_ends() -> None:
+    """X is 1 up to t = 2; Y is 5 from t = 3 on, by what X was or is."""
+    turned, plus = call("le", number(1), NOW), call("add", X, number(4))
+    off = call("and", turned, call("lt", NOW, number(2.5)))
+    options: list[tuple[dict[str, object], int]] = [
+        ({}, 5), ({"early": False}, 6), ({"persistent": False, "trigger": off}, 0), ({"trigger": off}, 5),
+        ({"delay": call("mul", number(2), X)}, 5), ({"delay": call("add", NOW, X)}, 5),
+    ]  # fmt: skip
+    plain: dict[str, object] = {"trigger": turned, "assignments": (("Y", plus),), "delay": number(2)}
+    systems = [system([], {"X": 1}, Event("1", **(plain | given)), at(2.0, 2)) for given, _ in options]  # type: ignore[arg-type]
+    for made, runs, (given, y) in zip(systems, compile_all(systems), options, strict=True):
+        places = [runs.place("1", o) for o in "XY"]
+        found = runs.start(seed=1).advance(times=[1.9, 2.9, 3.0, 9.0], record=[p for p in places if p is not None])
+        assert found[0, :, 0].tolist() == [1, 2, 2, 2] and found[0, :, 1].tolist() == [0, 0, y, y], given
+        assert oracle.run(made, 9, 0).cells[0].objects.get("Y", 0) == y
+
+
+def test_delayed_resets_have_their_law() -> None:
+    """Births at the rate 2; half a unit after the first one all are gone: empty half of the time in the long run."""
+    reset = Event("1", call("le", number(1), X), (("X", number(0)),), delay=number(0.5))
+    (runs,) = compile_all([system([BIRTH], {"X": 0}, reset)])
+    batch = runs.start(4000, seed=2)
+    batch.advance(until=30.0)
+    assert abs((batch.counts[:, 0] == 0).mean() - 0.5) < 4 * math.sqrt(0.25 / 4000)
+
+
+def test_an_event_may_wait_many_times_but_not_too_many() -> None:
+    """A trigger that follows a count up and down turns at each birth of an odd one, long before the delay is over."""
+    half = call("floor", call("div", X, number(2)))
+    odd = call("lt", call("mul", number(2), half), X)
+    systems = [
+        system([BIRTH], {"X": 0}, Event("1", call("and", odd, call("lt", X, number(2 * most))), (("Y", X),),
+                                        delay=number(1e3)))
+        for most in (60, 200)
+    ]  # fmt: skip
+    few, many = compile_all(systems)
+    records = few.start(seed=1).advance(times=[900.0, 2000.0], record=[few.place("1", "Y") or 0])
+    assert records[0, :, 0].tolist() == [0, 119]
+    with pytest.raises(DeviceError, match="waits, without end"):
+        many.start(seed=1).advance(until=900.0)
+
+
 def test_values_that_are_no_counts_and_events_without_end_are_loud() -> None:
     endless = Event("1", call("eq", X, number(1)), (("X", number(0)),), holds=False)
     back = Event("1", call("eq", X, number(0)), (("X", number(1)),), holds=False)
-    for events, what in (
+    cases: list[tuple[list[Event], str]] = [
         ([at(1.0, 2.5)], "sets a count to what is none"), ([at(1.0, -1)], "sets a count"),
         ([at(1.0, 2.0**63)], "sets a count"), ([at(1.0, math.nan)], "sets a count"), ([endless, back], "without end"),
-    ):  # fmt: skip
-        made = system([], {"X": 1}, *events)
-        (runs,) = compile_all([made])
+        ([at(1.0, 2, delay=number(-1))], "after a delay from 0 on"), ([at(1.0, 2, delay=number(math.inf))], "a delay"),
+    ]  # fmt: skip
+    systems = [system([], {"X": 1}, *events) for events, _ in cases]
+    for made, runs, (_, what) in zip(systems, compile_all(systems), cases, strict=True):
         batch = runs.start(seed=1)
         with pytest.raises(DeviceError, match=what):
             batch.advance(until=2.0)
@@ -153,7 +196,8 @@ def random_system(seed: int) -> System:
                   call("floor", call("add", NOW, name("a")))]  # fmt: skip
         sets = tuple((o, rng.choice(values)) for o in rng.sample("abc", rng.randint(1, 2)))
         flags = [rng.random() < 0.5 for _ in range(3)]
-        events.append(Event(rng.choice("12"), random_trigger(rng), sets, *flags))
+        delay = rng.choice((None, None, number(0.4), call("div", name("a"), number(4))))
+        events.append(Event(rng.choice("12"), random_trigger(rng), sets, *flags, delay=delay))
     extra = Rule("1", bag("none"), bag(("a", "b", "c")), rate=0.0)
     group = (Group(tuple(range(len(rules) + 1))),)
     return validate(System("t", cells, (*rules, extra), group, Mode.GILLESPIE, events=tuple(events)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-from echoc.compiler.ir.algebra import guard_objects
+from echoc.compiler.ir.algebra import PENDING, guard_objects
 from echoc.compiler.ir.expression import TIME, Expression, names, render
 from echoc.compiler.ir.moments import solve
 from echoc.compiler.targets.cpu.rewriting.ground import (
@@ -32,11 +33,8 @@ def tables(ground: Ground) -> dict[str, object]:
     small = 0 < len(ground.instances) <= STRAIGHT and len(ground.places) <= STRAIGHT and not charged
     small = small and not ground.events
     holes = _straight(ground) if small else _tabled(ground)
-    kept = 8 * (len(ground.places) + len(ground.events)) + len(ground.charges)
-    return {
-        "straight": small, "scratch_bytes": _scratch_bytes(len(ground.instances)) + kept, **holes, **triggers,
-        "hidden": [int(ground.system.events[e].holds) for e, _ in ground.events],
-    }  # fmt: skip
+    kept = 8 * (len(ground.places) + len(triggers["hidden"])) + len(ground.charges)
+    return {"straight": small, "scratch_bytes": _scratch_bytes(len(ground.instances)) + kept, **holes, **triggers}
 
 
 def _check(ground: Ground, instance: Instance) -> None:
@@ -62,12 +60,13 @@ def change(instance: Instance, ground: Ground) -> list[tuple[int, int]]:
     return sorted((p, n) for p, n in total.items() if n)
 
 
-def _triggers(ground: Ground) -> dict[str, object]:
+def _triggers(ground: Ground) -> dict[str, list[Any]]:
     """Events in their membranes: truth, values and the moments at which triggers turn, as C++ over x and time."""
     rows: list[dict[str, str]] = []
     values: list[str] = []
     targets: list[int] = []
     turns: list[tuple[str, str, str]] = []
+    hidden = [int(ground.system.events[e].holds) for e, _ in ground.events]
     for number, cell in ground.events:
         event = ground.system.events[number]
 
@@ -77,12 +76,16 @@ def _triggers(ground: Ground) -> dict[str, object]:
 
         solved, moments = solve(event.trigger)
         turns += [(render(m.moment, spell), _truth(m.at), _truth(m.after)) for m in moments]
-        begin = len(values)
+        begin, queue = len(values), -1
         values += [render(value, spell) for _, value in event.assignments]
         targets += [ground.places[cell, name] for name, _ in event.assignments]
-        row = f"{{{{{begin}, {len(values)}}}, {_truth(event.persistent)}, {_truth(event.early)}}}"
-        rows.append({"row": row, "holds": render(solved, spell)})
-    return {"triggers": rows, "values": values, "targets": targets, "turns": turns}
+        if event.delay is not None:
+            queue = len(ground.places) + len(hidden)
+            hidden += [0] * (PENDING * (1 + len(event.assignments)))
+        row = f"{{{{{begin}, {len(values)}}}, {_truth(event.persistent)}, {_truth(event.early)}, {queue}}}"
+        delay = "0.0" if event.delay is None else render(event.delay, spell)
+        rows.append({"row": row, "holds": render(solved, spell), "delay": delay})
+    return {"triggers": rows, "values": values, "targets": targets, "turns": turns, "hidden": hidden}
 
 
 def _truth(value: bool) -> str:

@@ -8,7 +8,8 @@ The layout is JSON-able:
 
     mode        "dcba" or "gillespie"
     entry       the function of the library, called as kernels/cpu/runs.h says
-    size        length of the vector of counts; behind them, whether each trigger of `events` holds
+    size        length of the vector of counts; behind them, whether each trigger of `events` holds, and
+                what waits for its delay
     events      [[name, cell], ...]: the events of the system in their membranes
     cells       [{label, name, parent (index or null), charge, objects: {object: place in the vector}}]; the last one is
                 the environment, and has the label "environment" and no parent
