@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +72,20 @@ def compile(
     where = Path(output) if output is not None else Path(f"{stem}.echo")
     if isinstance(system, NumericalSystem):
         return _numerical(system, target, where, progress, origin)
-    return compile_system(program_of(system), target=target, output=where, source=origin, progress=progress)
+    with _uncollected():
+        return compile_system(program_of(system), target=target, output=where, source=origin, progress=progress)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of cycles, which would walk the millions of objects of a large program again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _numerical(

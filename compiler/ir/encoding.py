@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 from echoc.errors import IRError
@@ -15,41 +15,63 @@ from echoc.errors import IRError
 T = TypeVar("T")
 
 
+_PLAIN = frozenset({int, str, float, bool, type(None)})
+
+
 def encode(value: Any) -> Any:
     """A value of the algebra as nested tuples of numbers, strings and None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return tuple(encode(getattr(value, f.name)) for f in dataclasses.fields(value))
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple:
+        return tuple([encode(v) for v in value])
+    if dataclasses.is_dataclass(kind):
+        return tuple([encode(getattr(value, name)) for name, _ in _defaults(kind)])
     if isinstance(value, frozenset):
         return tuple(sorted(value))
     if isinstance(value, Mapping):
         return tuple((k, encode(v)) for k, v in sorted(value.items()))
-    if isinstance(value, StrEnum):
-        return str(value)
-    if isinstance(value, tuple):
-        return tuple(encode(v) for v in value)
-    return value
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 def decode(kind: Any, value: Any) -> Any:
     """The inverse of `encode` for a declared type. Raises IRError for what does not fit it."""
+    return _decoder(kind)(value)
+
+
+@cache
+def _decoder(kind: Any) -> Callable[[Any], Any]:
+    """What decodes values of a declared type; types are looked at once."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _decode_union(arguments, value)
+        return partial(_decode_union, arguments)
     if origin is tuple:
+        parts = [_decoder(a) for a in arguments if a is not Ellipsis]
         if arguments[-1] is Ellipsis:
-            return tuple(decode(arguments[0], v) for v in _listed(value))
-        return tuple(decode(a, v) for a, v in zip(arguments, _listed(value, len(arguments)), strict=True))
+            return lambda value: tuple([parts[0](v) for v in _listed(value)])
+        return lambda value: tuple([d(v) for d, v in zip(parts, _listed(value, len(parts)), strict=True)])
     if origin is frozenset:
-        return frozenset(decode(arguments[0], v) for v in _listed(value))
+        entry = _decoder(arguments[0])
+        return lambda value: frozenset([entry(v) for v in _listed(value)])
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        pairs = [_listed(pair, 2) for pair in _listed(value)]
-        return {decode(arguments[0], k): decode(arguments[1], v) for k, v in pairs}
+        key, entry = map(_decoder, arguments)
+        return lambda value: {key(k): entry(v) for k, v in [_listed(pair, 2) for pair in _listed(value)]}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value)
+        return partial(_decode_dataclass, kind)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        if value not in list(kind):
-            raise IRError(f"found {value!r}; wanted one of {', '.join(kind)}")
-        return kind(value)
+        return partial(_decode_word, kind)
+    return partial(_decode_plain, kind)
+
+
+def _decode_word(kind: type[StrEnum], value: Any) -> StrEnum:
+    if value not in list(kind):
+        raise IRError(f"found {value!r}; wanted one of {', '.join(kind)}")
+    return kind(value)
+
+
+def _decode_plain(kind: Any, value: Any) -> Any:
+    if type(value) is kind:
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -68,11 +90,18 @@ def _listed(value: Any, size: int | None = None) -> tuple[Any, ...]:
 def _decode_union(kinds: tuple[Any, ...], value: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
-    for kind in kinds:
-        is_tree = typing.get_origin(kind) is not None or dataclasses.is_dataclass(kind)
-        if kind is not type(None) and is_tree == isinstance(value, tuple):
-            return decode(kind, value)
+    for kind, is_tree in _alternatives(kinds):
+        if is_tree == isinstance(value, tuple):
+            return _decoder(kind)(value)
     raise IRError(f"found {value!r}; wanted one of {', '.join(str(k) for k in kinds)}")
+
+
+@cache
+def _alternatives(kinds: tuple[Any, ...]) -> tuple[tuple[Any, bool], ...]:
+    """The kinds but None, and whether their values are tuples."""
+    return tuple(
+        (k, typing.get_origin(k) is not None or dataclasses.is_dataclass(k)) for k in kinds if k is not type(None)
+    )
 
 
 @cache
@@ -87,7 +116,7 @@ def _decode_dataclass(kind: Any, value: Any) -> Any:
     if not isinstance(value, tuple) or len(value) != len(fields):
         raise IRError(f"found {value!r}; wanted the {len(fields)} entries of a {kind.__name__}")
     try:
-        return kind(*(decode(t, v) for t, v in zip(fields.values(), value, strict=True)))
+        return kind(*[_decoder(t)(v) for t, v in zip(fields.values(), value, strict=True)])
     except RecursionError:
         raise IRError(f"a {kind.__name__} nests too deep") from None
 

@@ -53,17 +53,17 @@ _INFER: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Type]] = {}
 
 def _key(value: Any) -> Any:
     """Equal keys mean equal attributes: floats by their bits (0.0 is not -0.0), and True is not 1."""
+    if isinstance(value, tuple):
+        return tuple([_key(v) for v in value])
     if isinstance(value, float):
         return ("f", struct.pack("<d", value))
-    if isinstance(value, tuple):
-        return tuple(_key(v) for v in value)
     return (type(value).__name__, value)
 
 
 def _freeze(value: Any) -> Any:
-    if isinstance(value, StrEnum):
-        return str(value)
-    return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple([_freeze(v) for v in value])
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 def make(op: str, *inputs: Node, **attrs: Any) -> Node:
