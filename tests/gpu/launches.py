@@ -12,9 +12,10 @@ from interpreter import TORCH, function
 from echoc.compiler.api import lookup
 from echoc.compiler.ir import Node, Program
 from echoc.compiler.ir.types import dim_value
-from echoc.compiler.passes.fuse import Fuser
+from echoc.compiler.passes.fuse import Fuser, root
 from echoc.compiler.passes.pack import Packed, plan_packing
 from echoc.compiler.targets.gpu import weights
+from echoc.compiler.targets.gpu.inline import inline
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.lower import launch_runs
 from echoc.compiler.targets.gpu.printer import Workspace
@@ -32,7 +33,7 @@ class Launches:
         self.program = program
         rule = program.skin.rules[0]
         fuser = Fuser(rule)
-        groups = fuser.groups()
+        groups = inline(fuser.groups(), frozenset(root(n) for _, n in rule.outputs))
         self.outputs = dict(rule.outputs)
         self.packing = plan_packing(fuser, groups, weights_dtype, group)
         bounds = {name: high for name, (_, high) in program.symbols.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from echoc.compiler.ir import Node, StateType
 from echoc.compiler.ir.types import Dim
-from echoc.compiler.passes.fuse import Group, root
+from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
 from echoc.compiler.targets.cpu.kernels import listing, state_name
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments, Printer, Workspace
@@ -77,33 +77,51 @@ def power_of_two(n: int, least: int = 16) -> int:
 def append(renderer: Renderer, group: Group, deterministic: bool, form: int | None) -> list[Kernel]:
     """One kernel for all appends of the group (K and V of a layer): one program a row."""
     arguments = renderer.arguments()
+    appends = [n for n in group.nodes if n.op == "append"]
     states = []
-    for node in group.nodes:
-        state, values, sequences, positions, table = node.inputs
+    for node in appends:
+        state, values = node.inputs[:2]
         type_ = state.type
         assert isinstance(type_, StateType)
         heads, dim = type_.shape
+        printer = Inline(renderer, arguments)
+        axis = printer.axis("here")
+        e = printer.variable("e", axis, high=heads * dim)
+        place = (printer.variable("t"), printer.variable("h", axis, high=heads), printer.variable("d", axis, high=dim))
+        printer.quotients[place[1].terms[0][0], place[2].terms[0][0]] = (e, dim)
+        scope = printer.scope()
+        value = scope.value(values, place)
         states.append(
             {
-                "state": arguments.get(state_name(state), str(type_.dtype), written=True),
-                "source": arguments.get(root(values)), "heads": heads, "dim": dim,
-                "block": min(power_of_two(heads * dim), MAX_BLOCK),
+                "state": arguments.get(state_name(state), str(type_.dtype), written=True), "heads": heads, "dim": dim,
+                "block": min(power_of_two(heads * dim), MAX_BLOCK), "lines": scope.lines, "value": value,
             }
         )  # fmt: skip
-        places = {(sequences, positions, table)}
+    sequences, positions, table = appends[0].inputs[2:]
+    assert all(n.inputs[2:] == appends[0].inputs[2:] for n in appends)
     holes: dict[str, Any] = {
         "states": states, "sequences": arguments.get(sequences), "positions": arguments.get(positions),
         "table": arguments.get(table), "blocks": dim_text(table.shape[1]),
     }  # fmt: skip
-    assert len(places) == 1
     return [
         renderer.finish("append", listing(group), arguments, ((group.domain, 1),), num_warps=4, dependent=True, **holes)
     ]
 
 
+class Inline(Printer):
+    """Prints what an attention reads: from memory where a kernel has written it, else computed in place."""
+
+    def __init__(self, renderer: Renderer, arguments: Arguments) -> None:
+        super().__init__(arguments, renderer.bounds)
+        self.external = renderer.external
+
+    def is_external(self, node: Node) -> bool:
+        return node.op in IN_MEMORY or self.external(node)
+
+
 def attend(renderer: Renderer, group: Group, deterministic: bool, form: int | None) -> list[Kernel]:
     """The kernels of one attention for at most `form` rows (None: any number)."""
-    (node,) = group.nodes
+    node = group.nodes[-1]
     k, v = node.inputs[1].type, node.inputs[2].type
     assert isinstance(k, StateType) and isinstance(v, StateType)
     shape = Shape(int(str(node.inputs[0].shape[1])), k.shape[0], k.shape[1], v.shape[1], str(k.dtype))
@@ -209,8 +227,16 @@ def _common(renderer: Renderer, node: Node, shape: Shape, tile: int) -> tuple[Ar
     q, k, v, sequences, positions, table = node.inputs[:6]
     assert isinstance(k.type, StateType) and isinstance(v.type, StateType)
     arguments = renderer.arguments()
+    printer = Inline(renderer, arguments)
+    rows, columns = printer.axis("q_lines"), printer.axis("q_columns")
+    place = (
+        printer.variable("q_row", rows), printer.variable("q_head", rows, high=shape.heads),
+        printer.variable("q_column", columns, high=shape.head_dim),
+    )  # fmt: skip
+    scope = printer.scope()
+    value = scope.value(q, place)
     holes: dict[str, Any] = {
-        "q": arguments.get(root(q)), "k": arguments.get(state_name(k), str(k.type.dtype)),
+        "q_code": scope.lines, "q": value, "k": arguments.get(state_name(k), str(k.type.dtype)),
         "v": arguments.get(state_name(v), str(v.type.dtype)), "sequences": arguments.get(sequences),
         "positions": arguments.get(positions), "table": arguments.get(table), "blocks": dim_text(table.shape[1]),
         "heads": shape.heads, "kv_heads": shape.kv_heads, "group": shape.group, "head_dim": shape.head_dim,

@@ -14,6 +14,7 @@ from echoc.compiler.passes.plan import Access, Launch, place_buffers
 from echoc.compiler.targets.cuda import fusion, ring
 from echoc.compiler.targets.cuda.source import DEVICES
 from echoc.compiler.targets.gpu import matmul
+from echoc.compiler.targets.gpu.inline import inline
 from echoc.compiler.targets.gpu.kernel import Argument, Kernel, grid_json
 from echoc.compiler.targets.gpu.printer import ELEMENT_BYTES, Workspace
 from echoc.compiler.targets.gpu.render import Device, Renderer
@@ -76,8 +77,11 @@ def lower(program: Program, weights_dtype: str, group: int, device: Device) -> L
     boundary = frozenset(root(n) for _, n in rule.outputs)
     renderer = Renderer(bounds, packing, {n for g in groups for n in g.outputs}, boundary, device)
     renderer.announce(groups)
-    runs = launch_runs(groups, packing)
-    rows = {id(run[0]): renderer.kernels(run, False, None) for run in runs if run[0].family == "rows"}
+    lean = inline(groups, boundary)
+    tiles = Renderer(bounds, packing, {n for g in lean for n in g.outputs}, boundary, device)
+    tiles.announce(lean)
+    runs = launch_runs(lean, packing)
+    rows = {id(run[0]): tiles.kernels(run, False, None) for run in runs if run[0].family == "rows"}
     for size in sizes:
         if device.streams and not size.deterministic and (size.max_tokens or ring.MAX_ROWS + 1) <= ring.MAX_ROWS:
             kernels = fusion.decode(groups, renderer, size.max_tokens or 1, DEVICES[device.streams])
@@ -86,7 +90,7 @@ def lower(program: Program, weights_dtype: str, group: int, device: Device) -> L
         kernels = [
             (kernel, run)
             for run in runs
-            for kernel in rows.get(id(run[0])) or renderer.kernels(run, size.deterministic, size.max_tokens)
+            for kernel in rows.get(id(run[0])) or tiles.kernels(run, size.deterministic, size.max_tokens)
         ]
         lowered.variants.append(_variant(lowered, skin, rule, kernels, size))
     return lowered
@@ -106,7 +110,7 @@ def launch_runs(groups: Sequence[Group], packing: Packing) -> list[list[Group]]:
 def _same_append(a: Group, c: Group) -> bool:
     """Whether both append entries of the same tokens."""
     alike = a.family == c.family == "append" and a.stage == c.stage
-    return alike and a.nodes[-1].inputs[2:] == c.nodes[0].inputs[2:]
+    return alike and a.nodes[-1].inputs[2:] == c.nodes[-1].inputs[2:]
 
 
 def _bounds(program: Program, tokens: int | None) -> dict[str, int]:
