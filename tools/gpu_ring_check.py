@@ -221,12 +221,13 @@ def build(arguments: argparse.Namespace) -> None:
             build_chain(writer, name, program, "int8")
             build_chain(writer, name, program, "int4")
             build_chain(writer, name, program, "bf16", 4)
-        if arguments.variants:
-            stage, flight = ring.STAGE, ring.IN_FLIGHT
-            for kilobytes, count in ((8, 3), (8, 6), (16, 2), (16, 4), (16, 6), (32, 2), (24, 3)):
-                ring.STAGE, ring.IN_FLIGHT = kilobytes * 1024, count
-                build_chain(writer, name, program, "bf16", label=f"stages of {kilobytes} KB, {count} in flight")
-            ring.STAGE, ring.IN_FLIGHT = stage, flight
+        if arguments.variants and name == "1b":
+            usual = ring.STAGE, ring.IN_FLIGHT, ring.FEEDERS
+            for kilobytes, count, feeders in ((16, 3, 1), (16, 3, 4), (16, 2, 2), (16, 4, 2), (8, 6, 2), (32, 2, 2)):
+                ring.STAGE, ring.IN_FLIGHT, ring.FEEDERS = kilobytes * 1024, count, feeders
+                label = f"stages of {kilobytes} KB, {count} in flight, {feeders} feeders"
+                build_chain(writer, name, program, "bf16", label=label)
+            ring.STAGE, ring.IN_FLIGHT, ring.FEEDERS = usual
     (arguments.folder / "plan.json").write_text(json.dumps(writer.plan))
     size = sum(p.stat().st_size for p in (arguments.folder / "cubins").iterdir())
     print(f"{len(writer.plan['kernels'])} kernels, {size / 1e6:.1f} MB of cubins in {arguments.folder}")

@@ -7,7 +7,7 @@
 // meet in shared memory, and `epilogue(t, unit, sums of the sisters, what ahead(t, unit) read)` runs once for every row
 // of x and unit.
 //
-// From sm_90 on a ninth warp feeds the ring with bulk copies, at most `kInFlight` stages at a time: deeper queues delay
+// From sm_90 on further warps feed the ring with bulk copies, at most `kInFlight` stages at a time: deeper queues delay
 // the small reads that the next launch waits for. Before that, the eight warps copy for themselves.
 #pragma once
 
@@ -67,7 +67,7 @@ struct Gemv {
   void start() {
     if (threadIdx.x == 0) {
       for (int i = 0; i < S::kSlots; ++i) {
-        mbarrier_init(full + i, 1);
+        mbarrier_init(full + i, S::kFeeders);
         mbarrier_init(empty + i, kWarps);
       }
       mbarrier_publish();
@@ -75,19 +75,24 @@ struct Gemv {
     block_sync();
   }
 
-  // The ninth warp: `row(unit, sister)` points to a weight row, `scales(unit, sister)` to its scales.
+  // The warps behind the eight: each takes every `kFeeders`th row, a lane a row. `row(unit, sister)` points to a weight
+  // row, `scales(unit, sister)` to its scales.
   template <class Row, class Scales>
   void produce(Row row, Scales scales) {
-    const int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32, feeder = threadIdx.x / 32 - kWarps;
+    const int r = lane % 16 * S::kFeeders + feeder;
+    const bool scaling = lane >= 16;
     const uint64_t policy = read_once();
     int slot = 0, oldest = 0, issued = 0;
     uint32_t phase = 0, oldest_phase = 0;
     for (int first = begin; first < end; first += kTile) {
       const int units = end - first < kTile ? end - first : kTile;
-      const int sister = lane / kTile, unit = first + lane % kTile;
-      const bool mine = lane < S::kHeight && lane % kTile < units;
-      const char* weights = mine ? row(unit, sister) : nullptr;
-      const char* factors = mine && S::kGroup ? scales(unit, sister) : nullptr;
+      const int unit = first + r % kTile, sister = r / kTile;
+      const bool mine = r < S::kHeight && r % kTile < units && (S::kGroup || !scaling);
+      const char* from = mine ? scaling ? scales(unit, sister) : row(unit, sister) : nullptr;
+      int rows = 0;  // of this warp
+#pragma unroll
+      for (int i = 0; i < S::kHeight; ++i) rows += i % S::kFeeders == feeder && i % kTile < units;
       for (int stage = 0; stage < kStages; ++stage) {
         const int bytes = width(stage) * S::kBits / 8;
         const int scale_bytes = S::kGroup ? width(stage) / (S::kGroup ? S::kGroup : 1) * 2 : 0;
@@ -96,15 +101,14 @@ struct Gemv {
           if (++oldest == S::kSlots) oldest = 0, oldest_phase ^= 1;
         }
         mbarrier_wait(empty + slot, phase ^ 1);
-        if (lane == 0) mbarrier_expect(full + slot, units * S::kSisters * (bytes + scale_bytes));
+        if (lane == 0) mbarrier_expect(full + slot, rows * (bytes + scale_bytes));
         warp_sync();
         char* to = slots + slot * kSlot;
-        if (mine) {
-          bulk_copy(to + lane * kPitch, weights + stage * (S::kWidth * S::kBits / 8), bytes, full + slot, policy);
-          if constexpr (S::kGroup != 0)
-            bulk_copy(to + S::kHeight * kPitch + lane * kScalePitch, factors + stage * (S::kWidth / S::kGroup * 2),
-                      scale_bytes, full + slot, policy);
-        }
+        if (mine && !scaling)
+          bulk_copy(to + r * kPitch, from + stage * (S::kWidth * S::kBits / 8), bytes, full + slot, policy);
+        if (S::kGroup && mine && scaling)
+          bulk_copy(to + S::kHeight * kPitch + r * kScalePitch,
+                    from + stage * (S::kWidth / (S::kGroup ? S::kGroup : 1) * 2), scale_bytes, full + slot, policy);
         if (++slot == S::kSlots) slot = 0, phase ^= 1;
       }
     }

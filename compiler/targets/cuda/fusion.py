@@ -28,8 +28,8 @@ from echoc.errors import CompileError
 if TYPE_CHECKING:
     from echoc.compiler.targets.gpu.render import Renderer
 
-# Launches that wait for each other hold their places: with 288 threads on every multiprocessor of 2048, no more than 7
-# can have begun and not ended. What lies further back is done.
+# Launches that wait for each other hold their places: with more than 256 threads on every multiprocessor of 2048, no
+# more than 7 can have begun and not ended. What lies further back is done.
 AT_ONCE = 8
 MAX_MAPS = 4  # nodes that every reader may compute again
 

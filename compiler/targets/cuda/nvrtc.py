@@ -93,8 +93,8 @@ def build(source: str, entry: str, architecture: str, cache: Path | None = None)
     return _cubin(image, entry, log)
 
 
-def compile_source(source: str, architecture: str) -> tuple[bytes, str]:
-    """The cubin of a source, and what the compiler and the assembler said."""
+def compile_source(source: str, architecture: str, ptx: bool = False) -> tuple[bytes, str]:
+    """The cubin of a source (or its PTX, for "compute_90a"), and what the compiler and the assembler said."""
     names = headers()
     program = ctypes.c_void_p()
     count = len(names)
@@ -113,7 +113,8 @@ def compile_source(source: str, architecture: str) -> tuple[bytes, str]:
         log = _text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program).decode(errors="replace")
         if status:
             raise CompileError(f"NVRTC {version()} for {architecture}: {_error(status)}\n{log.strip()}")
-        return _text("nvrtcGetCUBINSize", "nvrtcGetCUBIN", program), log
+        kind = "PTX" if ptx else "CUBIN"
+        return _text(f"nvrtcGet{kind}Size", f"nvrtcGet{kind}", program), log
     finally:
         library().nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -30,6 +30,7 @@ BITS = {"bf16": 16, "i8": 8, "i4": 4}
 WARPS = 8
 THREADS = WARPS * 32
 STAGE = 16 * 1024  # bytes of weights in a stage, about
+FEEDERS = 2  # warps that issue the copies, a row each: one alone is not fast enough
 IN_FLIGHT = 3  # stages; more delay the small reads of other blocks
 CHUNK = THREADS * 4  # columns of x that the block makes at a time
 MAX_KEPT = 112  # floats of x that a thread may keep in registers
@@ -381,16 +382,18 @@ def gemv(
     constants = {
         "kRows": rows, "kK": shape.k, "kSisters": sisters, "kUnits": units, "kHeight": shape.height,
         "kWidth": shape.width, "kSlots": shape.slots, "kInFlight": min(IN_FLIGHT, shape.slots), "kBits": shape.bits,
-        "kGroup": shape.group, "kSplit": int(shape.split), "kEarly": max(len(s["ahead"]) for s in holes),
+        "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": FEEDERS,
+        "kEarly": max(len(s["ahead"]) for s in holes),
     }  # fmt: skip
     columns = [
         f"constexpr int kChunks = {chunks};",
         f"const auto column = [](int c) {{ return c * {CHUNK} + int(threadIdx.x) * 4; }};",
     ]
     row_bytes = shape.k * shape.bits // 8
+    threads = THREADS + (FEEDERS * 32 if device.bulk else 0)
     return finish(
         "gemv", [line for g in groups for line in listing(g)], arguments, symbols,
-        ((min(device.processors, units), 1),), THREADS + (32 if device.bulk else 0), device, shape.shared_bytes,
+        ((min(device.processors, units), 1),), threads, device, shape.shared_bytes,
         {"rows": rows, "height": shape.height, "width": shape.width, "slots": shape.slots, "split": shape.split},
         shape=constants, segments=holes, early=[*columns, *emitter.early], prologue=body, row_bytes=row_bytes,
         scale_bytes=shape.k // shape.group * 2 if shape.group else 0, rows=dim_text(prologue.rows),
