@@ -26,6 +26,7 @@ ALWAYS_STORED = frozenset({"sum", "max", "min", "argmax", "cumsum", "topk", "sor
 NEEDS_ARRAY = frozenset({"topk", "sort"})
 AlongCode = Callable[[Callable[[Index, Scope], str], str, Index, Dim], list[str]]
 SMALL_TREE = 8  # inlining more nodes than this into several users costs more than a pass through the cache
+LARGE_TREE = 100  # pointwise nodes in one expression: compilers and this one take longer chains of them badly
 
 
 def known(dim: Dim) -> int | None:
@@ -118,6 +119,8 @@ class RowLoops(Emitter):
         costly = any(n.op in COSTLY for n in tree)
         spread = any(self.row_size(u) != self.row_size(node) or (u.op in ALWAYS_STORED and len(uses) > 1) for u in uses)
         if node.op in POINTWISE and spread and (costly or self.row_size(node) == 1):
+            return True
+        if node.op in POINTWISE and len(tree) > LARGE_TREE:
             return True
         return len(set(uses)) > 1 and (costly or len(tree) > SMALL_TREE)
 
@@ -216,7 +219,7 @@ class RowLoops(Emitter):
         counter = self.counter
         scope = self.scope()
         try:
-            lines = body([Index() if v.high == 1 else Index(((v, 1),)) for v in variables], scope)
+            lines = body([Index((), v.low) if v.high == v.low + 1 else Index(((v, 1),)) for v in variables], scope)
         except SplitNeeded as split:
             if split.var not in variables:
                 raise
@@ -227,7 +230,7 @@ class RowLoops(Emitter):
                 out += self.nest(dims, body, cut)
             return out
         inner = scope.lines + lines
-        loops = [(v, d) for v, d in zip(variables, dims, strict=True) if v.high != 1]
+        loops = [(v, d) for v, d in zip(variables, dims, strict=True) if v.high != v.low + 1]
         for depth, (var, dim) in enumerate(reversed(loops)):
             end = dim_text(dim) if var.high is None else str(var.high)
             head = f"for (int64_t {var.name} = {var.low}; {var.name} < {end}; ++{var.name}) {{"
