@@ -60,6 +60,22 @@ class NumericalSystem:
         return {number: programs for number, programs in found if len(programs) > 1}
 
 
+def variables(expression: Expression) -> list[str]:
+    """The names in a production function, each once. Parts that it has several times are looked at once."""
+    found: dict[str, None] = {}
+    seen: set[int] = set()
+    stack = [expression]
+    while stack:
+        part = stack.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if part.op == "name":
+            found[part.symbol] = None
+        stack += reversed(part.arguments)
+    return list(found)
+
+
 def draw(count: int, membrane: int, step: int, seed: int = 0, run: int = 0) -> int:
     """The place in 0 .. count - 1 that a membrane (by number) draws in a step: a function of these numbers alone.
 

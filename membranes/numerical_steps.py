@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from echoc.compiler.ir.expression import evaluate, names
+from echoc.compiler.ir.expression import evaluate
 from echoc.compiler.ir.oracle import StepError
-from echoc.membranes.numerical import NumericalSystem, Production, draw
+from echoc.membranes.numerical import NumericalSystem, Production, draw, variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def active(system: NumericalSystem, configuration: Values) -> list[int]:
 
 
 def _enzyme_allows(program: Production, values: Mapping[str, float], signed: bool) -> bool:
-    read = [values[name] for name in names(program.function)]
+    read = [values[name] for name in variables(program.function)]
     if program.enzyme is None or (signed and not read):
         return True
     return values[program.enzyme] > min(read if signed else map(abs, read), default=0.0)
@@ -60,7 +60,7 @@ def apply(system: NumericalSystem, configuration: Values, programs: list[int]) -
     values = dict(configuration.values)
     produced = [evaluate(system.programs[i].function, configuration.values) for i in programs]
     for i in programs:
-        values.update(dict.fromkeys(names(system.programs[i].function), 0.0))
+        values.update(dict.fromkeys(variables(system.programs[i].function), 0.0))
     for i, amount in zip(programs, produced, strict=True):
         program = system.programs[i]
         total = math.fsum(share for share, _ in program.shares)

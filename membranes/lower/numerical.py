@@ -1,21 +1,22 @@
 """Numerical P systems as tensor programs: one step is plain float64 arithmetic.
 
 The values of all variables are one float64 state of the skin; membranes only say where programs and variables belong,
-so that the tree costs nothing at run time. States start as zeros, so a step counter lets the first step take the
-initial values instead. Where a membrane draws one of its programs, the counter numbers the draws.
+so that the tree costs nothing at run time. A step works on one row of them, [1, n], which makes it one kernel. States
+start as zeros, so a step counter lets the first step take the initial values instead. Where a membrane draws one of its
+programs, the counter numbers the draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from echoc.compiler.ir import DType, Membrane, Node, Port, Program, Rule, StateType, TensorType, make
-from echoc.compiler.ir.expression import Expression, names
+from echoc.compiler.ir.expression import Expression
 from echoc.compiler.ir.membrane import State
 from echoc.compiler.ir.verify import verify
 from echoc.errors import CompileError
-from echoc.membranes.numerical import NumericalSystem, Production
+from echoc.membranes.numerical import NumericalSystem, Production, variables
 
 MAX_EXACT_POWER = 16  # integer exponents up to it are products
 MAX_HEIGHT = 400  # of a production function's tree
@@ -39,11 +40,9 @@ def lower(system: NumericalSystem) -> Program:
     steps = make("state", name="steps", kind="value", shape=(), dtype="i64")
     values = make("state", name="values", kind="value", shape=shape, dtype="f64")
     count = make("read", steps)
-    before = _before(system, count, make("read", values))
-    after = _step(system, before, _drawn(system, count))
-    stacked = make("concat", *(after[v.name] for v in system.variables), axis=0) if len(after) > 1 else (
-        after[system.variables[0].name]
-    )  # fmt: skip
+    before = _before(system, _row(count), make("reshape", make("read", values), shape=(1, *shape)))
+    after = _step(system, before, _drawn(system, _row(count)))
+    stacked = make("reshape", _together([after[v.name] for v in system.variables]), shape=shape)
     rule = Rule(
         "step",
         (("values", stacked),),
@@ -66,7 +65,7 @@ def _check(system: NumericalSystem) -> None:
             raise CompileError(f"{at}the shares of program {i} add up to 0; there is nothing to deal out by")
         if _height(program.function) > MAX_HEIGHT:
             raise CompileError(f"{at}the function of program {i} is nested more than {MAX_HEIGHT} deep; split it up")
-        used = [*names(program.function), *(v for _, v in program.shares), *filter(None, [program.enzyme])]
+        used = [*variables(program.function), *(v for _, v in program.shares), *filter(None, [program.enzyme])]
         for name in used:
             if name not in known:
                 raise CompileError(f"{at}program {i} uses {name!r}, which is not a variable of the system")
@@ -91,22 +90,40 @@ def _integer(value: int) -> Node:
 
 def _drawn(system: NumericalSystem, steps: Node) -> dict[int, Node]:
     """Of each program that stands for choice, whether it is the one that its membrane draws (`numerical.draw`)."""
-    seed, run = (make("port", name=name, shape=(), dtype="i64") for name in ("seed", "run"))
-    drawn: dict[int, Node] = {}
-    for membrane, programs in system.choices().items():
-        numbers = make("add", make("mul", run, _integer(1 << 32)), _integer(membrane))
-        bits = make("random_bits", seed, steps, numbers)
-        place = make("floordiv", make("mul", bits, _integer(len(programs))), _integer(1 << 32))
-        drawn |= {program: make("eq", place, _integer(i)) for i, program in enumerate(programs)}
-    return drawn
+    standing = [(m, i, p, len(ps)) for m, ps in system.choices().items() for i, p in enumerate(ps)]
+    if not standing:
+        return {}
+    membranes, places, programs, counts = zip(*standing, strict=True)
+    seed, run = (_row(make("port", name=name, shape=(), dtype="i64")) for name in ("seed", "run"))
+    bits = make("random_bits", seed, steps, make("add", make("mul", run, _integer(1 << 32)), _integers(membranes)))
+    drawn = make("floordiv", make("mul", bits, _integers(counts)), _integer(1 << 32))
+    chosen = make("eq", drawn, _integers(places))
+    return {p: make("slice", chosen, starts=(0, i), stops=(1, i + 1), steps=(1, 1)) for i, p in enumerate(programs)}
+
+
+def _integers(values: Sequence[int]) -> Node:
+    return _together([_row(_integer(value)) for value in values])
+
+
+def _row(x: Node) -> Node:
+    """A scalar as a row of one element."""
+    return make("reshape", x, shape=(1, 1)) if x.shape == () else x
+
+
+def _together(rows: list[Node]) -> Node:
+    """Rows side by side: a balanced tree of pairs, which cuts a loop over them in the middle."""
+    if len(rows) == 1:
+        return rows[0]
+    half = len(rows) // 2
+    return make("concat", _together(rows[:half]), _together(rows[half:]), axis=1)
 
 
 def _before(system: NumericalSystem, steps: Node, values: Node) -> dict[str, Node]:
-    """Each variable at the start of the step, f64[1]."""
+    """Each variable at the start of the step, f64[1, 1]."""
     first = make("eq", steps, _integer(0))
     before = {}
     for i, variable in enumerate(system.variables):
-        held = make("slice", values, starts=(i,), stops=(i + 1,), steps=(1,))
+        held = make("slice", values, starts=(0, i), stops=(1, i + 1), steps=(1, 1))
         before[variable.name] = make("where", first, _const(variable.value), held)
     return before
 
@@ -116,16 +133,17 @@ def _step(system: NumericalSystem, before: Mapping[str, Node], drawn: Mapping[in
     runs = [drawn.get(i, _runs(program, before, system.signed)) for i, program in enumerate(system.programs)]
     after = dict(before)
     for program, running in zip(system.programs, runs, strict=True):
-        for name in dict.fromkeys(names(program.function)):
+        for name in variables(program.function):
             after[name] = _zero() if running is None else make("where", running, _zero(), after[name])
+    done: dict[int, Node] = {}
     for program, running in zip(system.programs, runs, strict=True):
-        amount = _value(program.function, before)
+        amount = _value(program.function, before, done)
         total = _const(math.fsum(share for share, _ in program.shares))
         for share, name in program.shares:
-            part = make("div", make("mul", amount, _const(share)), total)
+            part = _row(make("div", make("mul", amount, _const(share)), total))
             sum_ = make("add", after[name], part)
             after[name] = sum_ if running is None else make("where", running, sum_, after[name])
-    return {name: make("broadcast", node, shape=(1,)) if node.shape != (1,) else node for name, node in after.items()}
+    return {name: _row(node) for name, node in after.items()}
 
 
 def _zero() -> Node:
@@ -134,7 +152,7 @@ def _zero() -> Node:
 
 def _runs(program: Production, before: Mapping[str, Node], signed: bool) -> Node | None:
     """Whether the program's enzyme lets it run; None: always."""
-    read = [before[name] for name in dict.fromkeys(names(program.function))]
+    read = [before[name] for name in variables(program.function)]
     if program.enzyme is None or (signed and not read):
         return None
     sizes = read if signed else [make("abs", x) for x in read]
@@ -173,18 +191,29 @@ _OTHER: dict[str, Callable[..., Node]] = {
 }
 
 
-def _value(expression: Expression, values: Mapping[str, Node]) -> Node:
-    """The expression over the nodes of its names."""
+def _value(expression: Expression, values: Mapping[str, Node], done: dict[int, Node]) -> Node:
+    """The expression over the nodes of its names; `done` has the parts that were met before, by identity."""
+    stack = [expression]
+    while stack:
+        part = stack[-1]
+        waiting = [a for a in part.arguments if id(a) not in done]
+        if waiting:
+            stack += waiting
+            continue
+        stack.pop()
+        done[id(part)] = _applied(part, [done[id(a)] for a in part.arguments], values)
+    return done[id(expression)]
+
+
+def _applied(expression: Expression, arguments: list[Node], values: Mapping[str, Node]) -> Node:
     if expression.op == "number":
         return _const(expression.value)
     if expression.op == "name":
         return values[expression.symbol]
     if expression.op == "pow" and (exponent := _small_integer(expression.arguments[1])) is not None:
-        return _product(_value(expression.arguments[0], values), exponent)
-    arguments = [_value(a, values) for a in expression.arguments]
-    if expression.op in _SAME:
-        return make(_SAME[expression.op], *arguments)
-    return _OTHER[expression.op](*arguments)
+        return _product(arguments[0], exponent)
+    made = make(_SAME[expression.op], *arguments) if expression.op in _SAME else _OTHER[expression.op](*arguments)
+    return _row(made)
 
 
 def _small_integer(expression: Expression) -> int | None:

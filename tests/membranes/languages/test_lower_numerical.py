@@ -168,6 +168,28 @@ def test_compiled_code_agrees_with_the_interpreter(source: str, tmp_path: Path) 
     assert program.step({})["values"].dtype == np.float64
 
 
+def test_long_sums_and_high_formulas_compile(tmp_path: Path) -> None:
+    """500 programs that give to x, and a function that is nested 350 deep."""
+    high = name("x")
+    for _ in range(350):
+        high = call("add", high, number(0.5)) if high.op == "neg" else call("neg", high)
+    programs = [Production("m", number(k), ((1.0, "x"), (2.0, "y"))) for k in range(1, 501)]
+    programs.append(Production("m", high, ((1.0, "z"),)))
+    system = NumericalSystem((("m", None),), tuple(Variable(v, "m", 1.0) for v in "xyz"), tuple(programs))
+    program = loaded(system, tmp_path)
+    found = [program.step({})["values"].tolist() for _ in range(2)]
+    np.testing.assert_allclose(found, wanted(system)[:2], rtol=1e-12)
+
+
+def test_parts_that_a_formula_repeats_are_computed_once() -> None:
+    """Written out, it has 3^20 parts."""
+    function = name("x")
+    for _ in range(20):
+        function = call("add", function, call("mul", function, function))
+    order = lower(only(function)).skin.rules[0].order
+    assert sum(node.op == "mul" for node in order) == 21  # one for the share
+
+
 def test_small_powers_are_exact_products() -> None:
     system = read("cube", text="p = { m = { var = {x, y}; pr = {x^5 - x^0 -> 1|y}; var0 = (7); }; }")
     program = lower(system)

@@ -66,7 +66,7 @@ def test_random_systems_conserve_what_is_produced() -> None:
         s = random_numerical(seed)
         before, after = list(numerical.trace(s, 1, seed))
         chosen = numerical.choose(s, before, seed)
-        gone = {v for i in chosen for v in numerical.names(s.programs[i].function)}
+        gone = {v for i in chosen for v in numerical.variables(s.programs[i].function)}
         made = sum(numerical.evaluate(s.programs[i].function, before.values) for i in chosen)
         kept = sum(v for k, v in before.values.items() if k not in gone)
         assert sum(after.values.values()) == pytest.approx(kept + made)
