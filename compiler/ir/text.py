@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from echoc.errors import IRError
@@ -18,10 +19,14 @@ HEADER = "eir 1"
 
 
 def show_value(value: Any) -> str:
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join([show_value(v) for v in value]) + "]"
     if isinstance(value, Poly):
         return f"<{value}>"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(show_value(v) for v in value) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({value})"
     return json.dumps(value)
