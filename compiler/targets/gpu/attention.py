@@ -149,7 +149,7 @@ def schedule_for(shape: Shape, rows: int | None) -> Schedule:
     wide = max(shape.width, shape.v_width) * (2 if shape.kv == "f32" else 1)
     if rows is not None and rows <= DECODE_ROWS:
         splits = 32
-        while splits > 1 and splits * shape.kv_heads * rows > 1024:
+        while splits > 1 and splits * shape.kv_heads * rows > 512:
             splits //= 2
         return Schedule("decode", 64 if wide <= 128 else 32 if wide <= 256 else 16, splits, 0, 4, 3)
     lines = 128 if wide <= 128 else 64 if wide <= 256 else 32

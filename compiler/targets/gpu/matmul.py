@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GEMV_ROWS = {"f32": 4, "bf16": 4, "i8": 2, "i4": 1}  # more rows cost more registers than tensor cores
 BUSY = 120  # programs that keep a large device busy
+IN_FLIGHT = 48 << 10  # bytes of bf16 weights under way that keep a large device's memory busy, a program each
 BAND = 8
 ROUTE_BLOCK = 1024
 
@@ -121,7 +122,7 @@ def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
         depth = max(4096 // wide, packed.group)
         if precise:
             return Schedule("tiles", 16, wide, depth // 2, 4, 3)
-        return Schedule("tiles", 16, wide, depth, 2 if wide == 16 else 4, 5 if sisters == 1 else 4)
+        return Schedule("tiles", 16, wide, depth, 2 if wide == 16 else 4, _stages(sisters * wide * depth))
     wide = 128 if sisters == 1 else 64 if sisters == 2 else 32
     block, warps, stages = 128, 8, 3 if sisters > 1 else 4
     if precise:
@@ -133,9 +134,15 @@ def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
         block, wide, warps = 64, min(wide, 64), 4
     programs = -(-columns // wide) * -(-bound // block)
     splits = 1
-    while splits < 8 and programs * splits * 2 <= 2 * BUSY and packed.k // (splits * 2) >= 4 * depth:
-        splits *= 2
+    while programs * splits * 2 <= 2 * BUSY and packed.k >= splits * 2 * max(4 * depth, 4 * bound):
+        splits *= 2  # as long as partial sums are less to read and write than weights
+    stages = stages if precise else _stages(sisters * wide * depth)
     return Schedule("tiles", block, wide, depth, warps, stages, splits)
+
+
+def _stages(weights_a_step: int) -> int:
+    """So many steps that enough 16-bit weights are under way."""
+    return max(3, min(8, 1 + IN_FLIGHT // (2 * weights_a_step)))
 
 
 def _gemv(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule) -> Kernel:
