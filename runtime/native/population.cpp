@@ -22,6 +22,8 @@ constexpr uint64_t kPiece = 1 << 14;      // rows stepped between two looks at t
 constexpr uint32_t kAtHand = 1 << 16;     // pages that a thread keeps, 16 MiB
 constexpr uint64_t kSpare = 1 << 20;      // entries of mail and candidates that a small table may have
 constexpr int64_t kLeast = 1 << 16;       // bytes for an instance
+constexpr int64_t kAddresses = 1ll << 46;  // bytes of address space, half of what processes have
+constexpr int64_t kReserved = 1400;        // of them for a row, on each thread
 
 std::shared_ptr<Means> part(int64_t pages, int64_t rows, int64_t parts) {
   auto means = std::make_shared<Means>();
@@ -87,7 +89,8 @@ Population::Population(const std::string& library, const std::string& entry, int
   const uint64_t bytes = static_cast<uint64_t>(max_bytes);
   all_pages_ = static_cast<int64_t>(std::min<uint64_t>(bytes / 4 * 3 / sizeof(Page), UINT32_MAX / 2));
   all_rows_ = static_cast<int64_t>(bytes / 4 / kBytesPerRow);
-  rows_ = static_cast<uint32_t>(std::min<int64_t>(all_rows_ / num_instances, INT32_MAX - 64));
+  const int64_t most_rows = std::min<int64_t>(INT32_MAX - 64, kAddresses / kReserved / num_threads);
+  rows_ = static_cast<uint32_t>(std::min(all_rows_ / num_instances, most_rows));
   at_hand_ = static_cast<uint32_t>(std::clamp<int64_t>(all_pages_ / num_threads / 16 * 2, 64, kAtHand));
   // page 0 is nobody's, and what threads have at hand between two runs is on nobody's account
   num_pages_ = static_cast<uint64_t>(all_pages_) + static_cast<uint64_t>(num_threads) * at_hand_ + 1;

@@ -71,6 +71,28 @@ def test_unrolled_rules_do_what_tables_do(unroll: int) -> None:
     assert follow(system, 1, 12, unroll) > 4
 
 
+def test_threads_do_not_show_where_membranes_compete() -> None:
+    """Hundreds of membranes want a few objects of the skin, which it exchanges with the environment."""
+    rules = (
+        Rule("1", bag(["x"]), bag(["y"]), inner=(Inner("2", None, bag(["a"]), (Result("2", None, bag(["b"])),)),)),
+        Rule("1", bag(["x"]), bag(["z"]), inner=(Inner("2", None, bag({"a": 2}), (Result("2", None, bag(["c"])),)),)),
+        Rule(None, bag(["e"]), bag(["f"]), inner=(Inner("1", None, bag(["y"]), (Result("1", None, bag(["x"])),)),)),
+        Rule(None, bag(["f"]), bag(["e"]), inner=(Inner("1", None, bag(["y"]), (Result("1", None, bag(["z"])),)),)),
+        Rule("2", bag(["b"]), bag(["a"]), send=(Send(Target.OUT, bag(["x"])),)),
+    )
+    cells = (Cell("1", None, bag({"x": 150, "y": 20})), *(Cell("2", 0, bag({"a": 3})) for _ in range(700)))
+    system = System("t", cells, rules, (Group(tuple(range(5))),), environment=bag({"e": 40}))
+    generated = generate(system)
+    library, ends = build(generated), []
+    for threads in (1, 2, 5):
+        population = PopulationBatch(library, generated.layout, num_threads=threads, max_bytes=64 << 20)[0]
+        population.start(seed=9)
+        population.advance(6)
+        ends.append((population.membranes(), population.environment()))
+    assert ends[0] == ends[1] == ends[2]
+    assert ends[0][1] not in ({}, {"e": 40})
+
+
 def test_what_has_to_be_chosen_is_not_unrolled() -> None:
     rules = (Rule("1", bag(["a"]), bag(["b"])), Rule("1", bag(["a"]), bag(["c"])))
     system = System("t", (Cell("1", None, bag({"a": 9})),), rules, (Group((0, 1)),))
