@@ -40,9 +40,6 @@ from .thunks import (
     apply_binary,
     bad_index,
     folded_chain,
-    key_of_four,
-    key_of_one,
-    key_of_two,
     logic_of,
     pair_of,
     system_constant,
@@ -125,12 +122,6 @@ class Closures(ABC):
             text = form % tuple(p.constant for p in parts)
             return (lambda _: text), text
         runs = [p.run for p in parts]
-        if len(runs) == 1:
-            return key_of_one(form, runs[0], marks[0]), None
-        if len(runs) == 2:
-            return key_of_two(form, runs, marks), None
-        if len(runs) == 4:
-            return key_of_four(form, runs, marks), None
 
         def key(local: Locals) -> str:
             indices = tuple([run(local) for run in runs])

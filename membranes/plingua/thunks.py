@@ -26,40 +26,6 @@ def bad_index(value: Value, mark: Mark) -> Fault:
     return Fault(f"an index is a whole number; found {values.type_name(value)}: {str(value)[:40]}", mark)
 
 
-def key_of_one(form: str, run: Thunk, mark: Mark) -> KeyThunk:
-    def key(local: Locals) -> str:
-        index = run(local)
-        if index.__class__ is int:
-            return form % index
-        raise bad_index(index, mark)
-
-    return key
-
-
-def key_of_two(form: str, runs: list[Thunk], marks: list[Mark]) -> KeyThunk:
-    first, second = runs
-
-    def key(local: Locals) -> str:
-        a, b = first(local), second(local)
-        if a.__class__ is int and b.__class__ is int:
-            return form % (a, b)
-        raise bad_index(*((b, marks[1]) if a.__class__ is int else (a, marks[0])))
-
-    return key
-
-
-def key_of_four(form: str, runs: list[Thunk], marks: list[Mark]) -> KeyThunk:
-    first, second, third, fourth = runs
-
-    def key(local: Locals) -> str:
-        a, b, c, d = first(local), second(local), third(local), fourth(local)
-        if a.__class__ is int and b.__class__ is int and c.__class__ is int and d.__class__ is int:
-            return form % (a, b, c, d)
-        raise next(bad_index(v, m) for v, m in zip((a, b, c, d), marks, strict=True) if v.__class__ is not int)
-
-    return key
-
-
 def system_constant(name: str, mark: Mark) -> Value:
     if name in values.CONSTANTS:
         return values.CONSTANTS[name]
