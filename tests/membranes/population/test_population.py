@@ -75,13 +75,21 @@ def test_threads_do_not_show_where_membranes_compete() -> None:
     """Hundreds of membranes want a few objects of the skin, which it exchanges with the environment."""
     rules = (
         Rule("1", bag(["x"]), bag(["y"]), inner=(Inner("2", None, bag(["a"]), (Result("2", None, bag(["b"])),)),)),
-        Rule("1", bag(["x"]), bag(["z"]), inner=(Inner("2", None, bag({"a": 2}), (Result("2", None, bag(["c"])),)),)),
+        Rule(
+            "1",
+            produce=bag(["z"]),
+            inner=(
+                Inner("2", None, bag({"a": 2}), (Result("2", None, bag(["c"])),)),
+                Inner("3", None, bag(["m"]), (Result("3"),)),
+            ),
+        ),
         Rule(None, bag(["e"]), bag(["f"]), inner=(Inner("1", None, bag(["y"]), (Result("1", None, bag(["x"])),)),)),
         Rule(None, bag(["f"]), bag(["e"]), inner=(Inner("1", None, bag(["y"]), (Result("1", None, bag(["z"])),)),)),
         Rule("2", bag(["b"]), bag(["a"]), send=(Send(Target.OUT, bag(["x"])),)),
     )
-    cells = (Cell("1", None, bag({"x": 150, "y": 20})), *(Cell("2", 0, bag({"a": 3})) for _ in range(700)))
-    system = System("t", cells, rules, (Group(tuple(range(5))),), environment=bag({"e": 40}))
+    cells = [Cell("1", None, bag({"x": 150, "y": 20})), *(Cell("2", 0, bag({"a": 3})) for _ in range(700))]
+    cells.append(Cell("3", 0, bag({"m": 200})))
+    system = System("t", tuple(cells), rules, (Group(tuple(range(5))),), environment=bag({"e": 40}))
     generated = generate(system)
     library, ends = build(generated), []
     for threads in (1, 2, 5):
