@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.runtime import interpreter as triton_interpreter
 
 from echoc.compiler.ir import DType, StateType
+from echoc.compiler.ir.ops.pointwise import round_bf16
 from echoc.compiler.ir.types import dim_value
 from echoc.compiler.targets.gpu import weights
 from echoc.compiler.targets.gpu.kernel import Kernel
@@ -39,7 +40,19 @@ def _splat(builder: Any, type_: Any, value: Any) -> Any:
     return _create_splat(builder, type_, value)
 
 
+_cast = triton_interpreter.InterpreterBuilder.cast_impl
+
+
+def _rounding_cast(builder: Any, value: Any, type_: Any) -> Any:
+    """The interpreter cuts f32 off to bf16; devices round to the nearest, ties to even."""
+    if type_.scalar == tl.bfloat16 and value.dtype.scalar == tl.float32:
+        bits = round_bf16(value.data).view(np.uint32) >> 16
+        return triton_interpreter.TensorHandle(bits.astype(np.uint16), tl.bfloat16)
+    return _cast(builder, value, type_)
+
+
 triton_interpreter.InterpreterBuilder.create_splat = _splat
+triton_interpreter.InterpreterBuilder.cast_impl = _rounding_cast
 POISON = 0xA7  # what memory that nobody has written holds
 
 
