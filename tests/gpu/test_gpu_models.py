@@ -93,3 +93,14 @@ def test_logits_are_those_of_transformers(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("weights_dtype", ["bf16", "int8"])
 def test_narrow_weights_and_states(tmp_path: Path, weights_dtype: str) -> None:
     check(save(tmp_path, "llama", num_hidden_layers=1, vocab_size=VOCABULARY), weights_dtype)
+
+
+def test_deterministic_rows_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    folder = save(tmp_path, "llama", num_hidden_layers=1, vocab_size=VOCABULARY).folder
+    made = machine(folder, "bf16")
+    prompt, other = ([t % VOCABULARY for t in random_tokens(length, seed=length)] for length in (5, 7))
+    alone, beside = Batch(made, 2, 4), Batch(machine(folder, "bf16"), 2, 4)
+    found = [alone.step({1: prompt}, True)[1], alone.step({1: [9]}, True)[1]]
+    wanted = [beside.step({0: other, 1: prompt}, True)[1], beside.step({0: [3, 4], 1: [9]}, True)[1]]
+    for a, c in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, c)
