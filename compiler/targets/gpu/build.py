@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ POINTERS = {
     "i8": "*i8", "u8": "*u8",
 }  # fmt: skip
 BACKENDS = {"cuda": "cuda", "rocm": "hip"}
+_IMPORT = re.compile(r"^from echoc\.kernels\.triton(?:\.(\w+))? import (.*)$", re.MULTILINE)
 LOG = "stderr.txt"
 VERSION = "1"  # of what a worker answers
 
@@ -59,13 +60,18 @@ def check_tools() -> str:
     return importlib.metadata.version("triton")
 
 
-@cache
-def device_functions() -> str:
-    """A digest of the device functions that kernels call."""
-    digest = hashlib.sha256()
-    for path in sorted((KERNELS / "triton").glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+def device_functions(source: str) -> str:
+    """A digest of the files of device functions that a kernel calls, directly or through others."""
+    files: dict[str, str] = {}
+    texts = [source]
+    while texts:
+        for module, names in _IMPORT.findall(texts.pop()):
+            for name in [module] if module else names.replace(" ", "").split(","):
+                path = KERNELS / "triton" / f"{name}.py"
+                if name not in files and path.is_file():
+                    files[name] = path.read_text()
+                    texts.append(files[name])
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
 def build_kernels(kernels: Mapping[str, Kernel], level: Level, progress: Progress | None = None) -> dict[str, Binary]:
@@ -182,7 +188,9 @@ def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: 
         "backend": BACKENDS[level.device.vendor], "capability": level.capability, "num_warps": kernel.num_warps,
         "num_stages": stages,
     }  # fmt: skip
-    key = hashlib.sha256("\0".join((json.dumps(job), device_functions(), check_tools(), VERSION)).encode()).hexdigest()
+    key = hashlib.sha256(
+        "\0".join((json.dumps(job), device_functions(kernel.source), check_tools(), VERSION)).encode()
+    ).hexdigest()
     image, facts = (folder / f"{key[:32]}.{kind}" for kind in (level.suffix, "json"))
     if not (image.exists() and facts.exists()):
         written = workers.folder / f"{key[:32]}.{level.suffix}"
