@@ -64,6 +64,14 @@ class PagePool:
         """The appended tokens' state is written: later sequences may share full pages."""
         self._pager.commit(sequence)
 
+    def extend(self, sequences: Sequence[int]) -> PageCopies | None:
+        """Room for one token behind each sequence, which `settle` names: page copies, or None, as `append` does."""
+        return self._pager.extend(sequences)
+
+    def settle(self, sequences: Sequence[int], tokens: Sequence[int]) -> None:
+        """Names the last token of each sequence; the state of those before it is written."""
+        self._pager.settle(sequences, tokens)
+
     def release(self, sequence: int) -> None:
         self._pager.release(sequence)
 
@@ -87,13 +95,17 @@ class PagePool:
 
     def block_table(self, sequences: Sequence[int]) -> IntArray:
         """i32 [len(sequences), most pages of any]: each sequence's pages in order, zeros behind."""
-        width = max((self._pager.num_pages_of(s) for s in sequences), default=0)
-        if self.widest_table is not None and width < self.widest_table:
-            step = max(8, 1 << max(width.bit_length() - 3, 0))  # at most 7 or a quarter more
-            width = min(-(-width // step) * step, self.widest_table)
-        table = np.empty((len(sequences), max(width, 1)), dtype=np.int32)
+        width = self.table_width(max((self._pager.num_pages_of(s) for s in sequences), default=0))
+        table = np.empty((len(sequences), width), dtype=np.int32)
         self._pager.fill_block_table(sequences, table)
         return table
+
+    def table_width(self, num_pages: int) -> int:
+        """The columns of a block table in which no sequence has more pages than these."""
+        if self.widest_table is None or num_pages >= self.widest_table:
+            return max(num_pages, 1)
+        step = max(8, 1 << max(num_pages.bit_length() - 3, 0))  # at most 7 or a quarter more
+        return min(max(-(-num_pages // step) * step, 1), self.widest_table)
 
     def batch(
         self, sequences: Sequence[int], starts: Sequence[int], chunks: Sequence[IntArray], *, all_rows: bool

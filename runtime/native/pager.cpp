@@ -80,6 +80,31 @@ std::optional<PageCopies> Pager::append(int64_t handle, std::span<const int32_t>
   return copies;
 }
 
+std::optional<PageCopies> Pager::extend(const std::vector<int64_t>& sequences) {
+  int64_t wanted = 0;
+  if (num_available() < std::ssize(sequences)) {
+    for (const int64_t sequence : sequences) wanted += pages_for(sequence, 1);
+  }
+  if (wanted > num_available()) return std::nullopt;
+  PageCopies copies;
+  constexpr int32_t kUnknown[1] = {0};
+  for (const int64_t sequence : sequences) {
+    const PageCopies own = append(sequence, kUnknown).value();
+    copies.insert(copies.end(), own.begin(), own.end());
+  }
+  return copies;
+}
+
+void Pager::settle(const std::vector<int64_t>& sequences, const std::vector<int32_t>& tokens) {
+  if (sequences.size() != tokens.size()) throw std::invalid_argument("one token per sequence");
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const int64_t last = find(sequences[i]).length - 1;
+    if (last < 0) throw std::invalid_argument("an empty sequence has no last token");
+    tokens_of(find(sequences[i]).pages[static_cast<size_t>(last / page_size_)])[last % page_size_] = tokens[i];
+    commit(sequences[i], last);
+  }
+}
+
 int64_t Pager::pages_for(int64_t handle, int64_t num_tokens) const {
   const Sequence& sequence = find(handle);
   if (num_tokens <= 0) return 0;
@@ -91,10 +116,10 @@ bool Pager::has_shared_tail(const Sequence& sequence) const {
   return sequence.length % page_size_ != 0 && pages_[static_cast<size_t>(sequence.pages.back())].holders > 1;
 }
 
-void Pager::commit(int64_t handle) {
+void Pager::commit(int64_t handle, int64_t length) {
   Sequence& sequence = find(handle);
   if (!prefix_cache_) return;
-  for (; sequence.committed < sequence.length / page_size_; ++sequence.committed) {
+  for (; sequence.committed < length / page_size_; ++sequence.committed) {
     const int32_t index = sequence.pages[static_cast<size_t>(sequence.committed)];
     const uint64_t key = hash(sequence, tokens_of(index));
     const int32_t known = lookup(key, sequence, tokens_of(index));
@@ -260,7 +285,9 @@ void bind_pager(nb::module_& m) {
           "append",
           [](Pager& pager, int64_t sequence, const Tokens& tokens) { return pager.append(sequence, as_span(tokens)); },
           nb::arg("sequence"), nb::arg("tokens"))
-      .def("commit", &Pager::commit, nb::arg("sequence"))
+      .def("commit", nb::overload_cast<int64_t>(&Pager::commit), nb::arg("sequence"))
+      .def("extend", &Pager::extend, nb::arg("sequences"))
+      .def("settle", &Pager::settle, nb::arg("sequences"), nb::arg("tokens"))
       .def("release", &Pager::release, nb::arg("sequence"))
       .def("length", &Pager::length, nb::arg("sequence"))
       .def("pages_for", &Pager::pages_for, nb::arg("sequence"), nb::arg("num_tokens"))

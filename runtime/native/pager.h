@@ -36,8 +36,14 @@ class Pager {
   /// nothing, leaving all as it was, when there are not enough pages.
   std::optional<PageCopies> append(int64_t sequence, std::span<const int32_t> tokens);
 
+  /// The same for one token behind each of several sequences, which `settle` names later.
+  std::optional<PageCopies> extend(const std::vector<int64_t>& sequences);
+
   /// The appended tokens' state has been written: full pages may be found by later sequences.
-  void commit(int64_t sequence);
+  void commit(int64_t sequence) { commit(sequence, find(sequence).length); }
+
+  /// Names the last token of each sequence; the state of those before it has been written.
+  void settle(const std::vector<int64_t>& sequences, const std::vector<int32_t>& tokens);
 
   void release(int64_t sequence);
 
@@ -78,6 +84,7 @@ class Pager {
     bool alive = false;
   };
 
+  void commit(int64_t sequence, int64_t length);
   const Sequence& find(int64_t sequence) const;
   Sequence& find(int64_t sequence) { return const_cast<Sequence&>(std::as_const(*this).find(sequence)); }
   int64_t new_sequence();
