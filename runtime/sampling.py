@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from echoc import _native
 from echoc.errors import RequestError
 
 _GREEDY_BELOW = 1e-5  # temperatures below only differ from greedy by overflow
 _MAX_LOGIT_BIAS = 100.0
+RECORD = 16  # numbers with which a GPU is asked for a token
 
 
 @dataclass(kw_only=True)
@@ -131,6 +135,24 @@ class SamplingParams:
         spec.bad_sequences = [list(sequence) for sequence in bad_sequences if sequence]
         spec.end_tokens = list(end_tokens)
         return spec
+
+    @property
+    def plain(self) -> bool:
+        """Whether tokens are drawn from the logits as they are, and nothing but the token is wanted."""
+        edits = (self.logit_bias, self.bad_words, self.banned_token_ids, self.allowed_token_ids)
+        penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
+        return not any(edits) and not any(penalties) and self.logprobs is None and self.prompt_logprobs is None
+
+    def record(self, *, seed: int, stream: int, draw: int, row: int) -> npt.NDArray[np.int32]:
+        """i32 [16]: what the kernels that choose tokens on a GPU take (compiler/targets/gpu/sample.py)."""
+        out = np.zeros(RECORD, np.int32)
+        with np.errstate(divide="ignore"):
+            scale = np.float32(0) if self.greedy else np.float32(1) / np.float32(self.temperature)
+            floor = np.log(np.float32(self.min_p))
+        out[[1, 3, 4]] = np.array([scale, self.top_p, floor], np.float32).view(np.int32)
+        out[[5, 6]] = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32).view(np.int32)
+        out[[0, 2, 7, 8]] = row, max(self.top_k, 0), stream, draw
+        return out
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:
