@@ -102,6 +102,17 @@ class FillSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """The kernels that choose tokens: `peaks` finds the highest logit in each of `parts` blocks of a row, `sample`
+    chooses. `dependent`: they wait for what is in front of them themselves."""
+
+    peaks: str
+    sample: str
+    parts: int
+    dependent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AxisSpec:
     """One axis of a grid: ceil(sum of coefficient * product of symbols / tile) blocks."""
 
@@ -155,6 +166,7 @@ class Manifest:
     kernel_library: str | None
     binaries: Mapping[str, BinarySpec]
     fills: tuple[FillSpec, ...]
+    sampler: SampleSpec | None
     model: Mapping[str, Any]
     page_size: int
     hashes: Mapping[str, str]
@@ -241,6 +253,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
         kernel_library=kernels.get("library", str) if "library" in kernels.value else None,
         binaries=binaries,
         fills=tuple(_fill(fill, binaries) for fill in kernels.each("fill")),
+        sampler=_sampler(kernels.child("sample"), binaries),
         model=top.child("model").value,
         page_size=top.count("page_size", 0),
         hashes={str(name): str(digest) for name, digest in top.child("hashes").value.items()},
@@ -369,9 +382,27 @@ def _fill(fill: _Reader, binaries: Mapping[str, BinarySpec]) -> FillSpec:
     spec = FillSpec(
         fill.get("format", str), fill.count("group", 0), fill.get("kernel", str), fill.count("tile", low=1, high=_MOST)
     )
-    if spec.kernel not in binaries:
+    _check_kernel(fill, "kernel", spec.kernel, binaries)
+    return spec
+
+
+def _sampler(sample: _Reader, binaries: Mapping[str, BinarySpec]) -> SampleSpec | None:
+    if not sample.value:
+        return None
+    spec = SampleSpec(
+        sample.get("peaks", str),
+        sample.get("sample", str),
+        sample.count("parts", low=1, high=65535),
+        sample.get("dependent", bool, False),
+    )
+    _check_kernel(sample, "peaks", spec.peaks, binaries)
+    _check_kernel(sample, "sample", spec.sample, binaries)
+    return spec
+
+
+def _check_kernel(reader: _Reader, key: str, kernel: str, binaries: Mapping[str, BinarySpec]) -> None:
+    if kernel not in binaries:
         raise ArtifactError(
-            f"{fill.where}: manifest.json has kernel {spec.kernel!r} in {fill.path}kernel, which is not among its "
+            f"{reader.where}: manifest.json has kernel {kernel!r} in {reader.path}{key}, which is not among its "
             "kernels.binaries; compile the model again"
         )
-    return spec

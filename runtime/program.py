@@ -79,6 +79,14 @@ class Program:
         return self._step(inputs, rule, copy, check)
 
     def _step(self, inputs: Mapping[str, npt.ArrayLike], rule: str, copy: bool, check: bool) -> dict[str, Array]:
+        variant, dims, ordered, outputs = self.bind(inputs, rule, check)
+        self.device.step(variant, dims, ordered)
+        return {name: array.copy() for name, array in outputs.items()} if copy else outputs
+
+    def bind(
+        self, inputs: Mapping[str, npt.ArrayLike], rule: str, check: bool
+    ) -> tuple[int, list[int], list[Array], dict[str, Array]]:
+        """What a device's step takes: the variant, the symbols' values, an array per port; and the outputs by name."""
         dims = [-1] * len(self._symbols)
         arrays: dict[str, Array] = {}
         for port in self.manifest.ports:
@@ -95,8 +103,7 @@ class Program:
         variant = self._choose(rule, dims)
         outputs = {port.name: self._output(port, dims) for port in self.manifest.ports if port.direction == "out"}
         ordered = [outputs[p.name] if p.direction == "out" else arrays[p.name] for p in self.manifest.ports]
-        self.device.step(variant, dims, ordered)
-        return {name: array.copy() for name, array in outputs.items()} if copy else outputs
+        return variant, dims, ordered, outputs
 
     def _hold(self, instance: "ValueInstance | None") -> None:
         """Puts the values of an instance (None: the program's own) where steps read and write them."""

@@ -15,6 +15,7 @@ from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices import Array, PageCount
 from echoc.runtime.manifest import FillSpec, Manifest, VariantSpec, WeightSpec
 from echoc.runtime.memory import Bytes
+from echoc.runtime.sampling import RECORD
 
 Progress = Callable[[int, int], None]
 
@@ -85,6 +86,7 @@ class GpuDevice:
             kernels = self._load_kernels()
             for variant in manifest.variants:
                 self._add_variant(variant, kernels)
+            self._set_sampler(kernels)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ArtifactError(f"{artifact.path}: {error}; compile the model again") from None
         self._note("kernels", begin)
@@ -97,6 +99,43 @@ class GpuDevice:
         except RuntimeError as error:
             raise DeviceError(str(error)) from None
         self._last = variant, tuple(dims)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the artifact has kernels that choose tokens."""
+        return self._artifact.manifest.sampler is not None
+
+    def draw(self, variant: int, dims: Sequence[int], ports: Sequence[Array], records: Array) -> list[int]:
+        """A step that gives back only the tokens chosen, one for each record (i32 [D, 16], SamplingParams.record)."""
+        try:
+            tokens = self._executor.draw(variant, dims, ports, records.reshape(-1).view(np.uint8))
+        except RuntimeError as error:
+            raise DeviceError(str(error)) from None
+        self._last = variant, tuple(dims)
+        return tokens
+
+    def begin_loop(self, variant: int, dims: Sequence[int], ports: Sequence[Array], records: Array) -> None:
+        """Lays out steps of one token for each row, each of which leaves its tokens and positions to the next."""
+        try:
+            self._executor.begin_loop(variant, dims, ports, records.reshape(-1).view(np.uint8))
+        except RuntimeError as error:
+            raise DeviceError(str(error)) from None
+        self._last = variant, tuple(dims)
+
+    def advance_loop(self, block_table: Array | None) -> None:
+        """Puts the loop's next step in the stream, behind a new block table if there is one, and returns at once."""
+        table = np.empty(0, np.int32) if block_table is None else block_table
+        try:
+            self._executor.advance_loop(table.reshape(-1).view(np.uint8))
+        except RuntimeError as error:
+            raise DeviceError(str(error)) from None
+
+    def collect(self) -> list[int]:
+        """Waits for the loop's earliest step that was not collected yet: its tokens, negative where one failed."""
+        try:
+            return self._executor.collect()
+        except RuntimeError as error:
+            raise DeviceError(str(error)) from None
 
     def replay(self, count: int) -> list[float]:
         """Repeats the launches of the last step: seconds of each repetition on the device's clock.
@@ -181,6 +220,7 @@ class GpuDevice:
         manifest, artifact = self._artifact.manifest, self._artifact
         used = {launch.kernel for variant in manifest.variants for launch in variant.launches}
         used |= {fill.kernel for fill in manifest.fills} if manifest.random_seed is not None else set()
+        used |= {manifest.sampler.peaks, manifest.sampler.sample} if manifest.sampler is not None else set()
         modules: dict[str, int] = {}
         kernels = {}
         for name in sorted(used):
@@ -207,6 +247,28 @@ class GpuDevice:
             ],
             len(names),
             names.index("T") if "T" in names else -1,
+        )
+
+    def _set_sampler(self, kernels: dict[str, int]) -> None:
+        spec, ports = self._artifact.manifest.sampler, self._artifact.manifest.ports
+        if spec is None:
+            return
+        places = {port.name: i for i, port in enumerate(ports)}
+        wanted = ("logits", "tokens", "positions", "block_table")
+        missing = [name for name in wanted if name not in places]
+        if missing or not isinstance(width := ports[places["logits"]].shape[-1], int):
+            raise ArtifactError(
+                f"{self._artifact.path}: kernels that choose tokens need ports {', '.join(wanted)} and a vocabulary of "
+                "known size; compile the model again"
+            )
+        self._executor.set_sampler(
+            kernels[spec.peaks],
+            kernels[spec.sample],
+            spec.parts,
+            4 * width,
+            4 * RECORD,
+            spec.dependent,
+            [places[name] for name in wanted],
         )
 
     def _fill_weights(self, kernels: dict[str, int], progress: Progress) -> None:

@@ -1,5 +1,6 @@
 // GpuDriver and GpuExecutor in Python. Everything that waits for the device does so without the GIL.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -64,13 +65,42 @@ nb::bytes read(GpuExecutor& self, const std::string& kind, int64_t index, int64_
   return nb::bytes(found.data(), found.size());
 }
 
-void step(GpuExecutor& self, int variant, const std::vector<int64_t>& dims, const std::vector<Array>& ports) {
+std::vector<HostArray> host_arrays(const std::vector<Array>& ports) {
   std::vector<HostArray> arrays;
   for (const Array& port : ports) {
     arrays.emplace_back(const_cast<void*>(port.data()), static_cast<int64_t>(port.nbytes()));
   }
+  return arrays;
+}
+
+void step(GpuExecutor& self, int variant, const std::vector<int64_t>& dims, const std::vector<Array>& ports) {
+  const std::vector<HostArray> arrays = host_arrays(ports);
   const nb::gil_scoped_release release;
   self.step(variant, dims, arrays);
+}
+
+std::vector<int32_t> draw(GpuExecutor& self, int variant, const std::vector<int64_t>& dims,
+                          const std::vector<Array>& ports, const Bytes& records) {
+  const std::vector<HostArray> arrays = host_arrays(ports);
+  const nb::gil_scoped_release release;
+  return self.draw(variant, dims, arrays, span(records));
+}
+
+void begin_loop(GpuExecutor& self, int variant, const std::vector<int64_t>& dims, const std::vector<Array>& ports,
+                const Bytes& records) {
+  const std::vector<HostArray> arrays = host_arrays(ports);
+  const nb::gil_scoped_release release;
+  self.begin_loop(variant, dims, arrays, span(records));
+}
+
+void advance_loop(GpuExecutor& self, const Bytes& table) {
+  const nb::gil_scoped_release release;
+  self.advance_loop(span(table));
+}
+
+void set_sampler(GpuExecutor& self, int peaks, int sample, int64_t parts, int64_t row_bytes, int64_t record_bytes,
+                 bool dependent, const std::array<size_t, 4>& ports) {
+  self.set_sampler({peaks, sample, parts, row_bytes, record_bytes, dependent, ports[0], ports[1], ports[2], ports[3]});
 }
 
 std::vector<std::tuple<int64_t, int64_t, int64_t, std::vector<int64_t>, int64_t>> counters(const GpuExecutor& self) {
@@ -116,6 +146,12 @@ void bind_gpu(nb::module_& m) {
       .def("end_uploads", &GpuExecutor::end_uploads)
       .def("launch", &GpuExecutor::launch, nb::arg("kernel"), nb::arg("arguments"), nb::arg("grid"), Waits())
       .def("step", &step, nb::arg("variant"), nb::arg("dims"), nb::arg("ports"))
+      .def("set_sampler", &set_sampler, nb::arg("peaks"), nb::arg("sample"), nb::arg("parts"), nb::arg("row_bytes"),
+           nb::arg("record_bytes"), nb::arg("dependent"), nb::arg("ports"))
+      .def("draw", &draw, nb::arg("variant"), nb::arg("dims"), nb::arg("ports"), nb::arg("records"))
+      .def("begin_loop", &begin_loop, nb::arg("variant"), nb::arg("dims"), nb::arg("ports"), nb::arg("records"))
+      .def("advance_loop", &advance_loop, nb::arg("table"))
+      .def("collect", &GpuExecutor::collect, Waits())
       .def("run_loop", &GpuExecutor::run_loop, nb::arg("variant"), nb::arg("dims"), nb::arg("count"), Waits())
       .def("copy_pages", &GpuExecutor::copy_pages, nb::arg("pairs"), Waits())
       .def("wait", &GpuExecutor::wait, Waits())

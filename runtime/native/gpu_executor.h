@@ -66,10 +66,36 @@ class GpuExecutor {
   /// Runs one kernel by itself. Arguments are the bits of addresses and numbers, low bytes first.
   void launch(int kernel, std::vector<int64_t> arguments, const std::vector<unsigned>& grid);
 
+  /// The kernels that choose tokens, and what they work on (compiler/targets/gpu/sample.py).
+  struct Sampler {
+    int peaks, sample;                        // kernels
+    int64_t parts, row_bytes;                 // of a row of logits
+    int64_t record_bytes;                     // of one request for a token
+    bool dependent;                           // the kernels wait for what is in front of them themselves
+    size_t logits, tokens, positions, table;  // ports
+  };
+  void set_sampler(const Sampler& sampler);
+
   // --- stepping ---
 
   /// Runs one launch list: dims are the symbols' values, ports the arrays in manifest order (outputs are written).
   void step(int index, const std::vector<int64_t>& dims, const std::vector<HostArray>& ports);
+
+  /// A step that gives no ports back but the tokens chosen, one for each record; negative numbers are failures.
+  std::vector<int32_t> draw(int index, const std::vector<int64_t>& dims, const std::vector<HostArray>& ports,
+                            std::span<const std::byte> records);
+
+  /// Begins a loop: steps of one token for each row, in which each step leaves its tokens and positions to the next.
+  void begin_loop(int index, const std::vector<int64_t>& dims, const std::vector<HostArray>& ports,
+                  std::span<const std::byte> records);
+
+  /// Puts the next step of the loop in the stream and returns; behind a new block table if there is one. At most
+  /// kMostAhead steps may wait to be collected.
+  void advance_loop(std::span<const std::byte> table);
+  static constexpr int64_t kMostAhead = 3;
+
+  /// Waits for the earliest step that has not been collected, and returns its tokens.
+  std::vector<int32_t> collect();
 
   /// Replays the launches of the last step `count` times, the host waiting only behind the last; returns the seconds
   /// from each to the next on the device's clock. States advance as the launches say, ports stay as they are.
@@ -131,7 +157,8 @@ class GpuExecutor {
   };
 
   /// What a graph holds: a whole step, a step with a time stamp around every launch, or the launches alone.
-  enum class Content { step, profile, launches };
+  /// A step and the choice of its tokens; the launches and the choice, which feeds the next.
+  enum class Content { step, profile, launches, draw, loop };
   using Key = std::tuple<int, Content, std::vector<int64_t>>;
   using Describe = std::function<std::string()>;
 
@@ -148,7 +175,22 @@ class GpuExecutor {
   Variant& find_variant(int index, const std::vector<int64_t>& dims);
   Address resolve(const std::string& kind, int64_t value) const;
 
+  /// A step of the loop on its way: the block table that it was given and the tokens that it chose.
+  struct Slot {
+    HostMemory table, tokens;
+    Event done;
+  };
+  struct Loop {
+    Key key;
+    int64_t begun = 0, collected = 0;
+  };
+
+  Key prepare(int index, const std::vector<int64_t>& dims, const std::vector<HostArray>& ports,
+              std::span<const std::byte> records, Content content);
+  void choose(int feed, bool early) const;
+  void leave_loop();
   void place(const std::vector<HostArray>& arrays, Variant& variant);
+  void fill_in(const std::vector<HostArray>& ports);
   void run(int index, Variant& variant, const std::vector<int64_t>& dims, Content content);
   void launch_all(const Variant& variant, const std::vector<int64_t>& dims, Content content) const;
   void wait_for(size_t launch, const Variant& variant) const;
@@ -177,6 +219,12 @@ class GpuExecutor {
   std::set<Key> seen_;
   std::optional<Key> last_;
   bool profiling_ = false;
+  std::optional<Sampler> sampler_;
+  int64_t rows_ = 0, draws_ = 0;  // of logits, and tokens to choose, in the step being made
+  DeviceMemory records_, peaks_, places_, sampled_;
+  HostMemory records_host_, sampled_host_;
+  std::vector<Slot> slots_;
+  std::optional<Loop> loop_;
   std::atomic_flag busy_;
 };
 

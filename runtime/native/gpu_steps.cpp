@@ -26,11 +26,9 @@ void GpuExecutor::step(int index, const std::vector<int64_t>& dims, const std::v
   Variant& variant = find_variant(index, dims);
   if (ports.size() != ports_out_.size()) throw std::invalid_argument("a step needs one array per port");
   enter();
+  leave_loop();
   place(ports, variant);
-  for (size_t i = 0; i < ports.size(); ++i) {
-    const auto [data, bytes] = ports[i];
-    if (!ports_out_[i]) std::memcpy(in_.host.data() + in_.offsets[i], data, static_cast<size_t>(bytes));
-  }
+  fill_in(ports);
   const bool profiled = profiling_;
   if (profiled && variant.marks.empty()) variant.marks = events(variant.launches.size() + 1);
   guarded([&] { return "step of variant " + names_of(index); },
@@ -55,6 +53,7 @@ std::vector<double> GpuExecutor::run_loop(int index, const std::vector<int64_t>&
   if (!last_ || *last_ != key) throw Failure("a loop repeats a step: make one with these sizes first");
   if (count < 1 || count > 1 << 20) throw std::invalid_argument("a loop has 1 to 2^20 steps");
   enter();
+  leave_loop();
   const std::vector<Event> marks = events(static_cast<size_t>(count) + 1);
   guarded([&] { return "loop over variant " + names_of(index); },
           [&] {
@@ -98,6 +97,13 @@ GpuExecutor::Variant& GpuExecutor::find_variant(int index, const std::vector<int
     variant.dims[i] = static_cast<int32_t>(dims[i]);
   }
   return variant;
+}
+
+void GpuExecutor::fill_in(const std::vector<HostArray>& ports) {
+  for (size_t i = 0; i < ports.size(); ++i) {
+    const auto [data, bytes] = ports[i];
+    if (!ports_out_[i]) std::memcpy(in_.host.data() + in_.offsets[i], data, static_cast<size_t>(bytes));
+  }
 }
 
 /// Lays the ports of a step into the two blocks, which grow to the largest step, and points the launches at them.
@@ -145,8 +151,14 @@ void GpuExecutor::run(int index, Variant& variant, const std::vector<int64_t>& d
 
 void GpuExecutor::launch_all(const Variant& variant, const std::vector<int64_t>& dims, Content content) const {
   const Handle stream = stream_.get();
-  const bool copies = content != Content::launches, marks = content == Content::profile;
-  if (copies && in_.bytes) {
+  const bool marks = content == Content::profile, chooses = content == Content::draw || content == Content::loop;
+  const bool gives = content == Content::step || marks, takes = gives || content == Content::draw;
+  if (content == Content::draw) {
+    const void* from = records_host_.data();
+    const auto bytes = static_cast<size_t>(draws_ * sampler_->record_bytes);
+    context_.driver->call(context_.api.copy_in, records_.address(), from, bytes, stream);
+  }
+  if (takes && in_.bytes) {
     const void* from = in_.host.data();
     context_.driver->call(context_.api.copy_in, in_.device.address(), from, static_cast<size_t>(in_.bytes), stream);
   }
@@ -163,7 +175,12 @@ void GpuExecutor::launch_all(const Variant& variant, const std::vector<int64_t>&
     if (synchronous_) wait_for(i, variant);
   }
   if (marks) mark(variant.marks.back());
-  if (copies && out_.bytes) {
+  if (chooses) choose(content == Content::loop ? 1 : 0, behind_kernel && !synchronous_);
+  if (content == Content::draw) {
+    void* to = sampled_host_.data();
+    context_.driver->call(context_.api.copy_out, to, sampled_.address(), static_cast<size_t>(draws_) * 4, stream);
+  }
+  if (gives && out_.bytes) {
     void* to = out_.host.data();
     context_.driver->call(context_.api.copy_out, to, out_.device.address(), static_cast<size_t>(out_.bytes), stream);
   }

@@ -16,8 +16,11 @@ MACHINES = {"cuda": 190, "rocm": 224}  # e_machine of their ELF files
 LEVELS = {"cuda": "sm_90a", "rocm": "gfx942"}
 
 KERNELS = """
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 namespace {
 uint64_t mix(uint64_t x) {
   x += 0x9E3779B97F4A7C15u;
@@ -66,6 +69,74 @@ KERNEL(toy_logits, 8, 8, 8, 8) {
   if (grid[0] != (kVocab + 31) / 32) return 719;
   for (unsigned r = 0; r < grid[1]; ++r)
     for (int64_t v = 0; v < kVocab; ++v) logits[r * kVocab + v] = static_cast<float>(mix(sums[r] + v) >> 40) * scale;
+  return 0;
+}
+// logits, peaks, places; null: the highest logit in each quarter of a row
+KERNEL(toy_peaks, 8, 8, 8, 8) {
+  auto* logits = get<float*>(p, 0); auto* peaks = get<float*>(p, 1); auto* places = get<int32_t*>(p, 2);
+  if (grid[1] != 4) return 719;
+  for (unsigned r = 0; r < grid[0]; ++r)
+    for (int64_t part = 0; part < 4; ++part) {
+      const float* begin = logits + r * kVocab + 25 * part;
+      const float* best = std::max_element(begin, begin + std::min<int64_t>(25, kVocab - 25 * part));
+      peaks[r * 4 + part] = *best;
+      places[r * 4 + part] = static_cast<int32_t>(best - logits - r * kVocab);
+    }
+  return 0;
+}
+// logits, peaks, places, records, tokens, positions, sampled; feed; null: what compiler/targets/gpu/sample.py says
+KERNEL(toy_sample, 8, 8, 8, 8, 8, 8, 8, 4, 8) {
+  auto* logits = get<float*>(p, 0); auto* peaks = get<float*>(p, 1); auto* places = get<int32_t*>(p, 2);
+  auto* records = get<int32_t*>(p, 3);
+  auto* tokens = get<int32_t*>(p, 4); auto* positions = get<int32_t*>(p, 5); auto* sampled = get<int32_t*>(p, 6);
+  const int feed = get<int32_t>(p, 7);
+  for (unsigned d = 0; d < grid[0]; ++d) {
+    const int32_t* asked = records + 16 * d;
+    float number[3];  // scale, top_p, floor
+    std::memcpy(number, asked + 1, 4);
+    std::memcpy(number + 1, asked + 3, 8);
+    const int64_t row = asked[0];
+    const int64_t best = std::max_element(peaks + row * 4, peaks + row * 4 + 4) - peaks;
+    int32_t token = places[best];
+    if (number[0] > 0) {
+      const uint32_t position = asked[8] + (feed ? positions[d] : 0);
+      uint64_t c[4] = {position, 0, static_cast<uint32_t>(asked[7]), 0};
+      uint32_t k[2] = {static_cast<uint32_t>(asked[5]), static_cast<uint32_t>(asked[6])};
+      for (int round = 0; round < 10; ++round) {
+        const uint64_t a = 0xD2511F53 * c[0], b = 0xCD9E8D57 * c[2];
+        c[0] = (b >> 32) ^ c[1] ^ k[0]; c[1] = b & 0xFFFFFFFF;
+        c[2] = (a >> 32) ^ c[3] ^ k[1]; c[3] = a & 0xFFFFFFFF;
+        k[0] += 0x9E3779B9; k[1] += 0xBB67AE85;
+      }
+      const double u = static_cast<double>((c[0] << 32 | c[1]) >> 11) * 0x1p-53;
+      std::vector<std::pair<double, int32_t>> kept;
+      for (int32_t v = 0; v < kVocab; ++v) {
+        const float z = (logits[row * kVocab + v] - peaks[best]) * number[0];
+        kept.emplace_back(z >= number[2] ? std::exp(z) : 0.0f, v);
+      }
+      const bool limited = asked[2] > 0 && asked[2] < kVocab;
+      if (limited || number[1] < 1) {
+        std::stable_sort(kept.begin(), kept.end(), [](auto& a, auto& b) { return a.first > b.first; });
+        if (limited) kept.resize(asked[2]);
+        double mass = 0, sum = 0;
+        for (auto& [weight, v] : kept) mass += weight;
+        size_t count = 0;
+        while (count < kept.size() && (count == 0 || sum < number[1] * mass)) sum += kept[count++].first;
+        kept.resize(count);
+      }
+      double mass = 0, sum = 0;
+      for (auto& [weight, v] : kept) mass += weight;
+      for (auto& [weight, v] : kept) {
+        if (weight > 0) token = v;
+        if ((sum += weight) > u * mass) break;
+      }
+    }
+    sampled[d] = token;
+    if (feed) {
+      tokens[d] = token;
+      positions[d] += 1;
+    }
+  }
   return 0;
 }
 // place; seed low, seed high, stream, source, std, N, K; null: what a fill is told and its grid, where the slab begins
@@ -141,7 +212,7 @@ def gpu_manifest(vendor: str, **changes: Any) -> dict[str, Any]:
     description = toy_model.manifest()
     binaries = {
         name: {"member": "kernels/toy.bin", "entry": name, "threads": 64, "shared_bytes": 0, "extra_pointers": 1}
-        for name in ("toy_append", "toy_read", "toy_logits", "toy_fill", "toy_fault")
+        for name in ("toy_append", "toy_read", "toy_logits", "toy_peaks", "toy_sample", "toy_fill", "toy_fault")
     }
     binaries["toy_logits"]["shared_bytes"] = 60000
     for variant in description["variants"]:
@@ -151,7 +222,11 @@ def gpu_manifest(vendor: str, **changes: Any) -> dict[str, Any]:
         logits |= {"symbols": [], "grid": [axis(None, VOCAB_SIZE, 32), axis(1, 1)], "dependent": False}
     description |= {
         "target": {"device": vendor, "level": LEVELS[vendor]},
-        "kernels": {"binaries": binaries, "sources": {}},
+        "kernels": {
+            "binaries": binaries,
+            "sources": {},
+            "sample": {"peaks": "toy_peaks", "sample": "toy_sample", "parts": 4, "dependent": True},
+        },
     }
     return description | changes
 
