@@ -1,8 +1,11 @@
 """The engine: takes requests, makes steps, samples, and hands out what came of it. A request may fail, the engine not.
 
-It knows a `Stepper`, not a device: anything that turns tokens and a block table into logits can be served.
+It knows a `Stepper`, not a device: anything that turns tokens and a block table into logits can be served. Where the
+stepper has a `drawer`, the device chooses the tokens of requests that want nothing but a draw from the logits as they
+are; while all running ones do and nothing else is to be done, decoding loops on the device and the engine follows.
 """
 
+import contextlib
 import hashlib
 import operator
 import reprlib
@@ -15,6 +18,7 @@ import numpy.typing as npt
 from echoc import _native
 from echoc.errors import EchoError, RequestError
 from echoc.runtime import scheduler
+from echoc.runtime.loop import AHEAD, Drawer, Loop
 from echoc.runtime.outputs import Increment, Logprob, Logprobs
 from echoc.runtime.pages import IntArray, PagePool
 from echoc.runtime.request import Completion, Request
@@ -80,6 +84,8 @@ class Engine:
         )
         self.requests: dict[str, Request] = {}
         self.num_steps = 0
+        self._drawer: Drawer | None = getattr(stepper, "drawer", None)
+        self._loop: Loop | None = None
         self._seed = seed
         self._arrivals = 0
 
@@ -119,9 +125,17 @@ class Engine:
             for completion in request.completions:
                 if completion.finish_reason is None:
                     self._end(request, completion, "abort", None)
+        if self._loop is not None and not self._loop.live:
+            self._leave_loop()
 
     def step(self) -> list[Request]:
         """Makes one step; returns the requests that finished in it."""
+        if self._loop is None:
+            self._loop = self._enter_loop()
+        return self._step() if self._loop is None else self._follow(self._loop)
+
+    def _step(self) -> list[Request]:
+        """What the scheduler plans."""
         plan = self.scheduler.schedule()
         touched = [s.owner[0] for s, _ in plan.failed] + [chunk.sequence.owner[0] for chunk in plan.chunks]
         for sequence, error in plan.failed:
@@ -130,12 +144,11 @@ class Engine:
         if plan.chunks:
             self.num_steps += 1
             try:
-                logits = self._run(plan)
-                self._digest(plan, logits)
-            except EchoError as error:
-                self._fail_all(plan, error)
+                records = self._records(plan)
+                logits, tokens = self._run(plan, records)
+                self._digest(plan, logits, tokens)
             except Exception as error:
-                self._fail_all(plan, RequestError(f"the step failed: {type(error).__name__}: {error}"))
+                self._fail_sequences([chunk.sequence for chunk in plan.chunks], _as_error(error))
         return list({id(r): r for r in touched if r.finished}.values())
 
     def _tokenize(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
@@ -213,11 +226,91 @@ class Engine:
                 skip_special_tokens=params.skip_special_tokens,
             )
         sampler = _native.Sampler(spec, np.array(prompt, dtype=np.int32))
-        completion = Completion(0, sequence, sampler, detokenizer, None if params.logprobs is None else [])
+        logprobs: list[Logprobs] | None = None if params.logprobs is None else []
+        completion = Completion(0, sequence, sampler, detokenizer, logprobs, seed)
         sequence.owner = (request, completion)
         return completion
 
-    def _run(self, plan: Plan) -> FloatArray:
+    def _enter_loop(self) -> Loop | None:
+        """The loop in which the device decodes what is running, begun; None where other work is to be done."""
+        running = list(self.scheduler.running)
+        most = min(self.scheduler.max_rows, self.scheduler.max_num_batched_tokens)
+        fits = 0 < len(running) <= most and not self.scheduler.admits
+        if self._drawer is None or not fits or not all(self._decodes(sequence) for sequence in running):
+            return None
+        loop = Loop(self._drawer, self.pool, running, _stacked(running), most, self.stepper.context_length)
+        try:
+            if loop.begin():
+                return loop
+        except Exception as error:
+            self._fail_sequences(running, _as_error(error))
+        loop.close()
+        return None
+
+    def _decodes(self, sequence: scheduler.Sequence) -> bool:
+        """Whether the device can choose the next tokens of a sequence by itself."""
+        num_output = len(sequence.tokens) - sequence.num_prompt
+        ready = num_output > 0 and sequence.num_computed == len(sequence.tokens) - 1
+        return ready and _is_plain(sequence)
+
+    def _follow(self, loop: Loop) -> list[Request]:
+        """Keeps the loop going while it may, and takes up the tokens of its earliest step."""
+        live = loop.live
+        touched = [sequence.owner[0] for _, sequence in live]
+        try:
+            while len(loop.ahead) < AHEAD and self._goes_on(loop) and loop.advance():
+                pass
+            tokens = loop.collect()
+            self.num_steps += 1
+            for row, sequence in live:
+                request, completion = sequence.owner
+                sequence.num_computed = len(sequence.tokens)
+                if tokens[row] >= 0:
+                    completion.sampler.accept(tokens[row])
+                self._take_token(request, completion, tokens[row], None)
+            rows = [row for row, _ in loop.live]
+            loop.settle(rows, [tokens[row] for row in rows])
+        except Exception as error:
+            self._fail_sequences([sequence for _, sequence in live], _as_error(error))
+        if not loop.ahead or not loop.live:
+            self._leave_loop()
+        return list({id(r): r for r in touched if r.finished}.values())
+
+    def _goes_on(self, loop: Loop) -> bool:
+        """Whether another step of the same batch is wanted."""
+        if self.scheduler.admits or not loop.crowded:
+            return False
+        ahead = len(loop.ahead)
+        return all(len(s.tokens) - s.num_prompt + ahead < s.owner[0].max_new_tokens for _, s in loop.live)
+
+    def _leave_loop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            with contextlib.suppress(EchoError):  # nobody waits for these steps; of a lost device, the next one tells
+                loop.close()
+
+    def _records(self, plan: Plan) -> IntArray | None:
+        """What the device is asked for in a step all of whose tokens it can choose; None where the host chooses."""
+        if self._drawer is None:
+            return None
+        drawing, rows, row = [], [], 0
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            row += chunk.rows
+            if sequence.every_row or (chunk.rows and not _is_plain(sequence)):
+                return None
+            if chunk.rows:
+                drawing.append(sequence)
+                rows.append(row - 1)
+        if not drawing:
+            return None
+        records = _stacked(drawing)
+        records[:, 0] = rows
+        records[:, 8] = [len(s.tokens) - s.num_prompt for s in drawing]
+        return records
+
+    def _run(self, plan: Plan, records: IntArray | None) -> tuple[FloatArray | None, list[int] | None]:
+        """Logits, or the tokens where the device chooses them."""
         chunks = plan.chunks
         if plan.copies:
             self.stepper.copy_pages(plan.copies)
@@ -229,9 +322,11 @@ class Engine:
             np.arange(end - c.rows + 1, end + 1, dtype=np.int32) for end, c in zip(ends, chunks, strict=True) if c.rows
         ]
         batch["rows"] = np.concatenate(wanted) if wanted else ends[-1:]
-        return self.stepper.step(**batch)
+        if records is None or self._drawer is None:
+            return self.stepper.step(**batch), None
+        return None, self._drawer.draw(batch, records)
 
-    def _digest(self, plan: Plan, logits: FloatArray) -> None:
+    def _digest(self, plan: Plan, logits: FloatArray | None, tokens: list[int] | None) -> None:
         """Takes up the results of a step: commits pages, forks where a prompt is done, samples."""
         drawing: list[tuple[Request, Completion, int]] = []
         row = 0
@@ -241,7 +336,7 @@ class Engine:
             sequence.num_computed = chunk.start + chunk.tokens.size
             self.pool.commit(sequence.handle)
             row += chunk.rows
-            if sequence.every_row:
+            if sequence.every_row and logits is not None:
                 self._read_prompt(request, chunk, logits, row - chunk.rows)
             if sequence.num_computed < len(sequence.tokens):
                 continue
@@ -254,7 +349,14 @@ class Engine:
                 request.num_cached_tokens = sequence.num_cached
         if not drawing:
             return
-        sampled = _native.sample([c.sampler for _, c, _ in drawing], logits, [r for _, _, r in drawing])
+        if logits is not None:
+            sampled = _native.sample([c.sampler for _, c, _ in drawing], logits, [r for _, _, r in drawing])
+        else:
+            assert tokens is not None
+            sampled = [(token, None) for token in tokens]
+            for (_, completion, _), token in zip(drawing, tokens, strict=True):
+                if token >= 0:
+                    completion.sampler.accept(token)
         for (request, completion, _), (token, logprobs) in zip(drawing, sampled, strict=True):
             self._take_token(request, completion, token, logprobs)
 
@@ -273,7 +375,7 @@ class Engine:
             )
             detokenizer = None if first.detokenizer is None else first.detokenizer.fork()
             logprobs: list[Logprobs] | None = None if first.logprobs is None else []
-            child = Completion(index, sequence, first.sampler.fork(index), detokenizer, logprobs)
+            child = Completion(index, sequence, first.sampler.fork(index), detokenizer, logprobs, first.seed)
             sequence.owner = (request, child)
             request.completions.append(child)
             self.scheduler.add_forked(sequence)
@@ -375,7 +477,28 @@ class Engine:
             if completion.finish_reason is None:
                 self._end(request, completion, "error", None)
 
-    def _fail_all(self, plan: Plan, error: EchoError) -> None:
+    def _fail_sequences(self, sequences: Sequence[scheduler.Sequence], error: EchoError) -> None:
         """The device did not make the step: every request in it fails, the others go on."""
-        for chunk in plan.chunks:
-            self._fail(chunk.sequence.owner[0], error)
+        for sequence in sequences:
+            self._fail(sequence.owner[0], error)
+
+
+def _is_plain(sequence: scheduler.Sequence) -> bool:
+    """Whether the next token of a sequence is a draw from the logits as they are, for itself alone."""
+    request: Request = sequence.owner[0]
+    too_short = len(sequence.tokens) - sequence.num_prompt < request.params.min_tokens and bool(request.end_tokens)
+    return request.params.plain and not too_short and len(request.completions) == request.params.n
+
+
+def _stacked(sequences: Sequence[scheduler.Sequence]) -> IntArray:
+    """i32 [len(sequences), RECORD]: what the device is asked for, in a loop."""
+    for sequence in sequences:
+        request, completion = sequence.owner
+        if completion.record is None:
+            draw = 1 - sequence.num_prompt
+            completion.record = request.params.record(seed=completion.seed, stream=completion.index, draw=draw, row=0)
+    return np.stack([sequence.owner[1].record for sequence in sequences])
+
+
+def _as_error(error: Exception) -> EchoError:
+    return error if isinstance(error, EchoError) else RequestError(f"the step failed: {type(error).__name__}: {error}")

@@ -7,6 +7,7 @@ from typing import Any
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.chat import Message, render_chat
+from echoc.runtime.devices.gpu import GpuDevice
 from echoc.runtime.engine import FloatArray
 from echoc.runtime.memory import give_back
 from echoc.runtime.pages import IntArray
@@ -29,6 +30,8 @@ class ProgramStepper:
         self.max_tokens = program.max_tokens()
         self.max_rows = min(program.max_rows(), program.bound("block_table", axis=0))
         self._ports = frozenset(port.name for port in program.manifest.ports if port.direction == "in")
+        device = program.device
+        self.drawer = ProgramDrawer(program, device) if isinstance(device, GpuDevice) and device.draws else None
 
     def step(
         self, tokens: IntArray, positions: IntArray, sequences: IntArray, rows: IntArray, block_table: IntArray
@@ -48,6 +51,34 @@ class ProgramStepper:
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         self.program.device.copy_pages(pairs)
+
+
+class ProgramDrawer:
+    """Steps of a language model whose tokens are chosen on the device, behind the `loop.Drawer` protocol."""
+
+    def __init__(self, program: Program, device: GpuDevice) -> None:
+        self._program, self._device = program, device
+        self._ports = frozenset(port.name for port in program.manifest.ports if port.direction == "in")
+
+    def draw(self, batch: Mapping[str, IntArray], records: IntArray) -> list[int]:
+        return self._device.draw(*self._bound(batch), records)
+
+    def begin(self, batch: Mapping[str, IntArray], records: IntArray) -> None:
+        self._device.begin_loop(*self._bound(batch), records)
+
+    def advance(self, block_table: IntArray | None) -> None:
+        self._device.advance_loop(block_table)
+
+    def collect(self) -> list[int]:
+        return self._device.collect()
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._device.copy_pages(pairs)
+
+    def _bound(self, batch: Mapping[str, IntArray]) -> tuple[int, list[int], list[Any]]:
+        inputs = {name: array for name, array in batch.items() if name in self._ports}
+        variant, dims, ports, _ = self._program.bind(inputs, "step", check=False)
+        return variant, dims, ports
 
 
 class Model:

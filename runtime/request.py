@@ -7,6 +7,7 @@ from echoc import _native
 from echoc.errors import EchoError
 from echoc.runtime import scheduler
 from echoc.runtime.outputs import CompletionOutput, Increment, Logprobs, RequestOutput
+from echoc.runtime.pages import IntArray
 from echoc.runtime.sampling import SamplingParams
 from echoc.runtime.tokenizer import Detokenizer
 
@@ -20,6 +21,8 @@ class Completion:
     sampler: _native.Sampler
     detokenizer: Detokenizer | None
     logprobs: list[Logprobs] | None
+    seed: int = 0
+    record: IntArray | None = None  # with which a device is asked for its tokens, once it was
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None

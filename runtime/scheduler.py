@@ -98,6 +98,17 @@ class Scheduler:
             self.waiting.remove(sequence)
             heapq.heapify(self.waiting)
 
+    @property
+    def admits(self) -> bool:
+        """Whether the next step may take in a waiting sequence; what it shares with others is not counted."""
+        if not self.waiting or len(self.running) >= self.max_num_seqs:
+            return False
+        total = -(-len(self.waiting[0].tokens) // self.pool.page_size)
+        if not self.running or total > self.pool.num_pages:
+            return True
+        promised = sum(self.pool.pages_for(s.handle, len(s.tokens) - self.pool.length(s.handle)) for s in self.running)
+        return promised + total <= self.pool.num_available
+
     def schedule(self) -> Plan:
         """The next step. Pages of its chunks are reserved; nothing but the plan's copies and chunks may write them."""
         plan = Plan()
