@@ -73,8 +73,11 @@ class RowBlocks(Printer):
                 self.uses.setdefault(root(operand), []).append(node)
         single = all(self.row_size(n) == 1 and not self.folds(n) for n in group.nodes)
         self.rows = ROWS if single and group.domain != 1 else 1
-        sizes = [dim_value(self.row_size(n), self.bounds) for n in group.nodes]
-        self.num_warps = next(w for w in (1, 2, 4, 8) if max(sizes) <= 256 * w or w == 8)
+
+    @property
+    def num_warps(self) -> int:
+        """So many that a thread has about eight lanes of the widest block."""
+        return next(w for w in (1, 2, 4, 8) if self.widest <= 256 * w or w == 8)
 
     def render(self) -> list[str]:
         """The statements; `arguments` are theirs."""
@@ -93,6 +96,7 @@ class RowBlocks(Printer):
         self.computing: set[Node] = set()
         self.blocks: dict[int, Block] = {}
         self.workspaces: dict[Node, Workspace] = {}
+        self.widest = self.rows
         self.body = self.scope()
         self.row_mask: str | None = None
         domain = self.group.domain
@@ -234,6 +238,7 @@ class RowBlocks(Printer):
             return Block(Index(), None, "")
         if size not in self.blocks:
             lanes = power_of_two(size)
+            self.widest = max(self.widest, lanes)
             name, mask = f"lane{size}", None if lanes == size else f"mask{size}"
             axis = self.axis(mask)
             self.body.lines.append(f"{name} = tl.arange(0, {lanes})")
@@ -252,6 +257,7 @@ class RowBlocks(Printer):
 
     def loop(self, size: Dim, chunk: int, scope: Scope, emit: Callable[[Block, Scope], None], suffix: str = "") -> None:
         """A loop over chunks of a range; `suffix` gives the lanes their dimension in a block of two."""
+        self.widest = max(self.widest, chunk)
         inner = scope.child()
         start, name, mask = self.fresh("start"), self.fresh("j"), self.fresh("m")
         axis = self.axis(mask)

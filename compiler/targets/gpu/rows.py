@@ -110,12 +110,14 @@ class RowKernel(RowBlocks):
     def row_block(self, size: int, lanes: int, scope: Scope) -> Block:
         """All of a range along the second dimension of a block."""
         width = power_of_two(size)
+        self.widest = max(self.widest, lanes * width)
         name = scope.line("j", f"tl.arange(0, {width})[None, :]")
         mask = None if width == size else scope.line("m", f"{name} < {size}")
         return Block(self.variable(name, self.axis(mask), high=size), mask, f"[{lanes}, {width}]")
 
     def column(self, block: Block, scope: Scope) -> Index:
         """The lanes of a block along the first dimension of a block of two."""
+        self.widest = max(self.widest, TILE // 4)
         name = scope.line("k", f"{block.index}[:, None]")
         mask = scope.line("m", f"{block.mask}[:, None]") if block.mask else None
         return self.variable(name, self.axis(mask), high=block.index.terms[0][0].high)
