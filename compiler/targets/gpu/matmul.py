@@ -29,6 +29,7 @@ GEMV_ROWS = {"f32": 4, "bf16": 4, "i8": 2, "i4": 1}  # more rows cost more regis
 BUSY = 120  # programs that keep a large device busy
 IN_FLIGHT = 48 << 10  # bytes of bf16 weights under way that keep a large device's memory busy, a program each
 BAND = 8
+PREFETCH = "cp.async.bulk.prefetch.L2.global [$1], {}; mov.u32 $0, 0;"  # while the launches before still run
 ROUTE_BLOCK = 1024
 
 
@@ -182,8 +183,11 @@ def tiled(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed],
     holes |= {
         "depth": depth, "steps": steps, "cut": form.row != steps * splits * depth or form.k != form.padded_k,
         "each": form.group // span, "block": schedule.block, "band": BAND, "routed": routing is not None,
-        "prefetch": schedule.block == 16 and routing is None, "splits": splits,
+        "splits": splits, "prefetch": "",
     }  # fmt: skip
+    if renderer.device.dependent and routing is None and schedule.block <= 64 and not holes["cut"]:
+        ahead = min(steps, schedule.num_stages - 1) * depth * form.element_bytes
+        holes["prefetch"] = PREFETCH.format(ahead)
     grid: tuple[tuple[Dim, int], ...] = ((first.rows, schedule.block), (holes["tiles"], 1), (splits, 1))
     if routing is not None:
         holes |= {
