@@ -21,7 +21,9 @@ import numpy.typing as npt
 
 from echoc.errors import EchoError
 from echoc.runtime.devices.gpu import GpuDevice, open_driver
+from echoc.runtime.llm import LLM
 from echoc.runtime.program import Instance, Program
+from echoc.runtime.sampling import SamplingParams
 
 _FIRST_TOKEN = """
 import json, sys, time
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(report, indent=1))
     else:
         _print(report)
-    return 0 if report.get("logits", {}).get("agree", True) else 1
+    same = all(entry["same_tokens"] in (None, True) for entry in report["generate"])
+    return 0 if report.get("logits", {}).get("agree", True) and same else 1
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:
@@ -78,7 +81,57 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         report["logits"] = compare(program, cpu, tokens, options.prompt, options.tolerance)
     report["prefill"] = prefill(program, tokens[: options.prompt])
     report["decode"] = [decode(program, tokens, options, batch) for batch in options.batches]
+    del program
+    report["generate"] = generate(options) if options.generate else []
     return report
+
+
+def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """`LLM.generate`, greedy, to a fixed length, with as many prompts as `batches` say.
+
+    Tokens are chosen on the device where the artifact can, and once more by the host from the logits. Times are from a
+    short and a long run, so that prompts and captures do not count.
+    """
+    batches = options.batches
+    llm = LLM(options.artifact, max_num_seqs=max(batches), enable_prefix_caching=False)
+    generator = np.random.default_rng(options.seed)
+    length = min(options.prompt, llm.model.stepper.context_length - options.generate - 1)
+    return [_generate(llm, generator, length, options.generate, options.hosted, batch) for batch in batches]
+
+
+def _generate(llm: LLM, generator: Any, length: int, count: int, hosted: int, batch: int) -> dict[str, Any]:
+    prompts = generator.integers(1, llm.model.stepper.vocab_size, (batch, length)).tolist()
+
+    def run(tokens: int, **changes: Any) -> tuple[float, list[list[int]]]:
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, **changes)
+        begin = time.perf_counter()
+        outputs = llm.generate(prompts, params)
+        seconds = time.perf_counter() - begin
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
+        return seconds, [output.outputs[0].token_ids for output in outputs]
+
+    few = max(count // 8, 2)
+    run(count)
+    short = min(run(few)[0] for _ in range(3))
+    long, tokens = min(run(count) for _ in range(3))
+    whole = [run(1)[0] for _ in range(3)]
+    step = (long - short) / (count - few)
+    entry = {
+        "batch": batch, "prompt": length, "tokens": count, "seconds_per_step": step, "tokens_per_second": batch / step,
+        "seconds": long, "first_tokens": min(whole), "hosted_seconds_per_step": None, "same_tokens": None,
+    }  # fmt: skip
+    if hosted > 1:  # asking for log-probabilities leaves the choice to the host
+        begin, _ = run(1, logprobs=0)
+        seconds, wanted = run(min(hosted, count), logprobs=0)
+        differing = [row for row, (a, b) in enumerate(zip(tokens, wanted, strict=True)) if a[: len(b)] != b]
+        entry |= {
+            "hosted_seconds_per_step": (seconds - begin) / (len(wanted[0]) - 1),
+            "same_tokens": not differing,
+            "differing_rows": differing,
+        }
+    return entry
 
 
 def compare(gpu: Program, cpu: Program, tokens: Any, prompt: int, tolerance: float) -> dict[str, Any]:
@@ -235,6 +288,15 @@ def _print(report: dict[str, Any]) -> None:
         )
         for kernel in entry["kernels"][:12]:
             print(f"  {kernel['seconds'] * 1e6:9.1f} us  {kernel['launches']:4} x {kernel['kernel']}")
+    for entry in report["generate"]:
+        print(
+            f"generate, batch {entry['batch']}, {entry['tokens']} tokens after {entry['prompt']}: "
+            f"{entry['seconds_per_step'] * 1e3:.3f} ms a step, {entry['tokens_per_second']:.0f} tokens/s, first tokens "
+            f"after {entry['first_tokens'] * 1e3:.1f} ms"
+        )
+        if entry["same_tokens"] is not None:
+            verdict = "the same tokens" if entry["same_tokens"] else f"OTHER TOKENS in rows {entry['differing_rows']}"
+            print(f"  by the host {entry['hosted_seconds_per_step'] * 1e3:.3f} ms a step, {verdict}")
 
 
 def _parts(seconds: dict[str, Any]) -> str:
@@ -249,6 +311,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--decode", type=int, default=32, help="tokens behind it, one by one")
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="sequences of the timed decode steps")
     parser.add_argument("--replays", type=int, default=200, help="timed steps of each")
+    parser.add_argument("--generate", type=int, default=128, help="tokens of the timed `LLM.generate`; 0: none")
+    parser.add_argument("--hosted", type=int, default=16, help="tokens that the host chooses again; below 2: none")
     parser.add_argument("--tolerance", type=float, default=0.05, help="of the logits, in units of a row's range")
     parser.add_argument("--state-bytes", type=int, default=2 << 30, help="bytes of pages")
     parser.add_argument("--copy-bytes", type=int, default=1 << 30, help="bytes of the timed copy")

@@ -12,6 +12,7 @@ from gpu_fake import Driver
 from toy_model import build_artifact
 
 SMALL = ["--prompt", "20", "--decode", "3", "--replays", "7", "--state-bytes", "4096", "--copy-bytes", "4096"]
+SMALL += ["--generate", "24", "--hosted", "9"]
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "gpu_check.py"
 Make = Callable[..., Path]
 
@@ -45,6 +46,7 @@ def test_the_tool_reports_logits_and_times(
     assert [entry["batch"] for entry in report["decode"]] == [1, 3]
     assert {kernel["kernel"] for kernel in report["decode"][0]["kernels"]} == {"toy_append", "toy_read", "toy_logits"}
     assert len(report["first_token"]) == 2
+    assert [(entry["batch"], entry["same_tokens"]) for entry in report["generate"]] == [(1, True), (3, True)]
     assert tool.main([*arguments, "--skip-start"]) == 0
     assert "logits agree within 5%" in capsys.readouterr().out
 
