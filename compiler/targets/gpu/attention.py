@@ -151,10 +151,11 @@ def schedule_for(shape: Shape, rows: int | None) -> Schedule:
         splits = 32
         while splits > 1 and splits * shape.kv_heads * rows > 512:
             splits //= 2
-        return Schedule("decode", 64 if wide <= 128 else 32 if wide <= 256 else 16, splits, 0, 4, 3)
-    lines = 128 if wide <= 128 else 64 if wide <= 256 else 32
-    tile = 64 if wide <= 128 else 32
-    return Schedule("prefill", tile, 1, lines, 8 if lines == 128 else 4, 2 if wide > 128 else 3)
+        tile = 64 if wide <= 128 else 32 if wide <= 256 else 16
+        if wide <= 64 and splits == 1:
+            tile = 128
+        return Schedule("decode", tile, splits, 0, 4, 3)
+    return Schedule("prefill", 64 if wide <= 128 else 32, 1, 64 if wide <= 256 else 32, 4, 2)
 
 
 def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule, block: int = 1,

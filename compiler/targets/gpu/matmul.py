@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 GEMV_ROWS = {"f32": 4, "bf16": 4, "i8": 2, "i4": 1}  # more rows cost more registers than tensor cores
 BUSY = 120  # programs that keep a large device busy
 IN_FLIGHT = 48 << 10  # bytes of bf16 weights under way that keep a large device's memory busy, a program each
+SHARED = 128 << 10
 BAND = 8
 PREFETCH = "cp.async.bulk.prefetch.L2.global [$1], {}; mov.u32 $0, 0;"  # while the launches before still run
 ROUTE_BLOCK = 1024
@@ -123,27 +124,30 @@ def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
         depth = max(4096 // wide, packed.group)
         if precise:
             return Schedule("tiles", 16, wide, depth // 2, 4, 3)
-        return Schedule("tiles", 16, wide, depth, 2 if wide == 16 else 4, _stages(sisters * wide * depth))
+        return Schedule("tiles", 16, wide, depth, 2 if wide == 16 else 4, _stages(16, sisters * wide, depth))
     wide = 128 if sisters == 1 else 64 if sisters == 2 else 32
     block, warps, stages = 128, 8, 3 if sisters > 1 else 4
     if precise:
         block, wide, warps, stages = 64, max(wide // 2, 16), 4, 2
     if bound is None or bound > 2048:
         many = not precise and columns >= 8 * wide and packed.format == "bf16"
-        return Schedule("tiles", block, 2 * wide if many else wide, depth, warps, 3 if many else stages)
+        return Schedule("tiles", block, 2 * wide if many else wide, depth, warps, stages)
     if bound <= 64:
         block, wide, warps = 64, min(wide, 64), 4
+        if columns < 32 * BUSY and packed.k <= 4096 and not precise:
+            wide, depth = 32, max(128, packed.group)
     programs = -(-columns // wide) * -(-bound // block)
     splits = 1
     while programs * splits * 2 <= 2 * BUSY and packed.k >= splits * 2 * max(4 * depth, 4 * bound):
         splits *= 2  # as long as partial sums are less to read and write than weights
-    stages = stages if precise else _stages(sisters * wide * depth)
+    stages = stages if precise else _stages(block, sisters * wide, depth)
     return Schedule("tiles", block, wide, depth, warps, stages, splits)
 
 
-def _stages(weights_a_step: int) -> int:
-    """So many steps that enough 16-bit weights are under way."""
-    return max(3, min(8, 1 + IN_FLIGHT // (2 * weights_a_step)))
+def _stages(block: int, wide: int, depth: int) -> int:
+    """So many steps of 16-bit rows and weights that enough weights are under way and shared memory holds them."""
+    wanted = 1 + IN_FLIGHT // (2 * wide * depth)
+    return max(3, min(8, wanted, SHARED // (2 * (block + wide) * depth)))
 
 
 def _gemv(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule) -> Kernel:
