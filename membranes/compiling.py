@@ -47,7 +47,8 @@ def compile(
         target: `cpu`, or `cpu:LEVEL` with LEVEL `native` or a -march name from x86-64-v3 up.
         output: the artifact's path; default: the file's or the system's name with `.echo` in the working folder.
         progress: called as progress(stage, done, total).
-        reading: options of the language, such as `include_paths`, `parameters` and `seed` of P-Lingua.
+        reading: options of the language, such as `include_paths`, `parameters`, `seed` and `allow_substochastic` of
+            P-Lingua.
     Returns: the opened artifact; `echoc.load` runs it.
     Raises: CompileError.
     """

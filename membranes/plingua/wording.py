@@ -204,7 +204,7 @@ def check_read(system: System) -> None:
 
     seen: dict[Rule, int] = {}
     for i, rule in enumerate(system.rules):
-        first = seen.setdefault(replace(rule, priority=None), i)
+        first = seen.setdefault(rule if rule.priority is None else replace(rule, priority=None), i)
         if first != i:
             raise Unprintable(f"{named(rule)}: P-Lingua cannot say it twice; wanted rules that differ")
     part = _sample(system)
