@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echoc.bench.engines import PEER_NAMES
+from echoc.bench.gpu import COLUMNS, GpuReport
 from echoc.bench.harness import BenchOptions, Progress, run_benchmark
 from echoc.bench.report import RATIO_COLUMNS, RESULT_COLUMNS, Report, limit_lines, ratio_row, result_row
 from echoc.bench.sampling import SamplingPlan
@@ -81,7 +82,7 @@ def parse_pythons(entries: Sequence[str]) -> dict[str, str]:
     return pythons
 
 
-def run_with_progress(options: BenchOptions) -> Report:
+def run_with_progress(options: BenchOptions) -> Report | GpuReport:
     """The run with a progress bar on stderr.
 
     The bar is drawn between samples only: a refreshing thread would take a core from what is being timed.
@@ -100,13 +101,21 @@ def run_with_progress(options: BenchOptions) -> Report:
         return run_benchmark(options, show)
 
 
-def print_report(report: Report) -> None:
+def print_report(report: Report | GpuReport) -> None:
     """The report as text and tables on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     console = console if console.is_terminal else Console(width=140)
+    if isinstance(report, GpuReport):
+        for line in report.lines():
+            console.print(line, highlight=False)
+        table = Table(*COLUMNS, title="results")
+        for result in report.results:
+            table.add_row(*result.row())
+        console.print(table)
+        return
     machine = report.machine
     console.print(f"{machine['cpu']}, {machine['cpus']} CPUs, {report.threads} threads; model {report.model['name']}")
     for limits in report.limits[:1]:
@@ -127,7 +136,7 @@ def print_report(report: Report) -> None:
     console.print(f"{discarded} of {discarded + clean} samples discarded: {allowed}", highlight=False)
 
 
-def write_json(report: Report, target: str) -> None:
+def write_json(report: Report | GpuReport, target: str) -> None:
     """The report as JSON to a file, or to stdout for '-'."""
     text = json.dumps(report.as_dict(), indent=1)
     if target == "-":

@@ -101,7 +101,7 @@ def own_engine(model: Model, setting: Setting) -> EngineSpec:
     artifact = model.artifact or compile_artifact(_checkpoint(model, "echoc"), setting)
     options = _options(artifact, setting) | {"vocab_size": model.vocab_size, "deterministic": setting.deterministic}
     return EngineSpec(
-        "echoc", PEERS / "own.py", sys.executable, "reinstall echoc", setting.weights_dtype, options, _own_path()
+        "echoc", PEERS / "own.py", sys.executable, "reinstall echoc", setting.weights_dtype, options, own_environment()
     )
 
 
@@ -114,7 +114,7 @@ def compile_artifact(checkpoint: Path, setting: Setting) -> Path:
     setting.note(f"compiling {output.name}")
     command = [sys.executable, "-m", "echoc", "compile", str(checkpoint)]
     command += ["--weights-dtype", setting.weights_dtype, "-o", str(output)]
-    run_task(command, "echoc compile", _own_path())
+    run_task(command, "echoc compile", own_environment())
     return output
 
 
@@ -259,7 +259,7 @@ def _threads(setting: Setting) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(setting.threads)}
 
 
-def _own_path() -> dict[str, str]:
+def own_environment() -> dict[str, str]:
     """PYTHONPATH with which a child finds the same echoc as this process, installed or not."""
     import echoc.errors
 

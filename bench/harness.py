@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from echoc.bench.engines import PEER_NAMES, Model, Setting, make_engine, open_model, read_manifest
 from echoc.bench.floors import WEIGHT_BITS, ModelShape, floor_of, shape_of, shape_of_manifest
+from echoc.bench.gpu import GpuReport, run_gpu_benchmark
 from echoc.bench.machine import available_cpus, describe_machine, describe_versions, memory_bytes
 from echoc.bench.probes import Limits, Probes, cache_folder
 from echoc.bench.process import EngineProcess, Reply
@@ -20,6 +23,7 @@ from echoc.bench.sampling import Lane, Sample, SamplingPlan, by_round, least_dis
 from echoc.bench.stats import paired_ratios, summarise
 from echoc.bench.workloads import Workload, make_workloads
 from echoc.errors import EchoError
+from echoc.runtime.manifest import GPUS
 
 SMALLEST_READ = 64 << 20  # a read probe below this would measure caches
 
@@ -76,12 +80,17 @@ class BenchOptions:
             raise EchoError(f"{self.plan.rounds} rounds, at most {self.plan.max_rounds}: wanted 1 <= rounds <= most")
 
 
-def run_benchmark(options: BenchOptions, on_progress: Callable[[Progress], None] = lambda _p: None) -> Report:
+def run_benchmark(
+    options: BenchOptions, on_progress: Callable[[Progress], None] = lambda _p: None
+) -> Report | GpuReport:
     """Runs everything the options name and returns the report; engines are child processes, ended in any case."""
     options.check()
     workloads = make_workloads(options.prefill, options.decode_tokens, options.contexts, options.batches)
-    probes = Probes(options.threads)
     model = open_model(options.model, options.checkpoint, options.work)
+    manifest = read_manifest(model.artifact) if model.artifact is not None else {}
+    if manifest.get("target", {}).get("device") in GPUS:
+        return _run_gpu(options, workloads, model, manifest, on_progress)
+    probes = Probes(options.threads)
     shape = _shape(model)
     report = Report(
         command=list(sys.argv),
@@ -98,6 +107,27 @@ def run_benchmark(options: BenchOptions, on_progress: Callable[[Progress], None]
         ticker = _Ticker(on_progress, index * len(workloads), total)
         _run_dtype(options, workloads, probes, model, shape, dtype, report, ticker)
     return report
+
+
+def _run_gpu(
+    options: BenchOptions,
+    workloads: Sequence[Workload],
+    model: Model,
+    manifest: dict[str, Any],
+    on_progress: Callable[[Progress], None],
+) -> GpuReport:
+    if options.vs or not options.own:
+        raise EchoError(f"{model.artifact} is for a GPU, where no peer is timed: leave out --vs and --no-own")
+    (dtype,) = choose_dtypes(options, model)
+    setting = Setting(dtype, 1, options.seed, options.work, options.peer_pythons, options.deterministic)
+    total = 3 + len(workloads) * (1 + options.plan.rounds)
+    done = itertools.count()
+
+    def tell(text: str) -> None:
+        on_progress(Progress(text, next(done), total))
+
+    rounds, timeout = options.plan.rounds, options.timeout
+    return run_gpu_benchmark(model, manifest, _shape(model), setting, workloads, rounds, timeout, tell)
 
 
 def choose_dtypes(options: BenchOptions, model: Model) -> Sequence[str]:

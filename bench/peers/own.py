@@ -25,7 +25,8 @@ class Own:
         self.version = echoc.__version__
         self.path = str(options["model"])
         deterministic = bool(options.get("deterministic"))
-        self.llm = echoc.LLM(self.path, num_threads=int(options["threads"]), deterministic=deterministic)
+        most: dict[str, Any] = {"max_num_seqs": int(options["max_num_seqs"])} if "max_num_seqs" in options else {}
+        self.llm = echoc.LLM(self.path, num_threads=int(options["threads"]), deterministic=deterministic, **most)
         self.vocab_size = int(options["vocab_size"])
         self.random = np.random.default_rng(int(options.get("seed", 0)))
         self.contexts: dict[tuple[int, int], list[list[int]]] = {}
