@@ -130,7 +130,7 @@ def accuracy(first: int = 0) -> None:
 
 
 def speed(units: int = 1000, connectivity: float = 0.1, steps: int = 200, rounds: int = 60) -> None:
-    """Steps a second of one series on one thread, in turn with ReservoirPy's in the same process."""
+    """Steps a CPU second of one series on one thread, in turn with ReservoirPy's in the same process."""
     from reservoirpy.nodes import Reservoir as Peer
 
     u = np.random.default_rng(0).uniform(-1, 1, (steps, 1))
@@ -146,9 +146,9 @@ def speed(units: int = 1000, connectivity: float = 0.1, steps: int = 200, rounds
         run()
     for _ in range(rounds):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             run()
-            times[name].append((time.perf_counter() - begin) / steps)
+            times[name].append((time.process_time() - begin) / steps)
     for name, values in times.items():
         rate = summarise([1 / v for v in values])
         print(f"{name}: {rate.median:.0f} steps/s (best {rate.high:.0f}, worst {rate.low:.0f})")

@@ -123,8 +123,12 @@ struct Doubles {
   }
   static __m512i second(__m512i choices) { return _mm512_srli_epi64(choices, 4); }
   using Group = uint64_t;
-  static constexpr int kGroup = 8;  // steps whose choices one register holds, 4 bits each
-  static __m512i choice(__m512i group, unsigned i) { return i ? _mm512_srli_epi64(group, 4 * i) : group; }
+  static constexpr int kGroup = 8;  // steps whose choices a register holds: a byte for each in every lane
+  static __m512i choices(const Group* group, int i) {  // only the lowest 4 bits of a lane count
+    __m512i all = _mm512_loadu_si512(reinterpret_cast<const std::byte*>(group) + i);
+    asm("" : "+v"(all));  // or it is loaded again to be shifted, across a line
+    return all;
+  }
 };
 
 struct Floats {
@@ -144,8 +148,10 @@ struct Floats {
   }
   static __m512i second(__m512i choices) { return _mm512_srli_epi32(choices, 5); }
   using Group = uint32_t;
-  static constexpr int kGroup = 3;
-  static __m512i choice(__m512i group, unsigned i) { return i ? _mm512_srli_epi32(group, 5 * i) : group; }
+  static constexpr int kGroup = 3;  // 10 bits for each
+  static __m512i choices(const Group* group, int i) {
+    return _mm512_srli_epi32(_mm512_loadu_si512(group), static_cast<unsigned>(10 * i));
+  }
 };
 
 template <class T>
@@ -186,22 +192,17 @@ ECHOC_INLINE void half_window_block(const T* z, const uint16_t* selects, const t
                                     const V* values, int64_t steps, T* out) {
   using W = Wide<T>;
   typename W::Register sum[4] = {W::zero(), W::zero(), W::zero(), W::zero()};
-  const auto step = [&](int64_t s, __m512i first, __m512i second, typename W::Register* acc) ECHOC_INLINE_LAMBDA {
+  const auto step = [&](int64_t s, int i, typename W::Register* acc) ECHOC_INLINE_LAMBDA {
     const uint16_t* const at = selects + 4 * s;
-    multiply_add<T>(W::load(z + at[0], z + at[1]), W::load(z + at[2], z + at[3]), first, second,
+    const __m512i choice = W::choices(groups, i);
+    multiply_add<T>(W::load(z + at[0], z + at[1]), W::load(z + at[2], z + at[3]), choice, W::second(choice),
                     values + kRegisters * kLanes<T> * s, acc);
   };
   int64_t s = 0;
   for (; s + W::kGroup <= steps; s += W::kGroup, groups += kLanes<T>) {
-    const __m512i group = _mm512_loadu_si512(groups);
-    vec16::unroll<W::kGroup>([&](auto i) ECHOC_INLINE_LAMBDA {
-      step(s + i, W::choice(group, 2 * i), W::choice(group, 2 * i + 1), sum + 2 * (i % 2));
-    });
+    vec16::unroll<W::kGroup>([&](auto i) ECHOC_INLINE_LAMBDA { step(s + i, i, sum + 2 * (i % 2)); });
   }
-  if (s < steps) {
-    __m512i group = _mm512_loadu_si512(groups);
-    for (; s < steps; ++s, group = W::choice(group, 2)) step(s, group, W::choice(group, 1), sum);
-  }
+  for (int i = 0; s < steps; ++s, ++i) step(s, i, sum);
   W::store(out, W::add(sum[0], sum[2]));
   W::store(out + kLanes<T>, W::add(sum[1], sum[3]));
 }
@@ -265,7 +266,7 @@ class Runner {
   void run(int64_t row) {
     memory_ = scratch_;
     features_ = take<double>(plan_.features);
-    rows_ = take<T>(kChunk * plan_.units);
+    T* const scratch_rows = take<T>(kChunk * plan_.units);
     int64_t widest = 0;
     for (int64_t l = 0; l < plan_.layers; ++l)
       widest = std::max(widest, layers_[l].blocks * (layers_[l].windows ? kRegisters : 1) * kLanes<T>);
@@ -278,17 +279,14 @@ class Runner {
     const bool own = job_.closed || (plan_.feedback && !job_.late);
     const int64_t chunk = own ? 1 : kChunk;
     for (int64_t begin = 0; begin < job_.steps; begin += chunk) {
-      const int64_t count = std::min(chunk, job_.steps - begin);
+      const int64_t count = std::min(chunk, job_.steps - begin), place = row * job_.steps + begin;
+      rows_ = job_.states ? job_.states + place * plan_.units : scratch_rows;
       const T* const drive = job_.closed ? output : inputs + begin * plan_.inputs;
       const T* const late = job_.late ? job_.late + (row * job_.steps + begin) * plan_.feedback : output;
       T* at = z;
       for (int64_t l = 0; l < plan_.layers; ++l) {
         advance(layers_[l], at, count, drive, late);
         at += layers_[l].padded;
-      }
-      const int64_t place = row * job_.steps + begin;
-      if (job_.states) {
-        std::memcpy(job_.states + place * plan_.units, rows_, static_cast<size_t>(count * plan_.units) * sizeof(T));
       }
       for (int64_t t = 0; plan_.outputs && output && t < count; ++t) {
         if (!own && !job_.outputs && begin + t + 1 < job_.steps) continue;
@@ -378,7 +376,7 @@ class Runner {
   std::byte* scratch_;
   std::byte* memory_ = nullptr;
   double* features_ = nullptr;
-  T* rows_ = nullptr;
+  T* rows_ = nullptr;  // of this chunk: where the states go, or scratch
   T* sums_ = nullptr;
 };
 

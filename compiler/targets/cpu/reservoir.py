@@ -267,11 +267,11 @@ def _cover(
     while rest.any():
         wants = (left > 0).astype(np.float32)
         pressure = (rest / rest.max()).astype(np.float32) ** 4
-        still = 2 * np.maximum(left.max(1) - 1, 0).astype(np.float32)
+        still = 3 * np.maximum(left.max(1) - 1, 0).astype(np.float32)
         window, place, most = np.zeros(rest.shape, np.int64), np.zeros(rest.shape, np.int64), np.zeros_like(rest)
         chosen = []
         for part in range(_PARTS):
-            score = np.einsum("bls,bl->bs", wants, np.where(most > 0, -2 * pressure, pressure)) + still
+            score = np.einsum("bls,bl->bs", wants, np.where(most > 0, -2.5 * pressure, pressure)) + still
             one = score.argmax(1)
             there = left[at, :, one]
             better = there > most
