@@ -53,7 +53,8 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
     Raises SourceError (a CompileError) with file, line, column and what was expected there, and InvalidSystem for a
     system that makes no sense.
     """
-    return validate(_Reader(SourceText.read(path, text)).system())
+    source = SourceText.read(path, text)
+    return validate(_Reader(source).system(), source)
 
 
 @dataclass

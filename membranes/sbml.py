@@ -46,7 +46,8 @@ def read(path: str | os.PathLike[str], *, text: str | None = None) -> System:
     text that is not SBML or asks for more than the module says, InvalidSystem for a system that makes no sense.
     What an assignment rule gives a quantity is in `features` as "value of <id>": a formula of counts, as C.
     """
-    return validate(_reader(path, text).system())
+    reader = _reader(path, text)
+    return validate(reader.system(), reader.source)
 
 
 def values(path: str | os.PathLike[str], *, text: str | None = None) -> dict[str, Expression]:

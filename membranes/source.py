@@ -28,10 +28,15 @@ class SourceError(CompileError):
         message = f"{Where(file, line, column)}: {found}"
         if expected:
             message += f"; expected {expected}"
-        if line and text.strip():
-            shown, at = _cut(text, column - 1)
-            message += f"\n  {shown}\n  {' ' * at}^"
-        super().__init__(message)
+        super().__init__(message + (excerpt(text, column) if line else ""))
+
+
+def excerpt(line: str, column: int) -> str:
+    """A line of a source and below it a caret at a column, each on a line of its own; "" for a blank line."""
+    if not line.strip():
+        return ""
+    shown, at = _cut(line, column - 1)
+    return f"\n  {shown}\n  {' ' * at}^"
 
 
 def _cut(line: str, at: int) -> tuple[str, int]:
@@ -81,6 +86,10 @@ class SourceText:
         start = self.starts[number - 1]
         end = self.text.find("\n", start)
         return self.text[start : end if end >= 0 else len(self.text)].rstrip("\r")
+
+    def excerpt(self, where: Where) -> str:
+        """The line at a place and a caret, if the place is in this file."""
+        return excerpt(self.line(where.line), where.column) if where.file == self.file and where.line else ""
 
     def error(self, found: str, offset: int, expected: str = "") -> SourceError:
         """The error for a mistake at an offset."""

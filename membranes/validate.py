@@ -23,6 +23,7 @@ from echoc.compiler.ir.moments import solve
 from echoc.errors import CompileError
 
 from .blocks import Blocks, blocks_of, wrong_sums
+from .source import SourceText
 
 MOST = (1 << 63) - 1
 SHOWN = 20  # problems in one message
@@ -46,14 +47,15 @@ class Problem:
 class InvalidSystem(CompileError):
     """A P system that makes no sense; `problems` holds everything that was found."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], source: SourceText | None = None) -> None:
         more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        super().__init__("\n".join(map(str, problems[:SHOWN])) + more)
+        lines = [str(p) + (source.excerpt(p.where) if source is not None else "") for p in problems[:SHOWN]]
+        super().__init__("\n".join(lines) + more)
         self.problems = tuple(problems)
 
 
-def validate(system: System) -> System:
-    """The system itself, if nothing is wrong with it.
+def validate(system: System, source: SourceText | None = None) -> System:
+    """The system itself, if nothing is wrong with it. `source` is the text that it was read from, for messages.
 
     Checked: a cell, parents before children, labels exist, groups partition the rules, the skin is neither dissolved
     nor divided, targets exist, priorities are 0 or more, probabilities in [0, 1], counts from 1 to 2^63 - 1, links in
@@ -62,7 +64,7 @@ def validate(system: System) -> System:
     """
     found = problems(system)
     if found:
-        raise InvalidSystem(found)
+        raise InvalidSystem(found, source)
     return system
 
 

@@ -59,6 +59,8 @@ CASES = [
         "5:3: the probabilities of the 2 rules with the left side [a]'1 add up to 1.1, 0.1",
     ),
     ("priorities.pli", CELL % "(1) [a --> b]'2; (2) [a --> b]'2;", "6:20: the same rule has the priority 1 at "),
+    ("no_instance.kpl", "type A { max { a -> b . } }\na1 {a} (C) .\n", "1:16: the rule is of the label A, which no"),
+    ("no_type.kpl", "type A { max { a -> {b}(B) . } }\na1 {a} (A) .\n", "1:25: the type B is not defined"),
     ("crossing.toml", TOPOLOGY % "v", "7:1: ear has no in port 'v'; its in ports: u"),
 ]
 
