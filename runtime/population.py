@@ -120,38 +120,55 @@ class PopulationBatch:
             raise self._no_room()
         self.share, self.num_instances = self.max_bytes // instances, instances
         self.errors: dict[int, PopulationLimit] = {}
-        self._rows = [Population(self, i) for i in range(instances)]
+        self._handles: list[int | None] = [None] * instances  # native numbers; None: released, or not started
         self.start()
 
     def __len__(self) -> int:
         """Runs of the batch and their forks, released ones included."""
-        return len(self._rows)
+        return len(self._handles)
 
     def __getitem__(self, index: int) -> Population:
-        return self._rows[index]
+        return Population(self, range(len(self))[index])
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
         """Steps taken, per run; -1 for released ones."""
-        return np.array([row.steps if row.alive else -1 for row in self._rows], np.int64)
+        return np.array([-1 if h is None else self.native.standing(h)["steps"] for h in self._handles], np.int64)
 
     @property
     def halted(self) -> npt.NDArray[np.bool_]:
         """Whether nothing is applicable any more, per run; true for released ones."""
-        return np.array([row.halted if row.alive else True for row in self._rows], np.bool_)
+        return np.array([h is None or self.native.standing(h)["halted"] for h in self._handles], np.bool_)
 
     def start(self, seed: int = 0, first: int = 0) -> None:
         """All runs back to the start configuration, as runs `first`, `first` + 1, ... of a seed. Forks are released.
 
         Raises RequestError for numbers out of range.
         """
-        for row in self._rows:
-            if row.alive:
-                row.release()
-        del self._rows[self.num_instances :]
+        for row, handle in enumerate(self._handles):
+            if handle is not None:
+                self.release(row)
+        del self._handles[self.num_instances :]
         self.errors = {}
-        for number, row in enumerate(self._rows, first):
-            row.start(seed, number)
+        for row in range(self.num_instances):
+            self.begin(row, seed, first + row)
+
+    def begin(self, row: int, seed: int, number: int) -> None:
+        """One run back to the start configuration, see `Population.start`."""
+        if not 0 <= seed < 1 << 64 or not 0 <= number < 1 << 48:
+            raise RequestError(f"seed {seed} and run {number}; wanted 0 to 2^64 - 1 and 0 to 2^48 - 1")
+        if row >= self.num_instances:
+            raise RequestError("a fork has no start of its own; start a run of the batch, or fork one that has started")
+        if self.native.create(row, seed, number) != DONE:
+            raise self._no_room()
+        self._handles[row] = row
+
+    def handle(self, row: int) -> int:
+        """The native number of a run. Raises RequestError for one that was released."""
+        handle = self._handles[row]
+        if handle is None:
+            raise RequestError("the run was released; start it again or create another")
+        return handle
 
     def advance(self, steps: int | None = None) -> None:
         """At most `steps` steps in every run that has not halted (None: until it halts).
@@ -159,32 +176,28 @@ class PopulationBatch:
         Raises PopulationLimit after all others have taken their steps, when some could not go on: these stand before
         the step that failed, and `errors` says why, by their index. A later call tries them again.
         """
+        if steps is not None and steps < 0:
+            raise RequestError(f"the number of steps is {steps}, wanted 0 or more")
         self.errors = {}
-        self.step([i for i, row in enumerate(self._rows) if row.alive], steps, record=False)
+        left = {
+            row: _MOST_STEPS if steps is None else steps
+            for row, handle in enumerate(self._handles) if handle is not None and steps != 0
+        }  # fmt: skip
+        while left:
+            handles = [self.handle(row) for row in left]
+            statuses, done = self.native.advance(handles, list(left.values()), False, _SLICE)
+            for row, status, taken in zip(list(left), statuses, done, strict=True):
+                left[row] -= taken
+                if status not in (DONE, HALTED):
+                    self.errors[row] = self.failure(row, status)
+                if status != DONE or left[row] == 0:
+                    del left[row]
         if self.errors:
             first = min(self.errors)
             raise PopulationLimit(
-                f"{len(self.errors)} of {len(self._rows)} runs could not go on; run {self._rows[first].run}: "
-                f"{self.errors[first]}",
+                f"{len(self.errors)} of {len(self)} runs could not go on; run {self[first].run}: {self.errors[first]}",
                 out_of_memory=any(error.out_of_memory for error in self.errors.values()),
             )
-
-    def step(self, rows: Sequence[int], steps: int | None, *, record: bool) -> None:
-        """Steps some runs; what went wrong is in `errors`."""
-        if steps is not None and steps < 0:
-            raise RequestError(f"the number of steps is {steps}, wanted 0 or more")
-        left = dict.fromkeys(rows, _MOST_STEPS if steps is None else steps)
-        live = [row for row in rows if left[row] > 0 and not self._rows[row].halted]
-        while live:
-            handles = [self._rows[row].handle for row in live]
-            statuses, done = self.native.advance(handles, [left[row] for row in live], record, _SLICE)
-            for row, status, taken in zip(live, statuses, done, strict=True):
-                left[row] -= taken
-                if status == HALTED:
-                    left[row] = 0
-                elif status != DONE:
-                    self.errors[row], left[row] = self._failure(self._rows[row], status), 0
-            live = [row for row in live if left[row] > 0]
 
     def fork(self, row: int) -> Population:
         """A run that stands where another does, and from there on is on its own: it shares pages until either changes
@@ -192,15 +205,20 @@ class PopulationBatch:
 
         Raises PopulationLimit where its rows do not fit.
         """
-        handle = self.native.fork(self._rows[row].handle)
+        handle = self.native.fork(self.handle(row))
         if handle < 0:
             raise self._no_room()
-        self._rows.append(Population(self, len(self._rows), handle))
-        return self._rows[-1]
+        self._handles.append(handle)
+        return self[-1]
+
+    def release(self, row: int) -> None:
+        """Gives back the pages of a run. Raises RequestError for one that was released."""
+        self.native.release(self.handle(row))
+        self._handles[row] = None
 
     def memory(self) -> dict[str, int]:
         """Bytes and counts of all runs together: pages in use, the most bytes ever of pages and rows, membranes."""
-        standing = [self.native.standing(row.handle) for row in self._rows if row.alive]
+        standing = [self.native.standing(handle) for handle in self._handles if handle is not None]
         return {
             "pages": self.native.pages_held, "peak_bytes": self.native.peak_bytes, "max_bytes": self.max_bytes,
             **{name: sum(s[name] for s in standing) for name in ("membranes", "forks", "releases")},
@@ -211,7 +229,9 @@ class PopulationBatch:
             f"a run more does not fit {self.max_bytes} bytes; allow more memory or fewer runs", out_of_memory=True
         )
 
-    def _failure(self, run: Population, status: int) -> PopulationLimit:
+    def failure(self, row: int, status: int) -> PopulationLimit:
+        """What a status of the native step means for a run."""
+        run = self[row]
         step = run.steps + 1
         if status == OVERFLOW:
             cell, obj = self.native.failure(run.handle)
@@ -231,17 +251,13 @@ class PopulationBatch:
 class Population:
     """One run of a batch."""
 
-    def __init__(self, batch: PopulationBatch, row: int, handle: int | None = None) -> None:
+    def __init__(self, batch: PopulationBatch, row: int) -> None:
         self._batch, self._row = batch, row
-        self._handle = row if handle is None else handle
-        self.alive = handle is not None  # others wait for their start
 
     @property
     def handle(self) -> int:
         """The native number. Raises RequestError for a run that was released."""
-        if not self.alive:
-            raise RequestError("the run was released; start it again or create another")
-        return self._handle
+        return self._batch.handle(self._row)
 
     @property
     def seed(self) -> int:
@@ -277,24 +293,24 @@ class Population:
 
     def start(self, seed: int = 0, run: int = 0) -> None:
         """Back to the start configuration. Run `run` of a seed is the same whatever ran before. Raises RequestError."""
-        if not 0 <= seed < 1 << 64 or not 0 <= run < 1 << 48:
-            raise RequestError(f"seed {seed} and run {run}; wanted 0 to 2^64 - 1 and 0 to 2^48 - 1")
-        if self._row >= self._batch.num_instances:
-            raise RequestError("a fork has no start of its own; start a run of the batch, or fork one that has started")
-        if self._batch.native.create(self._handle, seed, run) != DONE:
-            raise self._batch._no_room()
-        self.alive = True
+        self._batch.begin(self._row, seed, run)
 
     def advance(self, steps: int | None = None, *, record: bool = False) -> Outcome:
         """At most `steps` steps (None: until it halts). With `record`, `applied()` tells what the last step did.
 
         Raises PopulationLimit when a step does not fit the memory or overflows a count: the run stands before it.
         """
-        self._batch.errors.pop(self._row, None)
-        self._batch.step([self._row], steps, record=record)
-        if self._row in self._batch.errors:
-            raise self._batch.errors[self._row]
-        return Outcome(self.steps, self.halted)
+        left = _MOST_STEPS if steps is None else steps
+        if left < 0:
+            raise RequestError(f"the number of steps is {steps}, wanted 0 or more")
+        native, handle = self._batch.native, self._batch.handle(self._row)
+        while True:
+            status, done, total, halted = native.advance_one(handle, left, record, _SLICE)
+            left -= done
+            if status not in (DONE, HALTED):
+                raise self._batch.failure(self._row, status)
+            if halted or left == 0:
+                return Outcome(total, halted)
 
     def put(self, membrane: int, objects: Mapping[str, int]) -> None:
         """Objects come into a membrane (its id; -1: the environment) between two steps; a halted run may go on.
@@ -332,8 +348,7 @@ class Population:
 
     def release(self) -> None:
         """Gives back the pages of the run. Raises RequestError for a run that was released."""
-        self._batch.native.release(self.handle)
-        self.alive = False
+        self._batch.release(self._row)
 
     def applied(self) -> list[Applied]:
         """What the last step of `advance(1, record=True)` applied, equal applications summed."""

@@ -395,7 +395,9 @@ bool Population::is_large(const Task& task) const {
 }
 
 void Population::advance(std::span<Task> tasks, bool record, double seconds) {
-  for (const Task& task : tasks) find(task.instance);
+  for (Task& task : tasks) {
+    if (find(task.instance).halted) task.status = kHalted;
+  }
   const auto deadline =
       Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   std::vector<Task*> live;

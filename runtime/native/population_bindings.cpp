@@ -59,6 +59,18 @@ std::pair<std::vector<int32_t>, std::vector<int64_t>> advance(Population& all, c
   return out;
 }
 
+/// Status, steps taken, steps since the start, whether it has halted.
+std::tuple<int, int64_t, int64_t, bool> advance_one(Population& all, int64_t instance, int64_t steps, bool record,
+                                                    double seconds) {
+  Task task{instance, steps, 0, population::kDone};
+  {
+    nb::gil_scoped_release release;
+    all.advance({&task, 1}, record, seconds);
+  }
+  const Instance& found = std::as_const(all).find(instance);
+  return {task.status, task.done, found.step, found.halted};
+}
+
 /// Offsets per row, objects in ascending order, counts.
 std::tuple<Array<int64_t>, Array<uint32_t>, Array<int64_t>> contents(const Population& all, int64_t instance) {
   const Cells& c = all.find(instance).now.cells;
@@ -175,6 +187,8 @@ void bind_population(nb::module_& m) {
            nb::arg("instance"), nb::arg("id"), nb::arg("objects"), nb::arg("counts"))
       .def("release", in_turn(+[](Population& all, int64_t instance) { all.release(instance); }), nb::arg("instance"))
       .def("advance", in_turn(&advance), nb::arg("instances"), nb::arg("steps"), nb::arg("record"), nb::arg("seconds"))
+      .def("advance_one", in_turn(&advance_one), nb::arg("instance"), nb::arg("steps"), nb::arg("record"),
+           nb::arg("seconds"))
       .def("take", in_turn(+[](Population& all, int64_t instance, const std::vector<uint32_t>& objects) {
              return all.take(instance, objects);
            }),

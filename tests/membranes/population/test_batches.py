@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,16 @@ def test_large_and_small_runs_side_by_side(growing: System, threads: int) -> Non
     alone[0].put(1, {"s": 1})
     alone.advance(12)
     assert standing(alone[0]) == standing(batch[3])
+
+
+def test_memory_goes_with_the_last_run(growing: System) -> None:
+    """At once, not when somebody looks for cycles: a run may hold half of the machine."""
+    batch = batch_of(growing, 2)
+    run, gone = batch[1], weakref.ref(batch)
+    del batch
+    assert run.advance(1).steps == 1
+    del run
+    assert gone() is None
 
 
 def test_what_a_batch_does_not_take(growing: System) -> None:
