@@ -36,10 +36,12 @@ def make(folder: Path, target: str, seeds: int) -> int:
     from echoc.compiler.api import lookup
     from echoc.compiler.bundle import Provenance, write_artifact
     from echoc.compiler.targets.backends import Gpu
+    from echoc.compiler.targets.gpu import lower
     from echoc.compiler.targets.gpu.build import build_kernels
     from echoc.compiler.targets.gpu.levels import level_of
     from echoc.compiler.weights import Weights
 
+    lower.TOKENS = (64,)
     level = level_of(target)
     backend = Gpu(level)
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("make", "run"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", default="cuda:sm_90a", help="what `make` compiles for")
-    parser.add_argument("--seeds", type=int, default=24, help="random programs")
+    parser.add_argument("--seeds", type=int, default=8, help="random programs")
     options = parser.parse_args(arguments)
     wrong = make(options.folder, options.target, options.seeds) if options.action == "make" else run(options.folder)
     return 1 if wrong else 0
