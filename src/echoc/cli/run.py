@@ -97,6 +97,8 @@ def command(
     from echoc.cli import systems
 
     if model is not None and model.is_file():
+        if allow_substochastic and not systems.is_source(model):
+            raise typer.BadParameter(f"--allow-substochastic is for reading a P-Lingua file; {model} has been read")
         with systems.as_artifact(model, not as_json, allow_substochastic) as path:
             from echoc.runtime.artifact import Artifact
 

@@ -128,6 +128,7 @@ def test_too_little_memory_is_said_and_traced(compiled: Compiled, tmp_path: Path
         (("run", "control.pep", "--steps", "2", "--runs", "2", "--text"), "leave --runs out", 2),
         (("run", "doubling.pli", "--until", "3"), "chemical systems", 1),
         (("run", "doubling.pli", "--prompt", "hello"), "takes no prompt", 2),
+        (("run", "doubling.pli", "--allow-substochastic"), "has been read", 2),
     ],
 )
 def test_wrong_usage(compiled: Compiled, arguments: tuple[str, ...], wanted: str, code: int) -> None:
