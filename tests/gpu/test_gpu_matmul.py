@@ -95,10 +95,10 @@ def test_siblings_share_a_launch(rows: int, weights_dtype: str) -> None:
 @pytest.mark.parametrize("weights_dtype", ["bf16", "int8", "int4"])
 def test_long_rows_are_summed_in_parts(weights_dtype: str) -> None:
     x = port("x", T, 1040)
-    gate, up = matmul(x, weight("gate", 24, 1040)), matmul(x, weight("up", 24, 600))
+    gate, up = matmul(x, weight("gate", 24, 1040)), matmul(x, weight("up", 24, 1040))
     launches = check({"y": make("mul", gate, make("neg", up))}, 18, 64, weights_dtype)
     assert [k.family for k in launches.kernels] == ["gemm", "gemm_merge"]
-    q, k = matmul(x, weight("q", 72, 1040)), matmul(x, weight("k", 24, 600))
+    q, k = matmul(x, weight("q", 72, 1040)), matmul(x, weight("k", 24, 1040))
     launches = check({"q": make("add", q, port("r", T, 72)), "k": k}, 18, 64, weights_dtype)
     assert [k.family for k in launches.kernels] == ["gemm", "gemm_merge"]
 
