@@ -4,8 +4,9 @@
     python tools/gpu_ring_check.py run FOLDER
 
 `build` needs this package and NVRTC, and no GPU. `run` needs a GPU, torch and numpy, and nothing of this package: it
-loads the cubins, holds products to numbers computed in f64, and times the steps of models with random weights by
-replaying a CUDA graph. Every figure it prints was measured in that run.
+loads the cubins, holds products to numbers computed in f64 and steps of a small model to what the reference device made
+of them, and times the steps of models with random weights by replaying a CUDA graph. Every figure it prints was
+measured in that run.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ class Writer:
 
     def __init__(self, folder: Path, architecture: str) -> None:
         self.folder, self.architecture = folder, architecture
-        self.plan: dict[str, Any] = {"architecture": architecture, "kernels": {}, "products": [], "chains": []}
+        self.plan: dict[str, Any] = {
+            "architecture": architecture,
+            "kernels": {},
+            "products": [],
+            "steps": [],
+            "chains": [],
+        }
         (folder / "cubins").mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, source: str, threads: int, shared_bytes: int) -> str:
@@ -178,19 +185,18 @@ def build_products(writer: Writer) -> None:
             )  # fmt: skip
 
 
-def llama(name: str, folder: Path, layers: int = 0) -> Any:
+def llama(name: str, folder: Path) -> tuple[Any, Any]:
+    """A model's program for steps, and where its weights come from."""
     from echoc.compiler.api import DType, _import, language_model_passes, run_passes
 
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "torch_dtype": "bfloat16", **MODELS[name],
     }  # fmt: skip
-    if layers:
-        config["num_hidden_layers"] = layers
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     imported = _import(folder / "config.json", 1, None, lambda *_: None)
-    return run_passes(imported.program, language_model_passes(DType.BF16))
+    return run_passes(imported.program, language_model_passes(DType.BF16)), imported
 
 
 def build_chain(writer: Writer, name: str, program: Any, weights_dtype: str, rows: int = 1, label: str = "") -> None:
@@ -208,14 +214,87 @@ def build_chain(writer: Writer, name: str, program: Any, weights_dtype: str, row
     )  # fmt: skip
 
 
+def build_small(writer: Writer, rows: int) -> None:
+    """A step of a small model with all its memory, and what the reference device makes of it."""
+    from echoc.compiler.ir import Node
+    from echoc.compiler.ir.interpret import run_rule
+    from echoc.compiler.ir.membrane import Rule
+    from echoc.compiler.ir.ops.pointwise import cast_array
+    from echoc.compiler.ir.types import DType
+    from echoc.compiler.passes.fuse import root
+    from echoc.compiler.passes.pack import Packed
+    from echoc.compiler.targets.gpu import weights
+    from echoc.compiler.weights import Weights
+
+    program, imported = llama("small", writer.folder / "models" / "small")
+    chain, rule = chain_of(program, rows, writer.architecture, "bf16")
+    generator = np.random.default_rng(rows)
+    drawn: dict[str, Any] = {}
+
+    def draw(name: str) -> Any:
+        if name not in drawn:
+            shape = imported.source(name).shape
+            spread = generator.standard_normal(shape).astype(np.float32)
+            drawn[name] = cast_array(0.1 * spread if len(shape) > 1 else 1 + 0.1 * spread, DType.BF16)
+        return drawn[name]
+
+    held = Weights(program.skin, draw, imported.buffers)
+    pages = 12
+    symbols = {"T": rows, "R": rows, "B": 2, "M": pages}
+    positions = [130, 131, 7, 8][:rows]  # two rows of one sequence, two of another
+    ports = {
+        "tokens": generator.integers(0, 512, rows), "positions": positions, "sequences": [0, 0, 1, 1][:rows],
+        "rows": np.arange(rows), "block_table": generator.permutation(2 * pages).reshape(2, pages),
+    }  # fmt: skip
+    inputs = {name: np.array(array, np.int32) for name, array in ports.items()}
+    states = {}
+    for state in program.skin.states:
+        states[state.name] = cast_array(generator.standard_normal((2 * pages, 16, *state.type.shape)), DType.BF16)
+    left = [n for x in chain.launches if not x.kernels for g in x.groups for n in g.outputs]
+    wider = Rule("step", (*rule.outputs, *((f"left {i}", n) for i, n in enumerate(left))), rule.next_states)
+    outputs, after = run_rule(program.skin, wider, inputs, held.value, states)
+    made = {root(n): outputs[f"left {i}"] for i, n in enumerate(left)}
+    places: dict[object, int] = {}
+    launches = writer.launches(chain.kernels, symbols, places)
+
+    def bits(array: Any) -> Any:
+        return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+    arrays, wanted = {}, {}
+    for key, i in places.items():
+        if isinstance(key, Packed):
+            arrays[str(i)] = np.concatenate([x.reshape(-1).view(np.uint8) for x in weights.parts(key, held, 1)])
+        elif isinstance(key, str):
+            arrays[str(i)] = bits(states[key].transpose(0, 2, 1, 3))
+            wanted[str(i)] = bits(after[key].transpose(0, 2, 1, 3))
+        elif isinstance(key, Node) and key.op == "port":
+            arrays[str(i)] = inputs[key["name"]]
+        elif isinstance(key, Node) and key.op == "weight":
+            arrays[str(i)] = held.plain(key)
+        elif key in made:
+            arrays[str(i)] = made[key].astype(np.float32)
+        elif key is root(dict(rule.outputs)["logits"]):
+            wanted[str(i)] = outputs["logits"]
+    name = f"small{rows}"
+    np.savez(writer.folder / "cubins" / f"{name}.npz", **arrays, **{f"wanted {i}": a for i, a in wanted.items()})
+    writer.plan["steps"].append(
+        {
+            "name": name, "rows": rows, "launches": launches, "buffers": describe(places, rule, symbols),
+            "wanted": sorted(wanted),
+        }
+    )  # fmt: skip
+
+
 def build(arguments: argparse.Namespace) -> None:
     from echoc.compiler.targets.cuda import ring
 
     writer = Writer(arguments.folder, arguments.architecture)
     writer.add("read_all", READ, 512, 0)
     build_products(writer)
+    for rows in (1, 2, 4):
+        build_small(writer, rows)
     for name in arguments.models:
-        program = llama(name, arguments.folder / "models" / name)
+        program, _ = llama(name, arguments.folder / "models" / name)
         build_chain(writer, name, program, "bf16")
         if name == "1b":
             build_chain(writer, name, program, "int8")
@@ -223,7 +302,15 @@ def build(arguments: argparse.Namespace) -> None:
             build_chain(writer, name, program, "bf16", 4)
         if arguments.variants and name == "1b":
             usual = ring.STAGE, ring.IN_FLIGHT, ring.FEEDERS
-            for kilobytes, count, feeders in ((16, 3, 1), (16, 3, 4), (16, 2, 2), (16, 4, 2), (8, 6, 2), (32, 2, 2)):
+            for kilobytes, count, feeders in (
+                (16, 3, 2),
+                (16, 6, 2),
+                (16, 4, 1),
+                (16, 4, 4),
+                (24, 3, 2),
+                (32, 2, 2),
+                (32, 3, 2),
+            ):
                 ring.STAGE, ring.IN_FLIGHT, ring.FEEDERS = kilobytes * 1024, count, feeders
                 label = f"stages of {kilobytes} KB, {count} in flight, {feeders} feeders"
                 build_chain(writer, name, program, "bf16", label=label)
@@ -367,13 +454,15 @@ def run(arguments: argparse.Namespace) -> None:
         worst = max(worst, error / limit)
         verdict = "ok" if error <= limit else "WRONG"
         print(f"{product['rows']} x {product['k']} by {product['n']} {product['format']}: {error:.2e} {verdict}")
+    for step in plan["steps"]:
+        worst = max(worst, check_step(driver, folder, step))
     rate = read_rate(driver)
     print(f"read {rate / 1e12:.3f} TB/s")
     for chain in plan["chains"]:
         time_chain(driver, chain, rate)
         torch.cuda.empty_cache()
     if worst > 1:
-        sys.exit("some products are wrong")
+        sys.exit("some results are wrong")
 
 
 def check_product(driver: Driver, product: dict[str, Any]) -> float:
@@ -392,6 +481,39 @@ def check_product(driver: Driver, product: dict[str, Any]) -> float:
     wanted = x.astype(np.float64) @ weight.T
     found = buffers[out].cpu().numpy().reshape(rows, n)
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def check_step(driver: Driver, folder: Path, step: dict[str, Any]) -> float:
+    """How far a step's logits and states are from the reference's, in units of what is allowed."""
+    torch = driver.torch
+    arrays = np.load(folder / "cubins" / f"{step['name']}.npz")
+    buffers = []
+    for i, buffer in enumerate(step["buffers"]):
+        if str(i) in arrays:
+            buffers.append(torch.from_numpy(arrays[str(i)].copy()).cuda())
+        else:
+            size = buffer.get("nbytes") or 4 * int(np.prod(buffer["shape"]))
+            buffers.append(torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda"))  # NaN
+    driver.stream.wait_stream(torch.cuda.current_stream())
+    for _ in range(3):  # a step may be done again
+        for launch in step["launches"]:
+            driver.launch(launch, buffers, True)
+    driver.stream.synchronize()
+    worst = 0.0
+    for i in step["wanted"]:
+        wanted, found = arrays[f"wanted {i}"], buffers[int(i)].cpu().numpy()
+        if wanted.dtype == np.uint16:
+            wanted, found = ((x.astype(np.uint32) << 16).view(np.float32) for x in (wanted, found))
+        else:
+            found = found.view(np.float32)
+        found = found.reshape(wanted.shape)
+        finite = bool(np.isfinite(found).all())
+        error = float(np.abs(found - wanted).max() / np.abs(wanted).max()) if finite else float("inf")
+        verdict = "ok" if error <= 2e-2 else "WRONG"
+        name = step["buffers"][int(i)].get("name") or "logits"
+        print(f"{step['name']} {name}: {error:.2e} {verdict}")
+        worst = max(worst, error / 2e-2)
+    return worst
 
 
 def unpack(data: np.ndarray[Any, Any], buffer: dict[str, Any]) -> np.ndarray[Any, Any]:

@@ -118,9 +118,10 @@ struct Attend {
     const int sequence = sequences[t], position = positions[t];
     const Share share(position, S::kWindow, split, S::kSplits);
     const int64_t row = int64_t(sequence) * blocks;
-    if (share.begin >= share.end && split) return;
     fetch(0, share.begin, share, table, row, head, k, v);
+    fetch(1, share.begin + kTilePositions, share, table, row, head, k, v);
     if constexpr (S::kEarly) wait_dependencies();
+    if (share.begin >= share.end) return;
     int at[S::kRows];  // positions of the rows of this sequence up to this one, else -1
 #pragma unroll
     for (int r = 0; r < S::kRows; ++r)
@@ -151,9 +152,12 @@ struct Attend {
     float acc[S::kGroup][2] = {};
     int buffer = 0;
     for (int start = share.begin; start < share.end; start += kTilePositions, buffer ^= 1) {
-      fetch(buffer ^ 1, start + kTilePositions, share, table, row, head, k, v);
-      async_wait<1>();
+      if (start == share.begin)
+        async_wait<1>();
+      else
+        async_wait<0>();
       block_sync();
+      if (start > share.begin) fetch(buffer ^ 1, start + kTilePositions, share, table, row, head, k, v);
       char* tile = tiles + buffer * kTileBytes;
       insert(tile, start, share.end, at);
       block_sync();
@@ -265,35 +269,38 @@ struct Attend {
   }
 };
 
-// Four columns of a row of merged parts: `row` counts heads of all rows, `d` is a multiple of four. A sink is one more
-// logit, in natural units.
+// Four columns of a row of merged parts: `row` counts heads of all rows, `d` is a multiple of four, `used` parts are
+// there. A sink is one more logit, in natural units.
 template <int kSplits, int kValueDim>
 inline void merge_parts(float (&out)[4], const float* partial, const float* bounds, int64_t row, int d, int used,
                         float sink) {
-  struct Two {
+  struct alignas(8) Bound {
     float top, total;
   };
-  Two each[kSplits];
+  Bound each[kSplits];
+  Four<float> parts[kSplits];
 #pragma unroll
-  for (int s = 0; s < kSplits; ++s)
-    if (s < used) each[s] = load_fresh(reinterpret_cast<const Two*>(bounds) + row * kSplits + s);
+  for (int s = 0; s < kSplits; ++s) {
+    each[s] = Bound{-std::numeric_limits<float>::infinity(), 0.0f};
+    parts[s] = Four<float>{{0.0f, 0.0f, 0.0f, 0.0f}};
+    if (s < used) {
+      each[s] = load_fresh(reinterpret_cast<const Bound*>(bounds) + row * kSplits + s);
+      parts[s] = load_fresh(reinterpret_cast<const Four<float>*>(partial + (row * kSplits + s) * kValueDim + d));
+    }
+  }
   float most = sink * 1.4426950408889634f;
 #pragma unroll
-  for (int s = 0; s < kSplits; ++s)
-    if (s < used) most = most > each[s].top ? most : each[s].top;
+  for (int s = 0; s < kSplits; ++s) most = most > each[s].top ? most : each[s].top;
   const float base = most == -std::numeric_limits<float>::infinity() ? 0.0f : most;
   float total = exp2f(sink * 1.4426950408889634f - base);
 #pragma unroll
   for (int j = 0; j < 4; ++j) out[j] = 0;
 #pragma unroll
   for (int s = 0; s < kSplits; ++s) {
-    if (s >= used) continue;
     const float weight = exp2f(each[s].top - base);
-    const Four<float> part =
-        load_fresh(reinterpret_cast<const Four<float>*>(partial + (row * kSplits + s) * kValueDim + d));
     total += each[s].total * weight;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) out[j] += part.at[j] * weight;
+    for (int j = 0; j < 4; ++j) out[j] += parts[s].at[j] * weight;
   }
   const float inverse = total == 0 ? 0.0f : 1.0f / total;
 #pragma unroll

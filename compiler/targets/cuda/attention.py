@@ -50,16 +50,17 @@ class Parts:
         positions = arguments.get(self.node.inputs[4])
         width = self.heads * self.value_dim
 
-        def load(out: str, row: str) -> str:
-            at = f"({row}) / {width}"
-            head = f"int64_t({at}) * {self.heads} + column(c) / {self.value_dim}"
+        def load(out: str, row: str, used: str) -> str:
+            head = f"int64_t(({row}) / {width}) * {self.heads} + column(c) / {self.value_dim}"
             return (
                 f"echoc::merge_parts<{self.splits}, {self.value_dim}>({out}, {partial}, {bounds}, {head}, "
-                f"column(c) % {self.value_dim}, echoc::used_parts({positions}[{at}], {self.node['window']}, "
-                f"{self.splits}), {self.sink(arguments, f'column(c) / {self.value_dim}')});"
+                f"column(c) % {self.value_dim}, {used}, {self.sink(arguments, f'column(c) / {self.value_dim}')});"
             )
 
-        return load
+        def used(row: str) -> str:
+            return f"echoc::used_parts({positions}[({row}) / {width}], {self.node['window']}, {self.splits})"
+
+        return Source(load, used)
 
     def sink(self, arguments: Arguments, head: str) -> str:
         if not self.node["sinks"]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Launches that wait for each other hold their places: with more than 256 threads on every multiprocessor of 2048, no
 # more than 7 can have begun and not ended. What lies further back is done.
 AT_ONCE = 8
+MERGED_ROWS = 1
 MAX_MAPS = 4  # nodes that every reader may compute again
 
 
@@ -61,6 +62,7 @@ class Chain:
         self.outputs = {n for g in groups for n in g.outputs}
         self.narrow: set[Node] = set()
         self.parts: dict[Node, Parts] = {}
+        self.known: dict[tuple[int, int, int, int], set[Node]] = {}  # what launches read, while they stay as they are
         self.merge_products()
         self.take_in_rows()
         self.take_in_attention()
@@ -81,14 +83,14 @@ class Chain:
 
     def reads(self, launch: Launch) -> set[Node]:
         """The nodes in memory that a launch reads."""
-        own = {n for g in launch.groups for n in g.nodes} | set(launch.inner)
-        if launch.prologue is not None:
-            own |= set(launch.prologue.nodes)
-        out: set[Node] = set()
-        for node in own:
-            swallowed = {m.weight for g in launch.groups for m in g.matmuls if m.node is node}
-            out |= {root(i) for i in _operands(node) if i not in swallowed}
-        return out - own
+        inside = launch.prologue.nodes if launch.prologue is not None else []
+        key = (id(launch), len(launch.groups), len(launch.inner), len(inside))
+        if key not in self.known:
+            own = {n for g in launch.groups for n in g.nodes}.union(launch.inner, inside)
+            weights = {m.node: m.weight for g in launch.groups for m in g.matmuls}
+            read = {root(i) for n in own for i in _operands(n) if i is not weights.get(n)}
+            self.known[key] = read - own
+        return self.known[key]
 
     def readers(self, node: Node) -> list[Launch]:
         return [x for x in self.launches if node in self.reads(x)]
@@ -188,14 +190,14 @@ class Chain:
         return True
 
     def product(
-        self, launch: Launch, prologue: Prologue, parts: dict[Node, Parts], more: Sequence[Node] = ()
+        self, launch: Launch, prologue: Prologue, parts: dict[Node, Parts], more: Sequence[Node], ahead: bool = False
     ) -> Kernel:
         arguments = Arguments(self.boundary, self.narrow)
         sources: dict[Node, Source] = {n: p.source(arguments) for n, p in parts.items()}
         weights = [self.packing.of(g) for g in launch.groups]
         return ring.gemv(
             launch.groups, weights, prologue, self.rows, arguments, self.outputs, self.symbols, self.device, sources,
-            {*launch.inner, *more},
+            {*launch.inner, *more}, ahead,
         )  # fmt: skip
 
     # -- attention
@@ -256,39 +258,47 @@ class Chain:
 
     def find_narrow(self) -> None:
         """Results that only products read, as they are, lie in memory as bf16: that is how they are multiplied."""
-        for launch in self.launches:
-            if launch.prologue is None:
-                continue
-            for group in launch.groups:
-                for node in group.outputs:
-                    users = self.readers(node)
-                    plain = all(
-                        x.prologue is not None and x.prologue.x is node and not x.prologue.nodes
-                        and not self.in_epilogue(x, node) for x in users
-                    )  # fmt: skip
-                    if users and plain and node not in self.boundary and node.tensor.dtype is DType.F32:
-                        self.narrow.add(node)
+        made = [n for x in self.launches if x.prologue is not None for g in x.groups for n in g.outputs]
+        if not self.merges():
+            made += [x.groups[-1].nodes[0] for x in self.launches if x.family == "attend" and len(x.groups) > 1]
+        for node in made:
+            users = self.readers(node)
+            plain = all(
+                x.prologue is not None and x.prologue.x is node and not x.prologue.nodes
+                and not self.in_epilogue(x, node) for x in users
+            )  # fmt: skip
+            if users and plain and node not in self.boundary and node.tensor.dtype is DType.F32:
+                self.narrow.add(node)
 
     def render(self) -> None:
         behind = 0  # launches before, with a block for every multiprocessor
+        far: set[int] = set()
         for launch in self.launches:
+            if behind >= AT_ONCE:
+                far.add(id(launch))
             if launch.family == "attend" and len(launch.groups) > 1:
-                self.render_attention(launch, behind >= AT_ONCE)
+                self.render_attention(launch, id(launch) in far)
             elif launch.prologue is not None and sum(g.matmuls[0].n for g in launch.groups) >= self.device.processors:
                 behind += 1
         for launch in list(self.launches):
             if launch.prologue is not None:
-                parts = {n: self.parts[n] for n in self.reads(launch) if n in self.parts}
+                parts = {n: self.parts[n] for n in self.reads(launch) if n in self.parts and self.merges()}
                 try:
-                    launch.kernels = [self.product(launch, launch.prologue, parts)]
+                    launch.kernels = [self.product(launch, launch.prologue, parts, (), id(launch) in far)]
                 except Unfit:
                     self.split_up(launch)
         for node, held in self.parts.items():
-            if any(not x.kernels or self.in_epilogue(x, node) for x in self.readers(node)) or node in self.boundary:
+            readers = self.readers(node)
+            whole = any(not x.kernels or self.in_epilogue(x, node) for x in readers) or node in self.boundary
+            if whole or not self.merges():
                 maker = next(x for x in self.launches if node in x.groups[-1].nodes)
                 maker.kernels.append(
                     attention.merge(held, Arguments(self.boundary, self.narrow), self.symbols, self.device)
                 )
+
+    def merges(self) -> bool:
+        """Whether prologues merge the parts of attentions: of more rows every block would read too much."""
+        return self.rows <= MERGED_ROWS
 
     def split_up(self, launch: Launch) -> None:
         """A launch that does not fit after all goes back to the general renderer, a group at a time."""

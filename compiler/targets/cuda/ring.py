@@ -30,18 +30,27 @@ BITS = {"bf16": 16, "i8": 8, "i4": 4}
 WARPS = 8
 THREADS = WARPS * 32
 STAGE = 16 * 1024  # bytes of weights in a stage, about
-FEEDERS = 2  # warps that issue the copies, a row each: one alone is not fast enough
-IN_FLIGHT = 3  # stages; more delay the small reads of other blocks
+FEEDERS = 2  # warps that issue the copies, a row each: one alone is not fast enough; twice as many for scales
+IN_FLIGHT = 4  # stages; more delay the small reads of other blocks
+BESIDE = 150 * 1024  # bytes of shared memory that leave room for an attention
 CHUNK = THREADS * 4  # columns of x that the block makes at a time
 MAX_KEPT = 112  # floats of x that a thread may keep in registers
 MAX_ROWS = 4
-Source = Callable[[str, str], str]  # (array of four, offset of their row) -> the statement that loads them
 VIEWS = frozenset({"reshape", "broadcast", "transpose", "slice", "concat", "pad", "const", "iota", "take", "gather"})
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 class Unfit(Exception):
     """A launch that this kernel cannot express; it stays as it was."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A value that lies in memory in parts. `load(array of four, offset of the row, parts)` is the statement that loads
+    four columns, `used(offset of the row)` how many parts there are: the ports say it."""
+
+    load: Callable[[str, str, str], str]
+    used: Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -58,12 +67,7 @@ class Shape:
     bits: int
     group: int
     split: bool
-    fixed_bytes: int
-    slot_bytes: int
-
-    @property
-    def shared_bytes(self) -> int:
-        return self.fixed_bytes + self.slots * self.slot_bytes
+    shared_bytes: int
 
 
 def fits(packed: Packed, k: int) -> bool:
@@ -76,8 +80,11 @@ def fits(packed: Packed, k: int) -> bool:
 def shape_for(
     rows: int, k: int, sisters: int, units: int, packed: Packed, narrow: bool, device: Device
 ) -> Shape | None:
-    """The schedule of one launch: tiles of even height, stages of about STAGE bytes, half of a multiprocessor's shared
-    memory so that the next launch finds room beside this one. None where not even two stages fit."""
+    """The schedule of one launch: tiles of even height, stages of about STAGE bytes. None where too few stages fit.
+
+    With dependent launches a block takes more than half of a multiprocessor's shared memory, so that the blocks of the
+    next launch spread as evenly as those of this one: each finds its place when one of these ends.
+    """
     bits = BITS[packed.format]
     per_block = -(-units // device.processors)
     tallest = 16 // sisters
@@ -94,10 +101,14 @@ def shape_for(
     for split in (False,) if narrow else (True, False):
         columns = rows * (2 if split else 1)
         fixed = _up(k * 2 * columns, 128) + _up(2 * WARPS * height * rows * 4, 128) + 256
-        for budget, most in ((device.shared_bytes // 2 - 1024, 12), (device.shared_bytes, IN_FLIGHT + 1)):
+        for budget, most in ((min(BESIDE, device.shared_bytes), 12), (device.shared_bytes, IN_FLIGHT + 1)):
             slots = min((budget - fixed) // slot, max(total, 2), most)
             if slots >= min(IN_FLIGHT + 1, max(total, 2)):
-                return Shape(rows, k, sisters, units, height, width, slots, bits, packed.group, split, fixed, slot)
+                least = device.shared_bytes // 2 + 1024 if device.bulk else 0
+                return Shape(
+                    rows, k, sisters, units, height, width, slots, bits, packed.group, split,
+                    max(fixed + slots * slot, least),
+                )  # fmt: skip
     return None
 
 
@@ -153,12 +164,14 @@ class _Rows(Emitter):
     """Prints the prologue: phases of loops over the rows `t` and columns `k`, with a sum of a row between them."""
 
     def __init__(self, arguments: Arguments, prologue: Prologue, stored: Collection[Node], rows: int,
-                 sources: dict[Node, Source]) -> None:  # fmt: skip
+                 sources: dict[Node, Source], ahead: bool) -> None:  # fmt: skip
         super().__init__(arguments, set(prologue.nodes), stored)
         self.prologue, self.count, self.sources = prologue, rows, sources
         self.column = Var("k", 0, prologue.k, loops=False)
         self.kept: dict[tuple[Node, str], _Kept] = {}
-        self.early: list[str] = []
+        self.early: list[str] = []  # before the launches before this one are done
+        self.before: list[str] = []  # the same, where that must not be read so early
+        self.ahead = ahead
         self.one_by_one = not prologue.nodes  # rows one after another: no phase needs what another has loaded
 
     def is_external(self, node: Node) -> bool:
@@ -193,12 +206,22 @@ class _Rows(Emitter):
         kept.setup = _slice(lines, {v.name for v, _ in base.terms})
         out = f"{kept.name}[{self.at(kept)}][c]"
         if node in self.sources:
-            kept.load = self.sources[node](out, str(base))
+            used = self.fresh("used")
+            declared = [f"int {used}[{self.count}];"]
+            row = [*kept.setup, f"{used}[r] = {self.sources[node].used(str(base))};"]
+            (self.early if self.ahead and self.of_ports(row) else self.before).extend([*declared, *self.each_row(row)])
+            kept.load = self.sources[node].load(out, str(base), f"{used}[r]")
         else:
             kept.load = f"echoc::load_four({out}, {self.arguments.get(node)}, {base} + column(c));"
         self.kept[key] = kept
         if node.op == "weight" and not kept.by_row:
             self.early += [self.declare(kept), *self.load_loop(kept)]
+
+    def of_ports(self, lines: Sequence[str]) -> bool:
+        """Whether statements read no memory but ports."""
+        names = {name for line in lines for name in _NAME.findall(line)}
+        read = [a.key for a in self.arguments.items if a.name in names]
+        return all(isinstance(key, Node) and key.op == "port" for key in read)
 
     def declare(self, kept: _Kept) -> str:
         return f"float {kept.name}[{self.count if self.at(kept) == 'r' else 1}][kChunks][4];"
@@ -252,10 +275,10 @@ class _Rows(Emitter):
         late = [k for k in self.kept.values() if k.by_row or self.declare(k) not in self.early]
         if self.one_by_one:
             loads = [x for k in late for x in (self.declare(k), *k.setup, *self.load_loop(k))]
-            return self.each_row([*loads, *final])
+            return [*self.before, *self.each_row([*loads, *final])]
         for kept in late:
             phases = [self.declare(kept), *self.each_row([*kept.setup, *self.load_loop(kept)]), *phases]
-        return [*phases, *self.each_row(final)]
+        return [*self.before, *phases, *self.each_row(final)]
 
     def store_own(self, node: Node, scope: emit.Scope) -> str:
         assert self.row is not None
@@ -360,11 +383,12 @@ def gemv(
     groups: Sequence[Group], weights: Sequence[Packed], prologue: Prologue, rows: int, arguments: Arguments,
     stored: Collection[Node], symbols: Sequence[str], device: Device,
     sources: dict[Node, Source] | None = None, inner: Collection[Node] = (),
+    ahead: bool = False,
 ) -> Kernel:  # fmt: skip
     """One launch for all `groups`, for at most `rows` rows of x.
 
     `inner` are nodes that epilogues compute for themselves; `sources` are nodes that lie in memory in another form: how
-    to load four columns of them at an offset.
+    to load four columns of them at an offset; `ahead` says that ports may be read before the launches before are done.
 
     Raises:
         Unfit: the shape or the prologue does not fit the kernel.
@@ -377,12 +401,13 @@ def gemv(
     if shape is None or rows > MAX_ROWS or chunks * 4 * (rows if prologue.nodes else 1) > MAX_KEPT:
         raise Unfit(f"{rows} rows of {first.k} values")
     holes = _segments(groups, weights, shape, arguments, stored, inner)
-    emitter = _Rows(arguments, prologue, stored, rows, sources or {})
+    emitter = _Rows(arguments, prologue, stored, rows, sources or {}, ahead)
     body = emitter.render()
+    feeders = FEEDERS * 2 if shape.group else FEEDERS
     constants = {
         "kRows": rows, "kK": shape.k, "kSisters": sisters, "kUnits": units, "kHeight": shape.height,
         "kWidth": shape.width, "kSlots": shape.slots, "kInFlight": min(IN_FLIGHT, shape.slots), "kBits": shape.bits,
-        "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": FEEDERS,
+        "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": feeders,
         "kEarly": max(len(s["ahead"]) for s in holes),
     }  # fmt: skip
     columns = [
@@ -390,7 +415,7 @@ def gemv(
         f"const auto column = [](int c) {{ return c * {CHUNK} + int(threadIdx.x) * 4; }};",
     ]
     row_bytes = shape.k * shape.bits // 8
-    threads = THREADS + (FEEDERS * 32 if device.bulk else 0)
+    threads = THREADS + (feeders * 32 if device.bulk else 0)
     return finish(
         "gemv", [line for g in groups for line in listing(g)], arguments, symbols,
         ((min(device.processors, units), 1),), threads, device, shape.shared_bytes,
