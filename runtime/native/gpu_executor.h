@@ -189,7 +189,7 @@ class GpuExecutor {
               std::span<const std::byte> records, Content content);
   void choose(int feed, bool early) const;
   void leave_loop();
-  void place(const std::vector<HostArray>& arrays, Variant& variant);
+  void place(const std::vector<HostArray>& arrays, Variant& variant, bool gives);
   void fill_in(const std::vector<HostArray>& ports);
   void run(int index, Variant& variant, const std::vector<int64_t>& dims, Content content);
   void launch_all(const Variant& variant, const std::vector<int64_t>& dims, Content content) const;

@@ -109,7 +109,7 @@ GpuExecutor::Key GpuExecutor::prepare(int index, const std::vector<int64_t>& dim
   if (ports.size() != ports_out_.size()) throw std::invalid_argument("a step needs one array per port");
   enter();
   leave_loop();
-  place(ports, variant);
+  place(ports, variant, false);
   fill_in(ports);
   rows_ = ports[sampler_->logits].second / sampler_->row_bytes;
   draws_ = static_cast<int64_t>(records.size()) / sampler_->record_bytes;

@@ -27,7 +27,7 @@ void GpuExecutor::step(int index, const std::vector<int64_t>& dims, const std::v
   if (ports.size() != ports_out_.size()) throw std::invalid_argument("a step needs one array per port");
   enter();
   leave_loop();
-  place(ports, variant);
+  place(ports, variant, true);
   fill_in(ports);
   const bool profiled = profiling_;
   if (profiled && variant.marks.empty()) variant.marks = events(variant.launches.size() + 1);
@@ -107,7 +107,8 @@ void GpuExecutor::fill_in(const std::vector<HostArray>& ports) {
 }
 
 /// Lays the ports of a step into the two blocks, which grow to the largest step, and points the launches at them.
-void GpuExecutor::place(const std::vector<HostArray>& arrays, Variant& variant) {
+/// `gives`: the host gets the outputs.
+void GpuExecutor::place(const std::vector<HostArray>& arrays, Variant& variant, bool gives) {
   for (Block* block : {&in_, &out_}) {
     const bool out = block == &out_;
     block->offsets.assign(arrays.size(), -1);
@@ -117,14 +118,19 @@ void GpuExecutor::place(const std::vector<HostArray>& arrays, Variant& variant) 
       block->offsets[i] = block->bytes;
       block->bytes += aligned(arrays[i].second);
     }
-    if (block->bytes <= block->device.bytes()) continue;
+    const int64_t held = block->device.bytes(), hosted = block->host.bytes();
+    const bool copied = !out || gives;
+    if (block->bytes <= held && (!copied || block->bytes <= hosted)) continue;
     graphs_.clear();  // they hold the old addresses
-    const int64_t bytes = std::max(block->bytes, block->device.bytes() * 3 / 2);
-    block->device = DeviceMemory();
-    block->host = HostMemory();
-    HostMemory host(context_, bytes);
-    block->device = DeviceMemory(context_, bytes, out ? "the outputs of a step" : "the inputs of a step");
-    block->host = std::move(host);
+    if (copied && block->bytes > hosted) {
+      block->host = HostMemory();
+      block->host = HostMemory(context_, std::max(block->bytes, hosted * 3 / 2));
+    }
+    if (block->bytes > held) {
+      block->device = DeviceMemory();
+      block->device = DeviceMemory(context_, std::max(block->bytes, held * 3 / 2),
+                                   out ? "the outputs of a step" : "the inputs of a step");
+    }
   }
   for (const auto& [argument, port] : variant.port_uses) {
     const Block& block = ports_out_[port] ? out_ : in_;
