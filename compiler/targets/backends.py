@@ -71,7 +71,7 @@ class Gpu:
             for (f, g), k in zip(_formats(lowered), fills, strict=False)
         ]
         return Code(
-            target={"device": self.level.device.vendor, "level": self.level.name},
+            target={"device": self.level.device.vendor, "level": self.level.runs_on or self.level.name},
             kernels={
                 "binaries": {n: {"member": images[n], **built[n].facts()} for n in images}, "sources": sources,
                 "fill": drawn,

@@ -39,7 +39,8 @@ def check(artifact: Artifact, target: str) -> None:
     """Every kernel that is launched is there, is machine code of the target, and fits the target."""
     level = level_of(target)
     manifest = artifact.manifest
-    assert (manifest.device, manifest.level) == (level.device.vendor, level.name)
+    wanted = {"sm_100": "sm_100a"}.get(level.name, level.name)  # Triton's code for it runs on nothing else
+    assert (manifest.device, manifest.level) == (level.device.vendor, wanted)
     for launch in (x for v in manifest.variants for x in v.launches):
         raw = manifest.raw["kernels"]["binaries"][launch.kernel]
         image = bytes(artifact.view(raw["member"]))

@@ -11,7 +11,7 @@ from echoc.errors import CompileError
 @dataclass(frozen=True)
 class Level:
     """One architecture. `capability` is what Triton calls it; `shared_bytes` what a block may have of shared memory,
-    `registers` the 32-bit registers of a thread."""
+    `registers` the 32-bit registers of a thread; `runs_on` what the code needs, where that is not `name`."""
 
     device: Device
     name: str
@@ -19,13 +19,14 @@ class Level:
     shared_bytes: int
     registers: int = 255
     suffix: str = "cubin"
+    runs_on: str = ""
 
 
 LEVELS = {
     "cuda": (
         Level(Device("cuda"), "sm_80", 80, 166_912),
         Level(Device("cuda", dependent=True), "sm_90a", 90, 232_448),
-        Level(Device("cuda", dependent=True), "sm_100", 100, 232_448),
+        Level(Device("cuda", dependent=True), "sm_100", 100, 232_448, runs_on="sm_100a"),
     ),
     "rocm": (
         Level(Device("rocm", 64), "gfx90a", "gfx90a", 65_536, 512, "hsaco"),
