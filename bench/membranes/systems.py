@@ -247,7 +247,7 @@ def population(path: Path, folder: Path) -> dict[str, Any]:
 def others() -> list[dict[str, Any]]:
     """What the other scripts here print; a script that fails says so in its row."""
     rows = []
-    for module, *arguments in (("runs",), ("compound",), ("reservoirs", "speed")):
+    for module, *arguments in (("runs",), ("batches",), ("compound",), ("reservoirs", "speed")):
         command = [sys.executable, "-m", f"echoc.bench.membranes.{module}", *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         row: dict[str, Any] = {"name": " ".join([module, *arguments]), "printed": done.stdout.splitlines()}

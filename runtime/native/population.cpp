@@ -453,7 +453,7 @@ void Population::together(Task& task, bool record) {
   ++task.done;
 }
 
-Status Population::step(Instance& instance, int thread, int num_threads, bool record) {
+Status Population::step(Instance& instance, int thread, int num_threads, bool record) try {
   const uint32_t rows = instance.now.cells.count;
   instance.next.cells.count = 0;
   if (instance.next.cells.limit < rows && !grow(instance, instance.next, rows)) return kOutOfCells;
@@ -472,6 +472,8 @@ Status Population::step(Instance& instance, int thread, int num_threads, bool re
     }
     return status;
   }
+} catch (const std::bad_alloc&) {
+  return kOutOfWorkspace;
 }
 
 struct Population::Context {
