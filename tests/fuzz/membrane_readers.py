@@ -132,7 +132,8 @@ constant="false" boundaryCondition="false"/></listOfSpecies>
 </listOfInitialAssignments><listOfRules><assignmentRule variable="y">{twice}</assignmentRule></listOfRules>
 {reaction}
 <listOfEvents><event id="e" useValuesFromTriggerTime="true"><trigger initialValue="false" persistent="true">{trigger}
-</trigger><delay>{math % "<ci>k</ci>"}</delay><listOfEventAssignments><eventAssignment variable="A">{math % "<cn>7</cn>"}</eventAssignment>
+</trigger><delay>{math % "<ci>k</ci>"}</delay><listOfEventAssignments>
+<eventAssignment variable="A">{math % "<cn>7</cn>"}</eventAssignment>
 </listOfEventAssignments></event></listOfEvents></model></sbml>"""
     old = f"""<sbml xmlns="http://www.sbml.org/sbml/level2/version4" level="2" version="4"><model id="m">
 <listOfCompartments><compartment id="c" size="1" outside="d"/><compartment id="d"/></listOfCompartments>
