@@ -40,11 +40,12 @@ def tile(state, table_row, kpos, end, head, HEADS: tl.constexpr, DIM: tl.constex
 
 
 @triton.jit
-def absorb(score, v, top, total, acc):
-    """One tile of masked scores [M, N] (units of log 2) and its values [N, D] added to a running softmax."""
-    new = tl.maximum(top, tl.max(score, 1))
+def absorb(score, v, top, total, acc, SCALE: tl.constexpr):
+    """One tile of masked scores [M, N] and its values [N, D] added to a running softmax; SCALE, above 0, takes the
+    scores to units of log 2."""
+    new = tl.maximum(top, tl.max(score, 1) * SCALE)
     base = tl.where(new == float("-inf"), 0.0, new)
-    weight = tl.exp2(score - base[:, None])
+    weight = tl.exp2(score * SCALE - base[:, None])
     keep = tl.exp2(top - base)
     total = total * keep + tl.sum(weight, 1)
     acc = dot(weight.to(v.dtype), v, acc * keep[:, None])

@@ -244,15 +244,13 @@ def _common(renderer: Renderer, node: Node, shape: Shape, tile: int) -> tuple[Ar
         "v_head_dim": shape.v_head_dim, "width": shape.width, "v_width": shape.v_width, "window": node["window"],
         "tile": tile,
     }  # fmt: skip
-    plain = not node["softcap"] and not node["body"]
-    holes["scale"] = repr(node["scale"] * (LOG2_E if plain else 1.0))
-    lines = []
+    plain = not node["softcap"] and not node["body"] and node["scale"] > 0
+    holes["scale"] = repr(node["scale"] * LOG2_E if plain else LOG2_E)
+    lines = [] if plain else [f"score = score * {node['scale']!r}"]
     if node["softcap"]:
         lines.append(f"score = attend.tanh(score * {1.0 / node['softcap']!r}) * {node['softcap']!r}")
     if node["body"]:
         lines += _body(renderer, node.inputs[-1], arguments)
-    if not plain:
-        lines.append(f"score = score * {LOG2_E!r}")
     holes["body"] = lines
     return arguments, holes
 
