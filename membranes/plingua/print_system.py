@@ -103,7 +103,9 @@ class _Printer:
         if system.events:
             raise _unprintable(f"events; this one: {system.events[0].name or system.events[0].label}")
         if system.mode is Mode.ORDERED:
-            raise _unprintable("groups of rules that run one after another")
+            raise _unprintable(
+                "groups of rules that run one after another (kP-Lingua can: membranes/kplingua_print.py)"
+            )
         if system.events:
             raise _unprintable("events")
         for name in system.objects:

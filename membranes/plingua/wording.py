@@ -35,7 +35,7 @@ def worded(system: System) -> System:
     made: list[Rule] = []
     numbers: list[int] = []
     for i, rule in enumerate(system.rules):
-        forms = _charges(_guarded(rule), charged)
+        forms = _charges(guarded(rule), charged)
         forms = [_outward(form) if form.send or population else _held(form) for form in forms]
         made += forms
         numbers += [i] * len(forms)
@@ -61,7 +61,8 @@ def is_charged(system: System) -> bool:
     return any(c.charge for c in system.cells) or any(r.new_charge for r in system.rules) or any(results)
 
 
-def _guarded(rule: Rule) -> Rule:
+def guarded(rule: Rule) -> Rule:
+    """The rule with its promoters and inhibitors as parts of its guard."""
     if not (rule.promoters or rule.inhibitors or rule.guard):
         return rule
     parts = [Guard("ge", o, n) for o, n in rule.promoters] + [Guard("lt", o, n) for o, n in rule.inhibitors]
