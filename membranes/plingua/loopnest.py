@@ -29,6 +29,7 @@ RANGE_BITS = 20  # of a value of a range
 WHOLE_BITS = 40  # of a variable in an index
 SAFE_BITS = 62
 LITERAL = 10**15
+MOST_LOOPS = 15  # Python nests 20 blocks
 _NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9_.]*", re.ASCII)
 _PLAIN_TEXT = re.compile(r"t[0-9]+|v[0-9]+|-?[0-9]+", re.ASCII)
 
@@ -217,6 +218,8 @@ class Writer:
 
     def loops(self, ranges: Sequence[Range]) -> list[Loop]:
         """The loops, outermost first, each with lines of its own."""
+        if len(ranges) > MOST_LOOPS:
+            raise Unsuited
         found: list[Loop] = []
         self.lines.append([])
         for node in ranges:
@@ -291,11 +294,11 @@ def kind_of(found: Bag) -> int:
 
 def many(ranges: Sequence[Range], enough: int, unknown: int) -> bool:
     """Whether the ranges have enough values together; `unknown` is the guess for one whose bounds are not numbers."""
-    product = 1
+    product = 1.0
     for node in ranges:
         if node.variable is not None:
             low, high = (end.value if isinstance(end, Number) else None for end in (node.low, node.high))
-            product *= unknown if low is None or high is None else max(0, int(high - low + 1))
+            product *= unknown if low is None or high is None else max(0.0, min(float(high) - low + 1, 1e18))
     return product >= enough
 
 

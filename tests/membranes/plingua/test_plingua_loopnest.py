@@ -106,6 +106,19 @@ def test_a_long_inner_range_counts_as_work_where_it_is_read_ahead() -> None:
     assert system.rules == ()
 
 
+def test_any_number_of_ranges_and_any_bounds() -> None:
+    names = [f"x{i}" for i in range(25)]
+    ranges = ", ".join(f"1 <= {name} <= {2 if i < 9 else 1}" for i, name in enumerate(names))
+    rule = f"[a --> b{{{','.join(names[:9])}}}]'1 : {ranges};"
+    system = read("wide.pli", text=f"@model<transition> def main() {{ @mu = []'1; {rule} }}")
+    assert len(system.rules) == 512
+    for bound in ("1e308", "1e309", "9223372036854775807", "99999999999999999999"):
+        with pytest.raises(PLinguaError):
+            read(
+                "far.pli", text=f"@model<transition> def main() {{ @mu = []'1; [a{{i}} --> b]'1 : 1 <= i <= {bound}; }}"
+            )
+
+
 def test_names_are_not_code() -> None:
     with pytest.raises(loopnest.Unsuited):
         loopnest.Writer({}, {}).key(loopnest.Name(0, 'a"', (loopnest.Number(0, 1),)))
