@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 LOW_WORD = tl.constexpr(0xFFFFFFFF)
+USUAL_NUCLEUS = tl.constexpr(256)  # larger ones are drawn from in the order of ids, not of weights
 
 
 @triton.jit
@@ -113,17 +114,27 @@ def nth_equal(row, value, n, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def draw_plain(row, u, highest, scale, floor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """One draw among all tokens: the first whose weight, with those before it, exceeds u of the whole."""
+    """One draw among all tokens."""
     total, _ = whole(row, highest, scale, floor, COUNT, BLOCK)
-    wanted = u * total
-    before = total * 0.0
+    return draw_by_id(row, u * total, highest * 0.0 - float("inf"), 0, highest, scale, floor, COUNT, BLOCK)
+
+
+@triton.jit
+def draw_by_id(row, wanted, end, ties, highest, scale, floor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Among the logits above `end` and the first `ties` that equal it, the first whose weight, with those before it,
+    exceeds `wanted`."""
+    before = wanted * 0.0
     found = tl.full([], COUNT, tl.int32)
     last = tl.full([], 0, tl.int32)
+    seen = tl.full([], 0, tl.int32)
     start = tl.full([], 0, tl.int32)
     while (found == COUNT) & (start < COUNT):
         column = start + tl.arange(0, BLOCK)
         x = tl.load(row + column, mask=column < COUNT, other=float("-inf"))
-        weight = weigh(x, highest, scale, floor).to(tl.float64)
+        equal = (x == end).to(tl.int32)
+        kept = (x > end) | ((equal > 0) & (seen + tl.cumsum(equal, 0) <= ties))
+        seen += tl.sum(equal, 0)
+        weight = tl.where(kept, weigh(x, highest, scale, floor), 0.0).to(tl.float64)
         mass = tl.sum(weight, 0)
         last = tl.maximum(last, tl.max(tl.where(weight > 0.0, column, 0), 0))
         if before + mass > wanted:
@@ -136,31 +147,44 @@ def draw_plain(row, u, highest, scale, floor, COUNT: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def draw_ranked(row, u, top_k, top_p, highest, scale, floor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """One draw among the top_k heaviest tokens (0: all) and the fewest of them that reach top_p, heaviest first.
-
-    Of equal logits the lower tokens come first.
-    """
+    """One draw among the top_k heaviest tokens (0: all) and the fewest of them that reach top_p."""
     mass, low = whole(row, highest, scale, floor, COUNT, BLOCK)
     end, ties = low, tl.full([], COUNT, tl.int32)  # the last logit that is kept, and how many that equal it
+    limited, by_id = top_k * 0, top_k * 0
     if (top_k > 0) & (top_k < COUNT):
         end = select(row, low, highest, (top_k - 1).to(tl.float64), False, highest, scale, floor, True, COUNT, BLOCK)
-        above, _, _, _ = split(row, end, highest, scale, floor, True, COUNT, BLOCK)
-        mass, _, _, equal = split(row, end, highest, scale, floor, False, COUNT, BLOCK)
+        above, _under, _over, _same = split(row, end, highest, scale, floor, True, COUNT, BLOCK)
+        mass, _under, _over, equal = split(row, end, highest, scale, floor, False, COUNT, BLOCK)
         ties = tl.minimum(top_k - above.to(tl.int32), equal)
         mass += ties.to(tl.float64) * weigh(end, highest, scale, floor).to(tl.float64)
+        limited = (top_k > 0).to(tl.int32)
     if top_p < 1.0:
         wanted = top_p.to(tl.float64) * mass
         last = select(row, end, highest, wanted, True, highest, scale, floor, False, COUNT, BLOCK)
-        mass, _, _, equal = split(row, last, highest, scale, floor, False, COUNT, BLOCK)
+        mass, _under, _over, equal = split(row, last, highest, scale, floor, False, COUNT, BLOCK)
         each = weigh(last, highest, scale, floor).to(tl.float64)
         some = tl.ceil((wanted - mass) / tl.where(each > 0.0, each, 1.0))
         limit = tl.where(last == end, tl.minimum(ties, equal), equal)
         ties = tl.minimum(tl.maximum(some, 1.0).to(tl.int32), limit)
         end = last
         mass += ties.to(tl.float64) * each
+        if limited == 0:
+            above, _under, _over, _same = split(row, end, highest, scale, floor, True, COUNT, BLOCK)
+            by_id = (above + ties.to(tl.float64) > USUAL_NUCLEUS).to(tl.int32)
     wanted = u * mass
+    found = tl.full([], COUNT, tl.int32)
+    if by_id > 0:
+        found = draw_by_id(row, wanted, end, ties, highest, scale, floor, COUNT, BLOCK)
+    else:
+        found = draw_by_weight(row, wanted, end, ties, highest, scale, floor, COUNT, BLOCK)
+    return found
+
+
+@triton.jit
+def draw_by_weight(row, wanted, end, ties, highest, scale, floor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Among the same, heaviest first; of equal logits the lower tokens come first."""
     value = select(row, end, highest, wanted, False, highest, scale, floor, False, COUNT, BLOCK)
-    mass, _, _, equal = split(row, value, highest, scale, floor, False, COUNT, BLOCK)
+    mass, _under, _over, equal = split(row, value, highest, scale, floor, False, COUNT, BLOCK)
     each = weigh(value, highest, scale, floor).to(tl.float64)
     place = ((wanted - mass) / tl.where(each > 0.0, each, 1.0)).to(tl.int32)
     place = tl.minimum(place, tl.where(value == end, tl.minimum(ties, equal), equal) - 1)

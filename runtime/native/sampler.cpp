@@ -369,8 +369,14 @@ int32_t Sampler::draw_ranked(std::span<const float> logits, float highest, doubl
     const double share = (1 - spec_.top_p) * total / static_cast<double>(logits.size());
     const auto bound = static_cast<float>(highest + std::log(share) / scale * 1.001);
     kept = weighted(tokens_above(logits, bound), highest, scale, floor);
+    std::vector<Weighted> in_order = kept;
+    keep_nucleus(kept, wanted);
+    const Weighted last = *std::max_element(kept.begin(), kept.end(), heavier);
+    std::erase_if(in_order, [&](const Weighted& candidate) { return heavier(last, candidate); });
+    kept = std::move(in_order);  // so many are drawn from in the order of their ids, as on other devices
+  } else {
+    keep_nucleus(kept, wanted);
   }
-  keep_nucleus(kept, wanted);
   const double target = u * mass_of(kept);
   double below = 0;
   for (const Weighted& candidate : kept) {
