@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PAGE = 16
 LOG2_E = 1.4426950408889634
 SHORT = 8  # runs of fewer rows of a sequence in a prefill block are decoded row by row
+SHORT_ROWS = 4  # rows that a program looks at for short runs
 DECODE_ROWS = 256  # up to so many rows each row reads its context alone
 MAX_BLOCK = 4096  # elements of an entry that an append writes at a time
 
@@ -177,7 +178,9 @@ def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule:
     else:
         holes["partial"] = arguments.get(partial, "f32", written=True)
         holes["bounds"] = arguments.get(bounds, "f32", written=True)
-    grid: tuple[tuple[Dim, int], ...] = ((rows, 1), (shape.kv_heads * head_blocks, 1), (splits, 1))
+    each = SHORT_ROWS if short > 1 else 1
+    holes["rows"] = each
+    grid: tuple[tuple[Dim, int], ...] = ((rows, each), (shape.kv_heads * head_blocks, 1), (splits, 1))
     first = renderer.finish(
         "attend_decode", listing(group), arguments, grid, num_warps=schedule.num_warps,
         num_stages=schedule.num_stages, dependent=True, schedule=schedule.record(), **holes,
