@@ -24,6 +24,23 @@ def test_launches_are_typed(tmp_path: Path) -> None:
     assert (binary.entry, binary.threads, binary.shared_bytes, binary.extra_pointers) == ("toy_logits", 64, 60000, 1)
 
 
+def test_kernels_that_choose_tokens_are_typed(tmp_path: Path) -> None:
+    sampler = opened(tmp_path, gpu_manifest("cuda")).manifest.sampler
+    assert sampler is not None
+    assert (sampler.peaks, sampler.sample, sampler.parts, sampler.dependent) == ("toy_peaks", "toy_sample", 4, True)
+    description = gpu_manifest("cuda")
+    del description["kernels"]["sample"]
+    assert opened(tmp_path, description).manifest.sampler is None
+
+
+@pytest.mark.parametrize("change", [{"peaks": "none"}, {"sample": "none"}, {"sample": 3}, {"parts": 0}, {"parts": "4"}])
+def test_kernels_that_choose_no_tokens_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    description = gpu_manifest("cuda")
+    description["kernels"]["sample"] |= change
+    with pytest.raises(ArtifactError, match=rf"kernels\.sample\.{next(iter(change))}"):
+        opened(tmp_path, description)
+
+
 @pytest.mark.parametrize(
     "grid",
     [

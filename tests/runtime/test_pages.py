@@ -59,6 +59,24 @@ class PagerMachine(RuleBasedStateMachine):
             self.memory[table[position // size], position % size] = token
         self.alive[handle] = known + tokens
 
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=4))
+    def extend_and_settle(self, tokens: list[int]) -> None:
+        handles = list(self.alive)[: len(tokens)]
+        before = [self.pool.pages(handle) for handle in handles]
+        needed = sum(self.pool.pages_for(handle, 1) for handle in handles)
+        copies = self.pool.extend(handles)
+        if copies is None:
+            assert needed > self.pool.num_available
+            assert [self.pool.pages(handle) for handle in handles] == before
+            return
+        for source, destination in copies:
+            self.memory[destination] = self.memory[source]
+        for handle, token in zip(handles, tokens, strict=False):
+            at, inside = divmod(len(self.alive[handle]), self.pool.page_size)
+            self.memory[self.pool.pages(handle)[at], inside] = token
+            self.alive[handle] = [*self.alive[handle], token]
+        self.pool.settle(handles, tokens[: len(handles)])
+
     @rule(handle=sequences)
     def commit(self, handle: int) -> None:
         self.pool.commit(handle)
@@ -156,6 +174,19 @@ def test_uncommitted_pages_are_not_found() -> None:
     assert pool.create(array([1, 2, 3]))[1] == 0
     pool.commit(handle)
     assert pool.create(array([1, 2, 3]))[1] == 2
+
+
+def test_a_settled_token_is_found_when_its_page_is_written() -> None:
+    pool = PagePool(8, 2)
+    handle = filled(pool, [1, 2, 3])
+    for token in (4, 5):
+        assert pool.extend([handle]) == []
+        found, held = pool.create(array([1, 2, 3, 4, 5]))
+        assert held == 2  # nobody finds a page with a token that is not named, or not written
+        pool.release(found)
+        pool.settle([handle], [token])
+    assert pool.create(array([1, 2, 3, 4, 5]))[1] == 4
+    assert pool.create(array([1, 2, 3, 0, 5]))[1] == 2
 
 
 def test_the_least_recently_used_prefix_goes_first() -> None:
