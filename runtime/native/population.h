@@ -30,6 +30,8 @@ class Reserved {
   void* base_;
 };
 
+constexpr uint64_t kSpare = 1 << 20;  // entries of mail and candidates that a small table may have
+
 /// The start of a run: one row a membrane, parents first; contents as offsets into objects and counts.
 struct Start {
   std::span<const uint16_t> labels;
