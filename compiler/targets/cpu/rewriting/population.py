@@ -2,7 +2,7 @@
 
     generated = generate(system)
     library = build(generated)           # bytes of a shared library
-    Population(library, generated.layout)  # echoc.runtime.population runs it
+    PopulationBatch(library, generated.layout)  # echoc.runtime.population runs it
 
 The layout is JSON-able: `entry` (the function, called as kernels/cpu/population.h says), `schedules` (what became of
 the rules of each label and charge), `objects`, `labels`, `groups` (their number), `rules` (as text), `cells` [[label,
