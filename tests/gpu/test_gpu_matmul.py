@@ -10,6 +10,7 @@ from device import interpret, port, program_of
 from launches import Launches, close, dequantised
 
 from echoc.compiler.ir import Node, make, symbol
+from echoc.errors import CompileError
 
 T = symbol("T")
 ROUNDED = 2e-2  # bf16 rows, or weights rounded to bf16 in registers
@@ -142,6 +143,14 @@ def test_ids_of_no_expert_are_cut_to_the_last() -> None:
     ids = np.array([[-3, 99], [0, 6]], np.int32)
     check(experts(7, 2), 2, 1, "f32", ids=ids)
     check(experts(7, 2), 2, None, "f32", ids=ids)
+
+
+@pytest.mark.parametrize("name", ["n", "tile", "tl", "load"])
+def test_symbols_with_the_names_of_kernels_are_refused(name: str) -> None:
+    x = port("x", symbol(name), 32)
+    program = program_of({"y": matmul(x, weight("w", 16, 32))}, {name: (1, 64)})
+    with pytest.raises(CompileError, match=f"symbol '{name}'"):
+        Launches(program, None)
 
 
 @pytest.mark.parametrize("form", [16, None])

@@ -20,8 +20,11 @@ from echoc.compiler.targets.gpu import attention, matmul
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments, Workspace, symbols_in
 from echoc.compiler.targets.gpu.rows import RowKernel
+from echoc.errors import CompileError
 
 _NAME = re.compile(r"\b[A-Za-z_]\w*")
+_ASSIGNED = re.compile(r"\s*(?:for\s+)?([A-Za-z_][\w\s,]*?)\s*(?:[-+*&|]?=(?!=)|\bin\b)")
+_USED = re.compile(r"\.([A-Za-z_]\w*)|\b([A-Za-z_]\w*)(?=\()")  # attributes, functions
 TEMPLATES = Path(__file__).parents[3] / "templates" / "triton"
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -111,6 +114,11 @@ class Renderer:
         draft = template.render(symbols=[], **holes)
         code = [line for line in draft.splitlines() if not line.startswith("#")]
         symbols = symbols_in(code, self.symbols)
+        if clash := sorted(_own_names(code).intersection(symbols)):
+            raise CompileError(
+                f"the symbol {clash[0]!r} has a name that kernels of the family {family} use; rename it, say to "
+                f"{clash[0].upper() + '_'!r}"
+            )
         # kernels that differ in the symbols that they are launched with are one kernel
         sizes = {name: f"size{i}" for i, name in enumerate(symbols)}
         source = _NAME.sub(lambda m: sizes.get(m[0], m[0]), template.render(symbols=symbols, **holes))
@@ -120,3 +128,14 @@ class Renderer:
             name, family, "triton", source.replace("NAME_", name), tuple(arguments.items), symbols, grid, num_warps,
             num_stages, dependent, schedule or {},
         )  # fmt: skip
+
+
+def _own_names(code: Sequence[str]) -> set[str]:
+    """The names that a kernel's code gives or calls by itself."""
+    found = {name for line in code for match in _USED.findall(line) for name in match}
+    for line in code:
+        if line.startswith(("import ", "from ")):
+            found.update(_NAME.findall(line))
+        elif match := _ASSIGNED.match(line):
+            found.update(_NAME.findall(match[1]))
+    return found
