@@ -13,6 +13,7 @@ from echoc.errors import RequestError
 
 _GREEDY_BELOW = 1e-5  # temperatures below only differ from greedy by overflow
 _MAX_LOGIT_BIAS = 100.0
+_INT_MAX = (1 << 31) - 1
 RECORD = 16  # numbers with which a GPU is asked for a token
 
 
@@ -120,7 +121,7 @@ class SamplingParams:
         """The native form, with what the engine adds: the seed, the tokens that end a text, bad words as tokens."""
         spec = _native.SamplingSpec()
         spec.temperature = 0.0 if self.greedy else self.temperature
-        spec.top_k = max(self.top_k, 0)
+        spec.top_k = min(max(self.top_k, 0), _INT_MAX)
         spec.top_p = self.top_p
         spec.min_p = self.min_p
         spec.repetition_penalty = self.repetition_penalty
@@ -146,12 +147,14 @@ class SamplingParams:
     def record(self, *, seed: int, stream: int, draw: int, row: int) -> npt.NDArray[np.int32]:
         """i32 [16]: what the kernels that choose tokens on a GPU take (compiler/targets/gpu/sample.py)."""
         out = np.zeros(RECORD, np.int32)
-        with np.errstate(divide="ignore"):
-            scale = np.float32(0) if self.greedy else np.float32(1) / np.float32(self.temperature)
+        scale = np.float32(0)
+        with np.errstate(divide="ignore", over="ignore"):
+            if not self.greedy:
+                scale = max(np.float32(1) / np.float32(self.temperature), np.finfo(np.float32).tiny)
             floor = np.log(np.float32(self.min_p))
         out[[1, 3, 4]] = np.array([scale, self.top_p, floor], np.float32).view(np.int32)
         out[[5, 6]] = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32).view(np.int32)
-        out[[0, 2, 7, 8]] = row, max(self.top_k, 0), stream, draw
+        out[[0, 2, 7, 8]] = row, min(max(self.top_k, 0), _INT_MAX), stream, draw
         return out
 
 

@@ -82,7 +82,7 @@ CASES = [
     {"top_k": 1},
     {"top_k": 7},
     {"top_k": 299},
-    {"top_k": 5000},
+    {"top_k": 1 << 31, "temperature": 1e300},
     {"top_p": 0.05},
     {"top_p": 0.9},
     {"top_p": 0.98, "temperature": 2.5},
