@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the harness from the command line; returns the exit status."""
     try:
         options, target = parse(sys.argv[1:] if arguments is None else arguments)
-        report = run_with_progress(options)
+        report = run_with_progress(options) if sys.stderr.isatty() else run_benchmark(options)
         if target is not None:
             write_json(report, target)
         if target != "-":
