@@ -23,7 +23,7 @@ import numpy as np
 
 MODELS: dict[str, dict[str, Any]] = {
     "small": {
-        "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 8,
+        "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512, "tie_word_embeddings": True,
     },
     "1b": {

@@ -1,14 +1,14 @@
 // Products of a few rows of x with a weight [N, K], the weight streamed through a ring of stages in shared memory.
 //
 // A block owns a range of units (a unit is one row of each sister weight) and takes them in tiles of up to 16 weight
-// rows. A stage is a tile's rows by `kWidth` columns. Eight warps share each stage, every one taking every eighth block
-// of 32 columns; tensor cores multiply 16 weight rows by 8 columns: up to four rows of x, each as the bf16 nearest it
+// rows. A stage is a tile's rows by `kWidth` columns. `kWarps` warps share each stage, every one taking every so many'th
+// block of 32 columns; tensor cores multiply 16 weight rows by 8 columns: up to four rows of x, each as the bf16 nearest it
 // and, where `kSplit`, as the bf16 nearest the rest, so that x keeps 16 bits of mantissa. Partial sums of the warps
 // meet in shared memory, and `epilogue(t, unit, sums of the sisters, what ahead(t, unit) read)` runs once for every row
 // of x and unit.
 //
 // From sm_90 on further warps feed the ring with bulk copies, at most `kInFlight` stages at a time: deeper queues delay
-// the small reads that the next launch waits for. Before that, the eight warps copy for themselves.
+// the small reads that the next launch waits for. Before that, the warps copy for themselves.
 #pragma once
 
 #include "weights.cuh"
@@ -19,7 +19,7 @@ constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 template <class S>
 struct Gemv {
-  static constexpr int kWarps = 8;
+  static constexpr int kWarps = S::kWarps;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kTile = S::kHeight / S::kSisters;  // units
   static constexpr int kStages = (S::kK + S::kWidth - 1) / S::kWidth;
@@ -38,12 +38,12 @@ struct Gemv {
   static constexpr int kBytes = kXBytes + kSumBytes + 256 + S::kSlots * kSlot;
 
   static_assert(S::kHeight <= 16 && S::kHeight % S::kSisters == 0 && S::kRows <= 4 && S::kK % 32 == 0);
-  static_assert(S::kWidth % 32 == 0 && S::kSlots >= 2 && S::kSlots <= 12);
+  static_assert(kWarps <= 16 && S::kWidth % 32 == 0 && S::kSlots >= 2 && S::kSlots <= 12);
   static_assert(!S::kGroup || (S::kGroup % 32 == 0 && S::kWidth % (8 * S::kGroup) == 0 && kScales % 8 == 0));
 
   char* x;
   float* sums;
-  float* scratch;  // 8 floats, one a warp
+  float* scratch;  // a float a warp
   uint64_t* full;
   uint64_t* empty;
   char* slots;
@@ -53,7 +53,7 @@ struct Gemv {
       : x(shared),
         sums(reinterpret_cast<float*>(shared + kXBytes)),
         scratch(reinterpret_cast<float*>(shared + kXBytes + kSumBytes)),
-        full(reinterpret_cast<uint64_t*>(shared + kXBytes + kSumBytes + 32)),
+        full(reinterpret_cast<uint64_t*>(shared + kXBytes + kSumBytes + 64)),
         empty(full + S::kSlots),
         slots(shared + kXBytes + kSumBytes + 256) {
     begin = static_cast<int>(static_cast<int64_t>(S::kUnits) * blockIdx.x / gridDim.x);
@@ -75,7 +75,7 @@ struct Gemv {
     block_sync();
   }
 
-  // The warps behind the eight: each takes every `kFeeders`th row, a lane a row. `row(unit, sister)` points to a weight
+  // The warps behind the others: each takes every `kFeeders`th row, a lane a row. `row(unit, sister)` points to a weight
   // row, `scales(unit, sister)` to its scales.
   template <class Row, class Scales>
   void produce(Row row, Scales scales) {
@@ -159,7 +159,7 @@ struct Gemv {
     Eight<S::kBits>::put(words + (S::kSplit ? 2 * t : t) * 16, k % 32, v);
   }
 
-  // All threads of the eight warps: the sum over the block.
+  // All threads but those that feed: the sum over the block.
   float block_sum(float v) {
     v = warp_sum(v);
     barrier(1, kThreads);
@@ -214,7 +214,7 @@ struct Gemv {
     if (S::kEarly && row < rows && i < kTile * S::kRows && unit < end) ahead(row, unit, early);
   }
 
-  // The partial sums of a tile by eight warps, then its epilogue; sums are kept twice, so that one barrier a tile will
+  // The partial sums of a tile by all warps, then its epilogue; sums are kept twice, so that one barrier a tile will
   // do.
   template <class Epilogue>
   void finish(int tile, int rows, const float (&acc)[4], const float (&early)[S::kEarly + 1], Epilogue epilogue) {

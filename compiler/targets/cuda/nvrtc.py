@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL:
     roots = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
     found = sorted((p for r in roots for p in r.glob(f"*/lib/{LIBRARY}.*")), key=_version, reverse=True)
     if not found:
-        raise CompileError("CUDA kernels need NVRTC, which is not installed: pip install nvidia-cuda-nvrtc")
+        raise CompileError("CUDA kernels need NVRTC, which is not installed: pip install 'echoc[gpu]'")
     try:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as problem:

@@ -27,14 +27,11 @@ from echoc.compiler.targets.gpu.weights import element, layout
 from echoc.compiler.targets.index import Index, Var, dim_text
 
 BITS = {"bf16": 16, "i8": 8, "i4": 4}
-WARPS = 8
-THREADS = WARPS * 32
-STAGE = 16 * 1024  # bytes of weights in a stage, about
+STAGE = 32 * 1024  # bytes of weights in a stage, about
 FEEDERS = 2  # warps that issue the copies, a row each: one alone is not fast enough; twice as many for scales
-IN_FLIGHT = 4  # stages; more delay the small reads of other blocks
+IN_FLIGHT = 2  # stages; more delay the small reads of other blocks
 BESIDE = 150 * 1024  # bytes of shared memory that leave room for an attention
-CHUNK = THREADS * 4  # columns of x that the block makes at a time
-MAX_KEPT = 112  # floats of x that a thread may keep in registers
+MAX_KEPT = {8: 112, 16: 48}  # floats of x that a thread may keep in registers, by the warps of a block
 MAX_ROWS = 4
 VIEWS = frozenset({"reshape", "broadcast", "transpose", "slice", "concat", "pad", "const", "iota", "take", "gather"})
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -67,7 +64,13 @@ class Shape:
     bits: int
     group: int
     split: bool
+    warps: int
     shared_bytes: int
+
+    @property
+    def chunk(self) -> int:
+        """Columns of x that the block makes at a time."""
+        return self.warps * 32 * 4
 
 
 def fits(packed: Packed, k: int) -> bool:
@@ -85,7 +88,7 @@ def shape_for(
     With dependent launches a block takes more than half of a multiprocessor's shared memory, so that the blocks of the
     next launch spread as evenly as those of this one: each finds its place when one of these ends.
     """
-    bits = BITS[packed.format]
+    bits, warps = BITS[packed.format], warps_for(packed)
     per_block = -(-units // device.processors)
     tallest = 16 // sisters
     tile = -(-per_block // -(-per_block // tallest))
@@ -100,16 +103,21 @@ def shape_for(
     total = -(-per_block // tile) * -(-k // width)
     for split in (False,) if narrow else (True, False):
         columns = rows * (2 if split else 1)
-        fixed = _up(k * 2 * columns, 128) + _up(2 * WARPS * height * rows * 4, 128) + 256
+        fixed = _up(k * 2 * columns, 128) + _up(2 * warps * height * rows * 4, 128) + 256
         for budget, most in ((min(BESIDE, device.shared_bytes), 12), (device.shared_bytes, IN_FLIGHT + 1)):
             slots = min((budget - fixed) // slot, max(total, 2), most)
             if slots >= min(IN_FLIGHT + 1, max(total, 2)):
                 least = device.shared_bytes // 2 + 1024 if device.bulk else 0
                 return Shape(
-                    rows, k, sisters, units, height, width, slots, bits, packed.group, split,
+                    rows, k, sisters, units, height, width, slots, bits, packed.group, split, warps,
                     max(fixed + slots * slot, least),
                 )  # fmt: skip
     return None
+
+
+def warps_for(packed: Packed) -> int:
+    """Warps that multiply: quantised weights keep more of them busy."""
+    return 16 if packed.group else 8
 
 
 def _up(n: int, to: int) -> int:
@@ -164,14 +172,14 @@ class _Rows(Emitter):
     """Prints the prologue: phases of loops over the rows `t` and columns `k`, with a sum of a row between them."""
 
     def __init__(self, arguments: Arguments, prologue: Prologue, stored: Collection[Node], rows: int,
-                 sources: dict[Node, Source], ahead: bool) -> None:  # fmt: skip
+                 sources: dict[Node, Source], ahead: bool, chunk: int) -> None:  # fmt: skip
         super().__init__(arguments, set(prologue.nodes), stored)
         self.prologue, self.count, self.sources = prologue, rows, sources
         self.column = Var("k", 0, prologue.k, loops=False)
         self.kept: dict[tuple[Node, str], _Kept] = {}
         self.early: list[str] = []  # before the launches before this one are done
         self.before: list[str] = []  # the same, where that must not be read so early
-        self.ahead = ahead
+        self.ahead, self.chunk = ahead, chunk
         self.one_by_one = not prologue.nodes  # rows one after another: no phase needs what another has loaded
 
     def is_external(self, node: Node) -> bool:
@@ -230,7 +238,7 @@ class _Rows(Emitter):
         return _loop("c", "kChunks", self.guard([kept.load]))
 
     def guard(self, lines: list[str]) -> list[str]:
-        if self.prologue.k % CHUNK == 0:
+        if self.prologue.k % self.chunk == 0:
             return lines
         return [f"if (column(c) < {self.prologue.k}) {{", *("  " + x for x in lines), "}"]
 
@@ -397,25 +405,27 @@ def gemv(
     sisters, units = len(groups[0].matmuls), sum(g.matmuls[0].n for g in groups)
     narrow = not prologue.nodes and not sources and arguments.element(prologue.x) == "bf16"
     shape = shape_for(rows, first.k, sisters, units, weights[0], narrow, device)
-    chunks = -(-first.k // CHUNK)
-    if shape is None or rows > MAX_ROWS or chunks * 4 * (rows if prologue.nodes else 1) > MAX_KEPT:
+    if shape is None or rows > MAX_ROWS:
+        raise Unfit(f"{rows} rows of {first.k} values")
+    chunks = -(-first.k // shape.chunk)
+    if chunks * 4 * (rows if prologue.nodes else 1) > MAX_KEPT[shape.warps]:
         raise Unfit(f"{rows} rows of {first.k} values")
     holes = _segments(groups, weights, shape, arguments, stored, inner)
-    emitter = _Rows(arguments, prologue, stored, rows, sources or {}, ahead)
+    emitter = _Rows(arguments, prologue, stored, rows, sources or {}, ahead, shape.chunk)
     body = emitter.render()
     feeders = FEEDERS * 2 if shape.group else FEEDERS
     constants = {
         "kRows": rows, "kK": shape.k, "kSisters": sisters, "kUnits": units, "kHeight": shape.height,
         "kWidth": shape.width, "kSlots": shape.slots, "kInFlight": min(IN_FLIGHT, shape.slots), "kBits": shape.bits,
-        "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": feeders,
+        "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": feeders, "kWarps": shape.warps,
         "kEarly": max(len(s["ahead"]) for s in holes),
     }  # fmt: skip
     columns = [
         f"constexpr int kChunks = {chunks};",
-        f"const auto column = [](int c) {{ return c * {CHUNK} + int(threadIdx.x) * 4; }};",
+        f"const auto column = [](int c) {{ return c * {shape.chunk} + int(threadIdx.x) * 4; }};",
     ]
     row_bytes = shape.k * shape.bits // 8
-    threads = THREADS + (feeders * 32 if device.bulk else 0)
+    threads = shape.warps * 32 + (feeders * 32 if device.bulk else 0)
     return finish(
         "gemv", [line for g in groups for line in listing(g)], arguments, symbols,
         ((min(device.processors, units), 1),), threads, device, shape.shared_bytes,
