@@ -34,6 +34,9 @@ class Assembler(RuleBuilder):
     def __init__(self, limits: Limits, parameters: Mapping[str, float], seed: int, substochastic: bool = False) -> None:
         super().__init__(limits, parameters, seed)
         self.nodes: list[Node] = []
+        self.known = 0  # nodes that the two below know
+        self.by_label: dict[Labels, list[int]] = {}
+        self.inside: dict[tuple[str, str], int] = {}
         self.structured: Mu | None = None
         self.contents: dict[Labels, dict[str, int]] = {}
         self.content_marks: dict[Labels, Mark] = {}
@@ -102,7 +105,7 @@ class Assembler(RuleBuilder):
                     self.first_structure(node, local, mark)
                     return
                 labels = target(local)
-                found = [i for i, n in enumerate(self.nodes) if self.labelled(i, n, labels)]
+                found = self.holding(labels, mark)
                 if not found:
                     raise Fault(f"no membrane has the label {','.join(labels)}", mark)
                 self.spend(len(found), mark)
@@ -123,6 +126,25 @@ class Assembler(RuleBuilder):
         self.structured = node
         for root in node.roots:
             self.grow(root, None, local)
+
+    def holding(self, labels: Labels, mark: Mark) -> list[int]:
+        """The membranes with these labels."""
+        self.indexed()
+        if self.mode is not Mode.DCBA:
+            return list(self.by_label.get(labels, ()))
+        candidates = self.by_label.get(labels[:1], [])
+        self.spend(len(candidates), mark)
+        return [i for i in candidates if self.labelled(i, self.nodes[i], labels)]
+
+    def indexed(self) -> None:
+        """Brings the membranes by label, and the labels of those around others, up to date."""
+        for i in range(self.known, len(self.nodes)):
+            node = self.nodes[i]
+            labels = node.labels[:1] if self.mode is Mode.DCBA else node.labels
+            self.by_label.setdefault(labels, []).append(i)
+            if node.parent is not None:
+                self.inside.setdefault((",".join(node.labels), ",".join(self.nodes[node.parent].labels)), i)
+        self.known = len(self.nodes)
 
     def labelled(self, index: int, node: Node, labels: Labels) -> bool:
         if node.labels == labels:
@@ -182,12 +204,9 @@ class Assembler(RuleBuilder):
 
     def label_around(self, first: str, second: str) -> str | None:
         """Of two labels, that of the membrane directly around one with the other label; None for siblings."""
-        for node in self.nodes:
-            if node.parent is not None:
-                inner, outer = ",".join(node.labels), ",".join(self.nodes[node.parent].labels)
-                if (inner, outer) in ((first, second), (second, first)):
-                    return outer
-        return None
+        self.indexed()
+        pairs = [pair for pair in ((first, second), (second, first)) if pair in self.inside]
+        return min(pairs, key=lambda pair: self.inside[pair])[1] if pairs else None
 
     # The finished system.
 
@@ -261,6 +280,8 @@ class Assembler(RuleBuilder):
             queue.extend(reversed(children[i]))
         place = {old: new for new, old in enumerate(order)}
         self.nodes = [self.nodes[i] for i in order]
+        self.known = 0
+        self.by_label.clear()
         for node in self.nodes:
             if node.parent is not None:
                 node.parent = place[node.parent]
@@ -304,7 +325,7 @@ class Assembler(RuleBuilder):
     def cells(self, labels: list[str]) -> tuple[Cell, ...]:
         bags: list[dict[str, int]] = [{} for _ in self.nodes]
         for key, counts in self.contents.items():
-            found = [i for i, n in enumerate(self.nodes) if self.labelled(i, n, key)]
+            found = self.holding(key, self.content_marks[key])
             if not found and counts:
                 raise Fault(f"@ms of the label {','.join(key)}: no membrane has it", self.content_marks[key])
             self.spend(len(found) * (1 + len(counts)), self.content_marks[key])

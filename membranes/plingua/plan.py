@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import CodeType
 from typing import Any, NamedTuple
 
 from echoc.compiler.ir.algebra import Bag, Guard, Inner, Result, Rule, Send, Target, Where, bag
@@ -72,12 +71,11 @@ def gather(bags: tuple[Any, ...], indices: Indices) -> Bag:
 
 def maker(plan: Plan) -> Maker:
     """A function that makes the rules of a plan. Plans that differ in labels and charges only share its code."""
-    scope: dict[str, object] = {"gather": gather, "Rule": Rule, "Inner": Inner, "Result": Result, "Send": Send}
-    scope["OUT"] = Target.OUT
+    constants: list[object] = []
 
     def known(value: object) -> str:
-        scope[f"c{len(scope)}"] = value
-        return f"c{len(scope) - 1}"
+        constants.append(value)
+        return f"c{len(constants) - 1}"
 
     def objects(indices: Indices) -> str:
         return "()" if not indices else f"b[{indices[0] + 1}]" if len(indices) == 1 else f"gather(b, {indices})"
@@ -101,13 +99,18 @@ def maker(plan: Plan) -> Maker:
         f"{objects(plan.produce)}, ({members}), {fixed}, {out}, guard, (), (), priority, probability, rate, 0, (), "
         "None, None, where)"
     )
-    made: Maker = eval(_code(text), scope)
+    made: Maker = _with_constants(text, len(constants))(*constants)
     return made
 
 
+_SCOPE = {"gather": gather, "Rule": Rule, "Inner": Inner, "Result": Result, "Send": Send, "OUT": Target.OUT}
+
+
 @lru_cache(maxsize=10_000)
-def _code(text: str) -> CodeType:
-    return compile(text, "<rules of a plan>", "eval")
+def _with_constants(text: str, count: int) -> Callable[..., Maker]:
+    names = ", ".join(f"c{i}" for i in range(count))
+    made: Callable[..., Maker] = eval(compile(f"lambda {names}: {text}", "<rules of a plan>", "eval"), _SCOPE)
+    return made
 
 
 def plan_rule(
