@@ -90,7 +90,7 @@ def test_a_missing_compiler_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda _: None)
     nvrtc.library.cache_clear()
     try:
-        with pytest.raises(CompileError, match="pip install nvidia-cuda-nvrtc"):
+        with pytest.raises(CompileError, match=r"pip install 'echoc\[gpu\]'"):
             nvrtc.library()
     finally:
         nvrtc.library.cache_clear()
