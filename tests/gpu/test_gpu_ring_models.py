@@ -33,7 +33,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize(("family", "rows"), zip(FAMILIES, (3, 1, 3, 1, 3), strict=True))
+@pytest.mark.parametrize(("family", "rows"), list(zip(FAMILIES, (3, 1, 3, 1, 3), strict=True)))
 def test_a_step_gives_the_logits_of_the_reference(family: str, rows: int, tmp_path: Path) -> None:
     options, left = FAMILIES[family]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **options}))

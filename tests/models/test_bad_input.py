@@ -215,7 +215,8 @@ def rewritten(source: Path, path: Path, change: Callable[[dict[str, Any]], Any])
         (lambda m: m.update(schema=99), "artifact schema 99"),
         (lambda m: m["target"].update(machine="aarch64"), "compiled for aarch64"),
         (lambda m: m["target"].update(features=["avx9"]), "avx9"),
-        (lambda m: m["target"].update(device="cuda"), "'cuda'"),
+        (lambda m: m["target"].update(device="tpu"), "'tpu'"),
+        (lambda m: m["target"].update(device="cuda"), "kernels.binaries"),
     ],
 )
 def test_artifacts_made_for_elsewhere(llama: Path, tmp_path: Path, change: Callable[..., Any], words: str) -> None:
