@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "abi.h"
@@ -80,18 +81,77 @@ struct Store {
   }
 };
 
+// Keys of `count` tokens, rows of `from` with stride ld, into the slots of one page from `first` on. A row in pairs is a
+// row of words, so that a page is a transposition.
+template <class KV>
+void append_keys(KV* to, const float* from, int64_t ld, int first, int count, int dim) {
+  constexpr int kWide = Store<KV>::kPaired ? 32 : 16;  // dimensions at a time, 16 words or elements
+  using Word = std::conditional_t<Store<KV>::kPaired, uint32_t, KV>;
+  int d = 0;
+  for (; d + kWide <= dim; d += kWide) {
+    alignas(64) Word words[kPage][16];
+    for (int i = 0; i < count; ++i) from_float(from + i * ld + d, reinterpret_cast<KV*>(words[i]), kWide);
+    std::byte* out = reinterpret_cast<std::byte*>(to + int64_t{d} * kPage) + first * sizeof(Word);
+    for (int w = 0; w < 16; ++w, out += kPage * sizeof(Word))
+      for (int i = 0; i < count; ++i) std::memcpy(out + i * sizeof(Word), &words[i][w], sizeof(Word));
+  }
+  for (; d < dim; ++d)
+    for (int i = 0; i < count; ++i) to[Store<KV>::k_index(dim, d, first + i)] = from_float<KV>(from[i * ld + d]);
+}
+
+// The same of values: rows of 16 columns, in pairs the columns of two tokens beside each other.
+template <class KV>
+void append_values(KV* to, const float* from, int64_t ld, int first, int count, int dim) {
+  for (int i = 0; i < count; ++i) {
+    const int slot = first + i;
+    const bool both = Store<KV>::kPaired && slot % 2 == 0 && i + 1 < count;
+    const float* row = from + i * ld;
+    int c = 0;
+    for (; c + 16 <= dim; c += 16) {
+      KV* out = to + Store<KV>::v_index(dim, slot, c);
+      if constexpr (Store<KV>::kPaired) {
+        KV low[16], high[16];
+        from_float(row + c, low, 16);
+        if (both) {
+          from_float(row + ld + c, high, 16);
+          for (int l = 0; l < 16; ++l) {
+            out[2 * l] = low[l];
+            out[2 * l + 1] = high[l];
+          }
+        } else {
+          for (int l = 0; l < 16; ++l) out[2 * l] = low[l];
+        }
+      } else {
+        from_float(row + c, out, 16);
+      }
+    }
+    for (; c < dim; ++c) {
+      to[Store<KV>::v_index(dim, slot, c)] = from_float<KV>(row[c]);
+      if (both) to[Store<KV>::v_index(dim, slot + 1, c)] = from_float<KV>(row[ld + c]);
+    }
+    i += both ? 1 : 0;
+  }
+}
+
 template <class KV, bool Value>
 void append(const Call& call, void* base, const float* x, int64_t ld, int64_t T, int kv_heads, int dim,
             const int32_t* seq, const int32_t* pos, const int32_t* block_table, int64_t max_blocks) {
   const Range range = share(T, call.tid, call.nthreads);
-  for (int64_t t = range.begin; t < range.end; ++t) {
+  for (int64_t t = range.begin; t < range.end;) {
     const int slot = pos[t] % kPage;
+    int count = 1;  // tokens of one sequence that follow each other in one page
+    while (t + count < range.end && slot + count < kPage && seq[t + count] == seq[t] && pos[t + count] == pos[t] + count)
+      ++count;
     const int64_t page = block_table[int64_t{seq[t]} * max_blocks + pos[t] / kPage];
     KV* to = static_cast<KV*>(base) + page * kv_heads * dim * kPage;
     const float* from = x + t * ld;
-    for (int h = 0; h < kv_heads; ++h, to += int64_t{dim} * kPage, from += dim)
-      for (int d = 0; d < dim; ++d)
-        to[Value ? Store<KV>::v_index(dim, slot, d) : Store<KV>::k_index(dim, d, slot)] = from_float<KV>(from[d]);
+    for (int h = 0; h < kv_heads; ++h, to += int64_t{dim} * kPage, from += dim) {
+      if constexpr (Value)
+        append_values(to, from, ld, slot, count, dim);
+      else
+        append_keys(to, from, ld, slot, count, dim);
+    }
+    t += count;
   }
 }
 

@@ -115,24 +115,42 @@ void sweep(const Job& job, int64_t num_rows) {
   }
 }
 
+// Adding and subtracting it rounds to the nearest integer, in the mantissa's low bits.
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+
+// One group of activations as int8, its scale, and the sum of the int8 values. NaN has no part in the scale.
 template <int Group>
-void prepare_group(const float* x, int count, int8_t* out, float* scale, int32_t* sum) {
+void prepare_group(const float* x, int8_t* out, float* scale, int32_t* sum) {
+#if defined(ECHOC_AVX512)
+  __m512 most16 = _mm512_setzero_ps();
+  for (int i = 0; i < Group; i += 16) most16 = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i)), most16);
+  const float most = _mm512_reduce_max_ps(most16);
+  const __m512 inverse = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
+  __m512i total = _mm512_setzero_si512();
+  for (int i = 0; i < Group; i += 16) {
+    const __m512 rounded = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), inverse, _mm512_set1_ps(kRound));
+    const __m128i value = _mm512_cvtepi32_epi8(_mm512_castps_si512(rounded));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), value);
+    total = _mm512_add_epi32(total, _mm512_cvtepi8_epi32(value));
+  }
+  *sum = _mm512_reduce_add_epi32(total);
+#else
   float most = 0.0f;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < Group; ++i) {
     const float size = std::fabs(x[i]);
     most = most < size ? size : most;
   }
   const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
   int32_t total = 0;
-  for (int i = 0; i < count; ++i) {
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, in the mantissa's low bits.
-    const float rounded = x[i] * inverse + 12582912.0f;
+  for (int i = 0; i < Group; ++i) {
+    const float rounded = std::fma(x[i], inverse, kRound);
     const auto value = static_cast<int8_t>(std::bit_cast<int32_t>(rounded) & 0xff);
     out[i] = value;
     total += value;
   }
-  *scale = most / 127.0f;
   *sum = total;
+#endif
+  *scale = most / 127.0f;
 }
 
 }  // namespace
@@ -153,7 +171,7 @@ void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
       std::fill(std::copy_n(group, count, padded), padded + Group, 0.0f);
       group = padded;
     }
-    prepare_group<Group>(group, Group, values + g * Group, scales + g, sums + g);
+    prepare_group<Group>(group, values + g * Group, scales + g, sums + g);
     sums[g] *= -kOffset;
   }
 #if defined(ECHOC_AMX)
