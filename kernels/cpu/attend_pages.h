@@ -81,8 +81,8 @@ struct Store {
   }
 };
 
-// Keys of `count` tokens, rows of `from` with stride ld, into the slots of one page from `first` on. A row in pairs is a
-// row of words, so that a page is a transposition.
+// Keys of `count` tokens, rows of `from` with stride ld, into the slots of one page from `first` on. A row in pairs is
+// a row of words, so that a page is a transposition.
 template <class KV>
 void append_keys(KV* to, const float* from, int64_t ld, int first, int count, int dim) {
   constexpr int kWide = Store<KV>::kPaired ? 32 : 16;  // dimensions at a time, 16 words or elements
@@ -140,8 +140,8 @@ void append(const Call& call, void* base, const float* x, int64_t ld, int64_t T,
   for (int64_t t = range.begin; t < range.end;) {
     const int slot = pos[t] % kPage;
     int count = 1;  // tokens of one sequence that follow each other in one page
-    while (t + count < range.end && slot + count < kPage && seq[t + count] == seq[t] && pos[t + count] == pos[t] + count)
-      ++count;
+    const auto follows = [&](int64_t u) { return seq[u] == seq[t] && pos[u] == pos[t] + (u - t); };
+    while (t + count < range.end && slot + count < kPage && follows(t + count)) ++count;
     const int64_t page = block_table[int64_t{seq[t]} * max_blocks + pos[t] / kPage];
     KV* to = static_cast<KV*>(base) + page * kv_heads * dim * kPage;
     const float* from = x + t * ld;
