@@ -22,7 +22,7 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
     parser = argparse.ArgumentParser(prog="echoc bench", description=__doc__)
     parser.add_argument("model", help="artifact, checkpoint folder, or the name of a shape made at random")
     parser.add_argument("--checkpoint", help="folder that the artifact was compiled from, for peers")
-    parser.add_argument("--weights-dtype", help="f32, bf16, int8, int4, or several with commas")
+    parser.add_argument("--weights-dtype", help="f32, bf16, fp8, int8, int4, or several with commas")
     parser.add_argument("--threads", type=int, default=defaults.threads)
     parser.add_argument("--prefill", type=_numbers, default=list(defaults.prefill), help="prompt lengths, or 0")
     parser.add_argument("--decode", type=int, default=defaults.decode_tokens, help="tokens to decode, or 0")

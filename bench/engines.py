@@ -88,7 +88,7 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
 
 def artifact_dtype(manifest: dict[str, Any]) -> str:
     """The weight format that most bytes of an artifact are in, by the name `--weights-dtype` has for it."""
-    names = {"i8": "int8", "i4": "int4"}
+    names = {"f8": "fp8", "i8": "int8", "i4": "int4"}
     sizes: dict[str, int] = {}
     for weight in manifest.get("weights", []):
         sizes[weight["format"]] = sizes.get(weight["format"], 0) + int(weight.get("nbytes", 0))
@@ -122,6 +122,8 @@ def llamacpp_engine(model: Model, setting: Setting) -> EngineSpec:
     """llama.cpp on a GGUF made from the checkpoint."""
     checkpoint, python = _checkpoint(model, "llama.cpp"), setting.python_of("llama.cpp")
     install = "install llama-cpp-python and gguf there, or name another with --peer-python llama.cpp=PYTHON"
+    if setting.weights_dtype not in GGUF_TYPES:
+        raise EngineError(f"llama.cpp has no {setting.weights_dtype} weights: time it with {', '.join(GGUF_TYPES)}")
     kind = GGUF_TYPES[setting.weights_dtype]
     output = setting.work / f"{checkpoint.resolve().name}-{kind}.gguf"
     require_packages("llama.cpp", python, ("llama_cpp", "gguf"), install)
@@ -158,6 +160,8 @@ def openvino_engine(model: Model, setting: Setting) -> EngineSpec:
     """OpenVINO on its own export of the checkpoint."""
     checkpoint, python = _checkpoint(model, "openvino"), setting.python_of("openvino")
     install = "install openvino, optimum-intel and nncf there, or name another with --peer-python openvino=PYTHON"
+    if setting.weights_dtype not in GGUF_TYPES:
+        raise EngineError(f"openvino converts to {', '.join(GGUF_TYPES)} here, not {setting.weights_dtype}")
     output = setting.work / f"{checkpoint.resolve().name}-openvino-{setting.weights_dtype}"
     require_packages("openvino", python, ("openvino",), install)
     if not (output / "openvino_model.xml").is_file():
@@ -171,8 +175,10 @@ def openvino_engine(model: Model, setting: Setting) -> EngineSpec:
 
 def onnxruntime_engine(model: Model, setting: Setting) -> EngineSpec:
     """ONNX Runtime GenAI on what its own builder makes of the checkpoint; its CPU provider has no bf16."""
-    if setting.weights_dtype == "bf16":
-        raise EngineError("onnxruntime-genai has no bf16 on CPUs: time it with f32, int8 or int4 weights")
+    if setting.weights_dtype in ("bf16", "fp8"):
+        raise EngineError(
+            f"onnxruntime-genai has no {setting.weights_dtype} on CPUs: time it with f32, int8 or int4 weights"
+        )
     checkpoint, python = _checkpoint(model, "onnxruntime-genai"), setting.python_of("onnxruntime-genai")
     install = (
         "install onnxruntime-genai there (and onnx, onnx-ir, torch, transformers to build a model), "

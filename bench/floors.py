@@ -12,8 +12,8 @@ from echoc.bench.probes import Limits
 from echoc.bench.workloads import Workload
 from echoc.errors import EchoError
 
-# Bits a weight, scales included: groups of 32 with one f16 scale, as in Q8_0 and Q4_0.
-WEIGHT_BITS = {"f32": 32.0, "bf16": 16.0, "int8": 8.5, "int4": 4.5}
+# Bits a weight, scales included: groups of 32 with one f16 scale, as in Q8_0 and Q4_0; those of rows do not count.
+WEIGHT_BITS = {"f32": 32.0, "bf16": 16.0, "fp8": 8.0, "int8": 8.5, "int4": 4.5}
 KV_BYTES = 2  # bf16 or f16 elements
 
 

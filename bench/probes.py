@@ -60,15 +60,16 @@ class Limits:
     amx_int8: float
 
     def dot_peak(self, weights_dtype: str) -> tuple[str, float]:
-        """Name and rate of the fastest instruction that multiplies weights of this dtype (f32, bf16, int8, int4)."""
+        """Name and rate of the fastest instruction that multiplies weights of this dtype (f32, bf16, fp8, int8, int4)."""
         families = {
             "f32": ("fma_f32",),
             "bf16": ("fma_f32", "dot_bf16", "amx_bf16"),
             "int8": ("fma_f32", "dot_bf16", "amx_bf16", "dot_int8", "amx_int8"),
         }
-        names = families.get("int8" if weights_dtype == "int4" else weights_dtype)
+        alike = {"int4": "int8", "fp8": "bf16"}  # widened on the way
+        names = families.get(alike.get(weights_dtype, weights_dtype))
         if names is None:
-            raise EchoError(f"weights dtype {weights_dtype!r} has no dot peak: wanted f32, bf16, int8 or int4")
+            raise EchoError(f"weights dtype {weights_dtype!r} has no dot peak: wanted f32, bf16, fp8, int8 or int4")
         return max(((name, float(getattr(self, name))) for name in names), key=lambda item: item[1])
 
     def as_dict(self) -> dict[str, float | int]:

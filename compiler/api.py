@@ -41,7 +41,8 @@ def compile(
         model: a model folder (config.json with safetensors), or a config.json with `weights="random:SEED"`.
         target: `cpu`, or `cpu:LEVEL` with LEVEL `native` or a -march name from x86-64-v3 up; `cuda:LEVEL` with sm_80,
             sm_90a or sm_100; `rocm:LEVEL` with gfx90a, gfx942 or gfx1100. GPUs need no device here, but Triton.
-        weights_dtype: f32, bf16, int8 or int4; the last two are symmetric in groups along the contracted axis.
+        weights_dtype: f32, bf16, fp8 (e4m3, a scale for each row), int8 or int4; the last two are symmetric in groups
+            along the contracted axis.
         group: quantisation group: 32, 64 or 128 values.
         weights: None to read the checkpoint, `random:SEED` to have weights drawn when the artifact is loaded.
         output: the artifact's path; default: the model's name with `.echo` in the working folder.

@@ -21,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--level", default="native", help="what -march takes; further flags follow after a comma")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--formats", default="f32,bf16,i8,i4", help="also i8g128, i4g128")
+    parser.add_argument("--formats", default="f32,bf16,i8,i4", help="also f8, i8g128, i4g128")
     parser.add_argument("--rows", default="1,2,4,8,16,64,512")
     args = parser.parse_args()
     sources = [Path(__file__).with_name("tiles_bench.cpp"), *sorted((ROOT / "kernels" / "cpu").glob("tiles_*.cpp"))]

@@ -9,7 +9,7 @@ from echoc.compiler.ir import DType, Node
 from echoc.compiler.passes.fuse import Fuser, Group, root
 from echoc.errors import CompileError
 
-FORMATS = {"f32": "f32", "bf16": "bf16", "int8": "i8", "int4": "i4"}
+FORMATS = {"f32": "f32", "bf16": "bf16", "fp8": "f8", "int8": "i8", "int4": "i4"}
 GROUPS = (32, 64, 128)
 TABLE_SIZE = 1 << 15  # smaller embedding tables stay plain f32
 

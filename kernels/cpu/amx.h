@@ -187,6 +187,24 @@ struct Bf16Panels {
   const std::byte* read(int64_t p, int64_t step, int64_t, int) const { return at(p, step); }
 };
 
+// Panels of f8, turned to bf16 as they are read; without their scales.
+struct F8Panels {
+  static constexpr int64_t kMostSteps = 16;
+
+  const std::byte* panels;
+  int64_t panel_bytes;
+  std::byte* slots;  // 2 x kMostSteps KiB
+
+  const std::byte* at(int64_t p, int64_t step) const { return panels + p * panel_bytes + step * 512; }
+  int64_t bytes(int64_t steps) const { return steps * 512; }
+  const std::byte* read(int64_t p, int64_t step, int64_t steps, int slot) const {
+    std::byte* to = slots + slot * kMostSteps * 1024;
+    const std::byte* from = at(p, step);
+    for (int64_t i = 0; i < steps * 16; ++i) _mm512_store_si512(to + i * 64, vec16::bf16_of_f8(from + i * 32));
+    return to;
+  }
+};
+
 // Panels of i8 or i4, turned to bf16 as they are read. For many rows: the tiles then add up the whole of K by
 // themselves, where integer groups would have to leave them, one by one, to be scaled.
 template <int Bits>

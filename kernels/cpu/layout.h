@@ -4,11 +4,13 @@
 // A weight [N, K] is cut into panels of 16 rows (N padded with zero rows); a panel is one forward stream over k:
 //   f32   [K][16] f32
 //   bf16  [K/2][16][2] bf16, K padded to 32
+//   f8    [K/2][16][2] f8, K padded to 32, then the scales of the rows, [16] f32: 8 bits without groups
 //   i8    blocks of two groups: 2 x [group/4][16][4] u8 (value + 128), then 2 x [16] f16 scales
 //   i4    blocks of two groups: 2 x [group/8][16][4] bytes, then 2 x [16] f16 scales. A byte holds (value + 8) of k in
 //         its low nibble and of k + 4 in its high one: one 64-byte load gives two [16][4] vectors by mask and shift
 // Two groups share a cache line of scales, which keeps every load of a panel aligned to 64 bytes. K is padded to whole
-// blocks; padding holds the value zero with scale zero. The value of a weight is (stored - offset) * scale.
+// blocks; padding holds the value zero with scale zero. The value of a weight is (stored - offset) * scale. Eight-bit
+// floats have a scale a row: groups would not make them more exact, as their error is relative to each value.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +27,13 @@ constexpr int64_t offset_of(int bits) { return int64_t{1} << (bits - 1); }
 
 // K as a weight of this format stores it.
 constexpr int64_t padded_k(int bits, int group, int64_t K) {
-  return bits == 32 ? K : round_up(K, bits == 16 ? kBf16Step : 2 * int64_t{group});
+  return bits == 32 ? K : round_up(K, group == 0 ? kBf16Step : 2 * int64_t{group});
 }
 
 constexpr int64_t groups(int group, int64_t K) { return padded_k(8, group, K) / group; }
+
+// Where the scales of an f8 panel lie.
+constexpr int64_t panel_scales(int64_t K) { return padded_k(8, 0, K) * kPanel; }
 
 // Bytes of the quantised values of one group of one panel, without scales.
 constexpr int64_t group_bytes(int bits, int group) { return int64_t{group} * kPanel * bits / 8; }
@@ -37,7 +42,7 @@ constexpr int64_t group_bytes(int bits, int group) { return int64_t{group} * kPa
 constexpr int64_t block_bytes(int bits, int group) { return 2 * group_bytes(bits, group) + kLine; }
 
 constexpr int64_t panel_bytes(int bits, int group, int64_t K) {
-  if (bits >= 16) return padded_k(bits, group, K) * kPanel * bits / 8;
+  if (group == 0) return padded_k(bits, group, K) * kPanel * bits / 8 + (bits == 8 ? kLine : 0);
   return padded_k(bits, group, K) / (2 * group) * block_bytes(bits, group);
 }
 
@@ -50,7 +55,7 @@ constexpr int64_t packed_bytes(int bits, int group, int64_t interleave, int64_t 
 
 // A prepared activation row, all parts 64-byte aligned and zero beyond K:
 //   f32    f32 values
-//   bf16   bf16 values where the level has a bf16 dot product, else f32 values
+//   bf16   bf16 values where the level has a bf16 dot product, else f32 values; the same for f8
 //   i8, i4 int8 values, then one f32 scale a group, then one i32 a group: -offset * (sum of the group's int8 values),
 //          then (read by the large AMX tiles only) the values in bf16
 constexpr int64_t row_scales(int group, int64_t K) { return round_up(padded_k(8, group, K), kLine); }
@@ -62,7 +67,7 @@ constexpr int64_t row_bf16(int group, int64_t K) { return row_sums(group, K) + r
 // The stride of prepared rows: an odd number of cache lines, so that the same k of many rows lies in many cache sets.
 // It does not depend on the feature level.
 constexpr int64_t row_bytes(int bits, int group, int64_t K) {
-  const int64_t used = bits >= 16 ? padded_k(bits, group, K) * 4 : row_bf16(group, K) + padded_k(8, group, K) * 2;
+  const int64_t used = group == 0 ? padded_k(bits, group, K) * 4 : row_bf16(group, K) + padded_k(8, group, K) * 2;
   const int64_t lines = round_up(used, kLine) / kLine;
   return (lines | 1) * kLine;
 }

@@ -10,9 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <thread>
 #include <vector>
 
+#include "float8.h"
 #include "half.h"
 #include "layout.h"
 
@@ -26,10 +28,11 @@ namespace echoc::packing {
 
 struct Format {
   int bits;   // 32, 16, 8 or 4
-  int group;  // 32, 64 or 128 for 8 and 4 bits, else 0
+  int group;  // 32, 64 or 128 for integers of 8 and 4 bits, 0 for floats of 32, 16 and 8
 
+  bool row_scaled() const { return bits == 8 && group == 0; }
   bool valid() const {
-    return ((bits == 32 || bits == 16) && group == 0) ||
+    return ((bits == 32 || bits == 16 || bits == 8) && group == 0) ||
            ((bits == 8 || bits == 4) && (group == 32 || group == 64 || group == 128));
   }
 };
@@ -191,6 +194,33 @@ ECHOC_PACK_INLINE void emit_group(const float* tile, int64_t group, uint32_t* va
   }
 }
 
+// most[lane] = the largest size in tile[0 .. depth) and before.
+ECHOC_CLONES inline void largest(const float* tile, int64_t depth, float* most) {
+  for (int64_t k = 0; k < depth; ++k)
+    for (int64_t i = 0; i < kLanes; ++i) most[i] = std::max(most[i], std::fabs(tile[k * kLanes + i]));
+}
+
+// The scales of f8 rows with these largest sizes, and their reciprocals; rows too small for a reciprocal become zero.
+inline void scales_f8(const float* most, float* scale, float* inverse) {
+  for (int64_t i = 0; i < kLanes; ++i) {
+    scale[i] = most[i] / kLargestF8;
+    if (scale[i] < std::numeric_limits<float>::min()) scale[i] = 0.0f;
+    inverse[i] = scale[i] > 0.0f ? 1.0f / scale[i] : 0.0f;
+  }
+}
+
+// Writes tile[0 .. depth) in f8, rows times the reciprocals of their scales.
+ECHOC_CLONES inline void emit_f8(const float* tile, const float* inverse, int64_t depth, std::byte* out) {
+  auto* pairs = reinterpret_cast<uint16_t*>(out);
+  for (int64_t k = 0; k < depth; k += 2) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const uint32_t even = to_f8(tile[k * kLanes + i] * inverse[i]).bits;
+      const uint32_t odd = to_f8(tile[(k + 1) * kLanes + i] * inverse[i]).bits;
+      pairs[k / 2 * kLanes + i] = static_cast<uint16_t>(even | odd << 8);
+    }
+  }
+}
+
 // Writes tile[0 .. depth) in the given format; depth is a whole number of steps or blocks.
 ECHOC_CLONES inline void emit(Format format, const float* tile, int64_t depth, std::byte* out) {
   if (format.bits == 32) {
@@ -220,9 +250,12 @@ ECHOC_CLONES inline void emit(Format format, const float* tile, int64_t depth, s
   }
 }
 
-inline int64_t tile_bytes(Format format) { return layout::panel_bytes(format.bits, format.group, kTileK); }
+inline int64_t tile_bytes(Format format) {
+  return format.row_scaled() ? kTileK * kLanes : layout::panel_bytes(format.bits, format.group, kTileK);
+}
 
-// Calls make(which, n0, k0, tile) for every tile of every panel and packs what it makes.
+// Calls make(which, n0, k0, tile) for every tile of every panel and packs what it makes; twice where the scales of
+// whole rows have to be found first.
 template <class Make>
 void pack_tiles(Format format, int64_t interleave, int64_t N, int64_t K, std::byte* out, int threads, Make&& make) {
   const int64_t panels = layout::panels(N) * interleave;
@@ -231,10 +264,28 @@ void pack_tiles(Format format, int64_t interleave, int64_t N, int64_t K, std::by
   const auto work = [&](int64_t begin, int64_t end) {
     alignas(64) float tile[kTileK * kLanes];
     for (int64_t p = begin; p < end; ++p) {
+      const int64_t which = p % interleave;
+      const int64_t n0 = p / interleave * kLanes;
       std::byte* at = out + p * panel_bytes;
+      alignas(64) float inverse[kLanes];
+      if (format.row_scaled()) {
+        float most[kLanes] = {};
+        float scale[kLanes];
+        for (int64_t k = 0; k < padded; k += kTileK) {
+          make(which, n0, k, tile);
+          largest(tile, std::min(kTileK, padded - k), most);
+        }
+        scales_f8(most, scale, inverse);
+        std::memcpy(at + layout::panel_scales(K), scale, sizeof scale);
+      }
       for (int64_t k = 0; k < padded; k += kTileK, at += tile_bytes(format)) {
-        make(p % interleave, p / interleave * kLanes, k, tile);
-        emit(format, tile, std::min(kTileK, padded - k), at);
+        const int64_t depth = std::min(kTileK, padded - k);
+        make(which, n0, k, tile);
+        if (format.row_scaled()) {
+          emit_f8(tile, inverse, depth, at);
+        } else {
+          emit(format, tile, depth, at);
+        }
       }
     }
   };
@@ -308,6 +359,10 @@ inline float packed_value(Format format, int64_t interleave, int64_t K, const st
       packed + (n / kLanes * interleave + which) * layout::panel_bytes(format.bits, format.group, K);
   if (format.bits == 32) return reinterpret_cast<const float*>(panel)[k * kLanes + lane];
   if (format.bits == 16) return to_float(reinterpret_cast<const bf16_t*>(panel)[k / 2 * 32 + lane * 2 + k % 2]);
+  if (format.row_scaled()) {
+    const float scale = reinterpret_cast<const float*>(panel + layout::panel_scales(K))[lane];
+    return to_float(reinterpret_cast<const f8_t*>(panel)[k / 2 * 32 + lane * 2 + k % 2]) * scale;
+  }
   const int64_t group_bytes = layout::group_bytes(format.bits, format.group);
   const int64_t g = k / format.group;
   const int64_t i = k % format.group;

@@ -1,5 +1,6 @@
-// f32 and bf16 weights.
+// f32, bf16 and f8 weights.
 //
+// An f8 weight is a bf16 one that takes half the bytes: rows of x are prepared alike, and sums are scaled at the end.
 // Every path without AMX adds the products of a row in one order: two interleaved chains over k, added at the end.
 // So the result of a row depends on nothing else in the call.
 #include <algorithm>
@@ -18,11 +19,11 @@ namespace {
 
 using namespace vec16;
 
-constexpr int64_t kStepBytes = 64;  // of a panel: one k of f32, two of bf16
 constexpr int kChains = 2;
 
-// One step of a panel against one row: what to load of each and how to accumulate.
+// One step of a panel against one row: what to load of each and how to accumulate. One k of f32, two of the others.
 struct StepF32 {
+  static constexpr int64_t kStepBytes = 64;
   static constexpr int64_t kRowBytes = 4;
   using Vector = f32x16;
   static ECHOC_INLINE Vector load(const std::byte* w) { return vec16::load(reinterpret_cast<const float*>(w)); }
@@ -31,9 +32,14 @@ struct StepF32 {
   }
 };
 
+#if defined(ECHOC_AMX)
+constexpr int64_t kDequantiseRows = 64;  // so many pay for turning a panel of f8 to bf16
+#endif
+
 #if defined(ECHOC_BF16_DOT)
 constexpr bool kBf16Rows = true;
 struct StepBf16 {
+  static constexpr int64_t kStepBytes = 64;
   static constexpr int64_t kRowBytes = 4;
   using Vector = __m512i;
   static ECHOC_INLINE Vector load(const std::byte* w) { return _mm512_load_si512(w); }
@@ -41,9 +47,15 @@ struct StepBf16 {
     return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(read<int32_t>(x)));
   }
 };
+struct StepF8 : StepBf16 {
+  static constexpr int64_t kStepBytes = 32;
+  static constexpr float kUnit = 1.0f;
+  static ECHOC_INLINE Vector load(const std::byte* w) { return bf16_of_f8(w); }
+};
 #else
 constexpr bool kBf16Rows = false;
 struct StepBf16 {
+  static constexpr int64_t kStepBytes = 64;
   static constexpr int64_t kRowBytes = 8;
   struct Vector {
     f32x16 even, odd;
@@ -52,6 +64,11 @@ struct StepBf16 {
   static ECHOC_INLINE f32x16 step(f32x16 sum, const Vector& w, const std::byte* x) {
     return fma(w.odd, splat(read<float>(x + 4)), fma(w.even, splat(read<float>(x)), sum));
   }
+};
+struct StepF8 : StepBf16 {
+  static constexpr int64_t kStepBytes = 32;
+  static constexpr float kUnit = 256.0f;
+  static ECHOC_INLINE Vector load(const std::byte* w) { return {even_f8(w), odd_f8(w)}; }
 };
 #endif
 
@@ -82,18 +99,24 @@ void block(const Job& job) {
   const std::byte* x = job.rows;
   const auto advance = [&](auto c) ECHOC_INLINE_LAMBDA {
     typename Step::Vector v[P];
-    unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { v[p] = Step::load(w + p * job.panel_stride + c * kStepBytes); });
-    if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + c * kStepBytes + kAhead);
+    unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { v[p] = Step::load(w + p * job.panel_stride + c * Step::kStepBytes); });
+    if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + c * Step::kStepBytes + kAhead);
     unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
       sum[c][r][p] = Step::step(sum[c][r][p], v[p], x + r * job.row_stride + c * Step::kRowBytes);
     });
   };
   int64_t s = 0;
-  for (; s + kChains <= job.steps; s += kChains, w += kChains * kStepBytes, x += kChains * Step::kRowBytes)
+  for (; s + kChains <= job.steps; s += kChains, w += kChains * Step::kStepBytes, x += kChains * Step::kRowBytes)
     unroll<kChains>(advance);
   if (s < job.steps) advance(std::integral_constant<int, 0>{});
-  unroll<R, P>([&](auto r, auto p)
-                   ECHOC_INLINE_LAMBDA { store(job.acc[p] + r * job.ld, add(sum[0][r][p], sum[1][r][p])); });
+  unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
+    f32x16 total = add(sum[0][r][p], sum[1][r][p]);
+    if constexpr (std::is_same_v<Step, StepF8>) {
+      const std::byte* scales = job.panel + p * job.panel_stride + job.steps * Step::kStepBytes;
+      total = mul(total, mul(load(reinterpret_cast<const float*>(scales)), splat(Step::kUnit)));
+    }
+    store(job.acc[p] + r * job.ld, total);
+  });
 }
 
 template <class Step, int P, int... R>
@@ -149,7 +172,7 @@ void multiply(const void* rows, int64_t row_stride, const void* panels, int64_t 
 template <int Bits, int Group>
 void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
   const int64_t padded = layout::padded_k(Bits, Group, K);
-  using Element = std::conditional_t<(Bits == 16 && kBf16Rows), bf16_t, float>;
+  using Element = std::conditional_t<(Bits != 32 && kBf16Rows), bf16_t, float>;
   auto* out = static_cast<Element*>(row);
   from_float(x, out, K);
   std::fill(out + K, out + padded, Element{});
@@ -157,7 +180,7 @@ void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
-                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool) {
+                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic) {
   const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
 #if defined(ECHOC_AMX)
   if constexpr (Bits == 16) {
@@ -168,26 +191,45 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
       return;
     }
   }
+  if constexpr (Bits == 8) {
+    if (!deterministic && num_rows >= kDequantiseRows && amx::available()) {
+      alignas(64) static thread_local std::byte slots[2 * amx::F8Panels::kMostSteps * 1024];
+      const amx::F8Panels source{static_cast<const std::byte*>(panels), panel_bytes(K), slots};
+      amx::multiply_bf16(static_cast<const std::byte*>(rows), row_bytes(K), num_rows, num_panels,
+                         layout::padded_k(8, 0, K) / layout::kBf16Step, ld, source, place);
+      for (int64_t p = 0; p < num_panels; ++p) {
+        const std::byte* scales = static_cast<const std::byte*>(panels) + p * panel_bytes(K) + layout::panel_scales(K);
+        const f32x16 scale = load(reinterpret_cast<const float*>(scales));
+        for (int64_t r = 0; r < num_rows; ++r) store(place(p) + r * ld, mul(load(place(p) + r * ld), scale));
+      }
+      return;
+    }
+  }
 #endif
-  using Step = std::conditional_t<Bits == 16, StepBf16, StepF32>;
-  const int64_t steps = panel_bytes(K) / kStepBytes;
+  (void)deterministic;
+  using Step = std::conditional_t<Bits == 32, StepF32, std::conditional_t<Bits == 16, StepBf16, StepF8>>;
+  const int64_t steps = layout::padded_k(Bits, 0, K) * kPanel * Bits / 8 / Step::kStepBytes;
   multiply<Step>(rows, row_bytes(K), panels, panel_bytes(K), steps, num_rows, num_panels, ld, place);
 }
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave,
                                      int64_t which) {
-  constexpr int64_t kPacked = 32 / Bits;  // consecutive k of a lane
-  using Element = std::conditional_t<Bits == 16, bf16_t, float>;
+  constexpr int64_t kPacked = Bits == 32 ? 1 : 2;  // consecutive k of a lane
+  using Element = std::conditional_t<Bits == 32, float, std::conditional_t<Bits == 16, bf16_t, f8_t>>;
   const auto* panel = static_cast<const std::byte*>(w) + (n / kPanel * interleave + which) * panel_bytes(K);
   const auto* values = reinterpret_cast<const Element*>(panel) + n % kPanel * kPacked;
   for (int64_t k = 0; k < K; ++k) out[k] = to_float(values[k / kPacked * kPacked * kPanel + k % kPacked]);
+  if constexpr (Bits == 8) {
+    const float scale = reinterpret_cast<const float*>(panel + layout::panel_scales(K))[n % kPanel];
+    for (int64_t k = 0; k < K; ++k) out[k] *= scale;
+  }
 }
 
 template <int Bits, int Group>
 Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
 #if defined(ECHOC_AMX)
-  if (Bits == 16 && T > 32) return {256, 32};
+  if (Bits != 32 && T > 32) return {256, 32};
 #endif
   return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
 }
@@ -198,7 +240,7 @@ void Weight<Bits, Group>::begin() {}
 template <int Bits, int Group>
 void Weight<Bits, Group>::end() {
 #if defined(ECHOC_AMX)
-  if constexpr (Bits == 16) {
+  if constexpr (Bits != 32) {
     if (amx::available()) amx::release();
   }
 #endif
@@ -216,5 +258,6 @@ std::byte* gather_buffer() {
 
 template struct Weight<32, 0>;
 template struct Weight<16, 0>;
+template struct Weight<8, 0>;
 
 }  // namespace echoc

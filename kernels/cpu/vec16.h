@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "float8.h"
 #include "half.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
@@ -94,6 +95,20 @@ ECHOC_INLINE f32x16 odd_bf16(const void* from) {
   return _mm512_castsi512_ps(
       _mm512_and_si512(_mm512_load_si512(from), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
+// f8 pairs [16][2] as bf16 pairs. What is below the least normal value has its bf16 in a table: hardware that
+// multiplies bf16 takes subnormals for zero.
+ECHOC_INLINE __m512i bf16_of_f8(const void* from) {
+  const __m512i table =
+      _mm512_castsi128_si512(_mm_set_epi16(0x3c60, 0x3c40, 0x3c20, 0x3c00, 0x3bc0, 0x3b80, 0x3b00, 0));
+  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_load_si256(static_cast<const __m256i*>(from)));
+  const __m512i placed = _mm512_slli_epi16(wide, 4);  // exponent and mantissa from bit 10 on, copies of the sign above
+  const __m512i normal =
+      _mm512_add_epi16(_mm512_and_si512(placed, _mm512_set1_epi16(0x07f0)), _mm512_set1_epi16((127 - 7) << 7));
+  const __mmask32 small = _mm512_testn_epi16_mask(wide, _mm512_set1_epi16(0x78));
+  const __m512i size = _mm512_mask_permutexvar_epi16(normal, small, wide, table);
+  constexpr int kOrAnd = 0xf8;  // size | (placed & sign)
+  return _mm512_ternarylogic_epi32(size, placed, _mm512_set1_epi16(static_cast<int16_t>(0x8000)), kOrAnd);
+}
 
 #elif defined(ECHOC_AVX2)
 
@@ -169,6 +184,30 @@ ECHOC_INLINE f32x16 odd_bf16(const void* from) {
   return each([&](int i) { return to_float(pairs[2 * i + 1]); });
 }
 
+#endif
+
+// f8 pairs [16][2] as two f32 vectors, times 2^-8.
+#if defined(ECHOC_AVX512) || defined(ECHOC_AVX2)
+ECHOC_INLINE f32x16 upper_f8(__m256i words) {
+  const __m256i sign = _mm256_and_si256(words, _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
+  const __m256i size = _mm256_srli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x7f00)), 1);
+  alignas(32) f16_t half[16];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(half), _mm256_or_si256(sign, size));
+  return load_f16(half);
+}
+ECHOC_INLINE f32x16 even_f8(const void* from) {
+  return upper_f8(_mm256_slli_epi16(_mm256_load_si256(static_cast<const __m256i*>(from)), 8));
+}
+ECHOC_INLINE f32x16 odd_f8(const void* from) { return upper_f8(_mm256_load_si256(static_cast<const __m256i*>(from))); }
+#else
+ECHOC_INLINE f32x16 even_f8(const void* from) {
+  const auto* pairs = static_cast<const f8_t*>(from);
+  return each([&](int i) { return to_float(to_f16_below(pairs[2 * i])); });
+}
+ECHOC_INLINE f32x16 odd_f8(const void* from) {
+  const auto* pairs = static_cast<const f8_t*>(from);
+  return each([&](int i) { return to_float(to_f16_below(pairs[2 * i + 1])); });
+}
 #endif
 
 }  // namespace echoc::vec16

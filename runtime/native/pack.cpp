@@ -26,10 +26,12 @@ using BytesOut = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
 Format parse(const std::string& name, int group) {
-  const Format format{name == "f32" ? 32 : name == "bf16" ? 16 : name == "i8" ? 8 : name == "i4" ? 4 : 0, group};
-  if (!format.valid())
+  const bool floating = name == "f32" || name == "bf16" || name == "f8";
+  const bool eight = name == "f8" || name == "i8";
+  const Format format{name == "f32" ? 32 : name == "bf16" ? 16 : eight ? 8 : name == "i4" ? 4 : 0, group};
+  if (!format.valid() || floating != (group == 0))
     refuse("weight format " + name + " with group " + std::to_string(group) +
-           "; wanted f32 or bf16 with group 0, or i8 or i4 with group 32, 64 or 128");
+           "; wanted f32, bf16 or f8 with group 0, or i8 or i4 with group 32, 64 or 128");
   return format;
 }
 

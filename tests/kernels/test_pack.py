@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from echoc import _native
 
-FORMATS = [("f32", 0), ("bf16", 0)] + [(name, group) for name in ("i8", "i4") for group in (32, 64, 128)]
+FORMATS = [("f32", 0), ("bf16", 0), ("f8", 0)] + [(name, group) for name in ("i8", "i4") for group in (32, 64, 128)]
 # The relative root-mean-square error of normal values, a little above what was seen.
-ERRORS = {"f32": 0.0, "bf16": 0.004, "i8": 0.008, "i4": 0.11}
+ERRORS = {"f32": 0.0, "bf16": 0.004, "f8": 0.04, "i8": 0.008, "i4": 0.11}
 
 
 def weights_of(N: int, K: int, seed: int = 0) -> NDArray[np.float32]:
@@ -72,6 +72,27 @@ def test_random_weights(name: str, group: int) -> None:
     assert abs(np.corrcoef(_native.unpack("f32", 0, other, 2, 70, 500).ravel(), exact.ravel())[0, 1]) < 0.02
 
 
+def test_eight_bit_floats_are_the_nearest() -> None:
+    """Rows scaled so that the largest is 448: to the nearest e4m3, ties to even; rows too small to scale become zero."""
+    generator = np.random.default_rng(0)
+    source = weights_of(30, 500) * generator.choice(np.float32([1, 1e-3, 1e-6]), (30, 500))
+    source[3] = 0
+    source[5] *= np.float32(1e-38)
+    source[6, :48] = np.float32([448, 1.0625, 1.1875, 2**-10, 3 * 2**-10, -(2**-10)] * 8)  # five ties
+    code = np.arange(127)
+    sizes = np.where(code >> 3, (8 + code % 8) * 2.0 ** ((code >> 3) - 10.0), code * 2.0**-9)
+    scale = np.abs(source).max(1, keepdims=True) / np.float32(448)
+    scale[scale < np.finfo(np.float32).tiny] = 0
+    scaled = source * np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    above = np.searchsorted(sizes, np.abs(scaled)).clip(0, 126)
+    below = (above - 1).clip(0)
+    up, down = sizes[above] - np.abs(scaled), np.abs(scaled) - sizes[below]
+    chosen = np.where((up < down) | ((up == down) & (above % 2 == 0)), above, below)
+    wanted = (np.sign(scaled) * sizes[chosen]).astype(np.float32) * scale
+    assert not wanted[5].any() and wanted[6, 1:6].tolist() == [1.0, 1.25, 0.0, 2**-8, 0.0]
+    np.testing.assert_array_equal(_native.unpack("f8", 0, _native.pack("f8", 0, [source]), 1, 30, 500)[0], wanted)
+
+
 def test_zero_groups_stay_zero() -> None:
     for name, group in FORMATS:
         packed = _native.pack(name, group, [np.zeros((3, 90), np.float32)])
@@ -80,8 +101,9 @@ def test_zero_groups_stay_zero() -> None:
 
 def test_refusals_name_the_cause() -> None:
     source = weights_of(4, 4)
-    with pytest.raises(ValueError, match="i4 with group 48"):
-        _native.pack("i4", 48, [source])
+    for name, group in [("i4", 48), ("f8", 32), ("i8", 0)]:
+        with pytest.raises(ValueError, match=f"{name} with group {group}"):
+            _native.pack(name, group, [source])
     with pytest.raises(ValueError, match=r"\[4, 4\] and \[5, 4\]"):
         _native.pack("f32", 0, [source, weights_of(5, 4)])
     with pytest.raises(ValueError, match="unknown dtype"):

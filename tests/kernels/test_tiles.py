@@ -155,7 +155,7 @@ def test_largest_integers_do_not_saturate(tiles: Tiles, fmt: Format) -> None:
 
 
 def test_levels_agree_to_the_bit_on_integers(fmt: Format) -> None:
-    if fmt.bits > 8:
+    if not fmt.group:
         N, K = 20, 64
     else:
         N, K = 50, 600
@@ -164,7 +164,21 @@ def test_levels_agree_to_the_bit_on_integers(fmt: Format) -> None:
     for T in (1, 4, 20):
         results = [tiles.gemm(fmt, rows_of(T, K), packed, N, deterministic=True)[0] for tiles in levels]
         for other in results[1:]:
-            if fmt.bits <= 8:
+            if fmt.group:
                 np.testing.assert_array_equal(results[0], other)
             else:
                 np.testing.assert_allclose(results[0], other, rtol=0.05, atol=0.05)
+
+
+def test_every_eight_bit_float(tiles: Tiles) -> None:
+    """Exact multiples of each value: subnormals, the largest, both zeros."""
+    fmt, codes = Format(8, 0, 0.0), np.arange(127)
+    exponent, mantissa = codes >> 3, codes & 7
+    sizes = np.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10.0), mantissa * 2.0**-9).astype(np.float32)
+    values = np.concatenate([sizes, -sizes, [np.float32(0)]])
+    weights = np.stack([np.roll(values, i) for i in range(34)])[None]
+    packed = tiles.pack(fmt, weights)
+    np.testing.assert_array_equal(tiles.unpack(fmt, packed, weights.shape), weights)
+    np.testing.assert_array_equal(tiles.unpack_row(fmt, packed, 1, 0, 20, len(values)), weights[0, 20])
+    out, _ = tiles.gemm(fmt, np.eye(len(values), dtype=np.float32), packed, 34)
+    np.testing.assert_array_equal(out[0].T, weights[0])

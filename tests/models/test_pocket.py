@@ -52,20 +52,20 @@ def perplexity(path: Path, windows: list[list[int]], max_num_batched_tokens: int
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pocket")
-    made = {dtype: folder / f"{dtype}.echo" for dtype in ("bf16", "int8", "int4")}
+    made = {dtype: folder / f"{dtype}.echo" for dtype in ("bf16", "fp8", "int8", "int4")}
     for dtype, path in made.items():
         echoc.compile(POCKET / "model", weights_dtype=dtype, output=path)
     return made
 
 
 def test_quantised_weights_cost_little(artifacts: dict[str, Path], windows: list[list[int]]) -> None:
-    bf16, int8, int4 = (perplexity(path, windows) for path in artifacts.values())
+    bf16, fp8, int8, int4 = (perplexity(path, windows) for path in artifacts.values())
     assert 3 < bf16 < 12
-    assert int8 <= bf16 * 1.005
+    assert max(fp8, int8) <= bf16 * 1.005
     assert bf16 < int4 <= bf16 * 1.06
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "int8", "int4"])
 def test_single_tokens_are_read_as_well_as_prompts(
     artifacts: dict[str, Path], windows: list[list[int]], dtype: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Weights in bf16, int8 and int4, checkpoints in every form, older CPU levels: errors against transformers in f32."""
+"""Weights in bf16, fp8, int8 and int4, checkpoints in every form, older CPU levels: errors against transformers in f32."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def dequantised(path: Any, checkpoint: Checkpoint) -> Checkpoint:
     state = model.state_dict()
     replaced = 0
     for spec in artifact.manifest.raw["weights"]:
-        if spec["format"] not in ("i8", "i4"):
+        if spec["format"] not in ("f8", "i8", "i4"):
             continue
         n, k = spec["shape"]
         packed = blobs[spec["name"]][: spec["nbytes"]]
@@ -60,11 +60,12 @@ def dequantised(path: Any, checkpoint: Checkpoint) -> Checkpoint:
     return Checkpoint(checkpoint.folder, model)
 
 
-@pytest.mark.parametrize(("weights_dtype", "group"), [("int8", 32), ("int4", 32), ("int4", 64)])
+@pytest.mark.parametrize(("weights_dtype", "group"), [("fp8", 32), ("int8", 32), ("int4", 32), ("int4", 64)])
 def test_quantised_weights_mean_what_unpacking_says(
     compiled: Callable[..., Any], weights_dtype: str, group: int
 ) -> None:
-    """Only the rounding of activations to 8 bits a group of 32 is left between the artifact and the unpacked model."""
+    """Only the rounding of activations (to 8 bits a group of 32, to bf16 for floats) is left between the artifact and
+    the unpacked model."""
     model = compiled("llama", weights_dtype, group=group, tie_word_embeddings=False, intermediate_size=128)
     found = logits(model.path, TOKENS)
     unpacked = dequantised(model.path, model.checkpoint).logits(TOKENS)
@@ -73,7 +74,7 @@ def test_quantised_weights_mean_what_unpacking_says(
     assert activations < 0.03
     if weights_dtype == "int4":
         assert activations < both / 3
-    assert 0 < both < (0.05 if weights_dtype == "int8" else 0.6)
+    assert 0 < both < {"fp8": 0.15, "int8": 0.05, "int4": 0.6}[weights_dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16])

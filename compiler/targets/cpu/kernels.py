@@ -266,7 +266,7 @@ class EpilogueEmitter(Emitter):
 
 
 def weight_class(packed: Packed) -> str:
-    bits = {"f32": 32, "bf16": 16, "i8": 8, "i4": 4}[packed.format]
+    bits = {"f32": 32, "bf16": 16, "f8": 8, "i8": 8, "i4": 4}[packed.format]
     return f"echoc::Weight<{bits}, {packed.group}>"
 
 

@@ -145,8 +145,8 @@ def _access(lowered: Lowered, skin: Membrane, outputs: Mapping[Node, str], argum
 
 
 def _format(weight_class: str) -> tuple[str, int]:
-    bits, group = weight_class.partition("<")[2].rstrip(">").split(",")
-    return {32: "f32", 16: "bf16", 8: "i8", 4: "i4"}[int(bits)], int(group)
+    bits, group = map(int, weight_class.partition("<")[2].rstrip(">").split(","))
+    return {32: "f32", 16: "bf16", 8: "i8" if group else "f8", 4: "i4"}[bits], group
 
 
 def _scratch(text: str) -> int:

@@ -14,6 +14,7 @@ class WeightsDtype(StrEnum):
 
     f32 = "f32"
     bf16 = "bf16"
+    fp8 = "fp8"
     int8 = "int8"
     int4 = "int4"
 
