@@ -60,7 +60,7 @@ class Limits:
     amx_int8: float
 
     def dot_peak(self, weights_dtype: str) -> tuple[str, float]:
-        """Name and rate of the fastest instruction that multiplies weights of this dtype (f32, bf16, fp8, int8, int4)."""
+        """Name and rate of the fastest instruction that multiplies weights of this dtype."""
         families = {
             "f32": ("fma_f32",),
             "bf16": ("fma_f32", "dot_bf16", "amx_bf16"),

@@ -73,7 +73,7 @@ def test_random_weights(name: str, group: int) -> None:
 
 
 def test_eight_bit_floats_are_the_nearest() -> None:
-    """Rows scaled so that the largest is 448: to the nearest e4m3, ties to even; rows too small to scale become zero."""
+    """To the nearest e4m3, ties to even, of rows scaled so that the largest is 448; rows too small become zero."""
     generator = np.random.default_rng(0)
     source = weights_of(30, 500) * generator.choice(np.float32([1, 1e-3, 1e-6]), (30, 500))
     source[3] = 0

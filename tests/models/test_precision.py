@@ -1,4 +1,4 @@
-"""Weights in bf16, fp8, int8 and int4, checkpoints in every form, older CPU levels: errors against transformers in f32."""
+"""Weights in every format, checkpoints in every form, older CPU levels: errors against transformers in f32."""
 
 from __future__ import annotations
 
