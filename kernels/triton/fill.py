@@ -55,6 +55,26 @@ def ratio(a, b):
 
 
 @triton.jit
+def largest(key, std, count, BLOCK: tl.constexpr):
+    """The largest size in the row with this key."""
+    most = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        most = tl.maximum(most, tl.abs(draw(key, start + tl.arange(0, BLOCK), std, count)))
+    return tl.max(most, 0)
+
+
+@triton.jit
+def eight(value):
+    """The nearest f8 (e4m3fn), ties to even; the largest beyond it."""
+    size = tl.minimum(tl.abs(value), 448.0)
+    wide = size.to(tl.uint32, bitcast=True)
+    normal = ((wide + 0x7FFFF + ((wide >> 20) & 1)) >> 20) - 960
+    small = (size + 16384.0).to(tl.uint32, bitcast=True) - 0x46800000
+    sign = (value.to(tl.uint32, bitcast=True) >> 24) & 0x80
+    return (tl.where(size < 0.015625, small, normal) | sign).to(tl.uint8)
+
+
+@triton.jit
 def half(scale):
     """A scale as f16 holds it."""
     return scale.to(tl.float16).to(tl.float32)

@@ -1,6 +1,8 @@
-"""Packed weights: rows of K values, K contiguous, in vectors of 16 bytes; then f16 scales [rows, groups] if quantised.
+"""Packed weights: rows of K values, K contiguous, in vectors of 16 bytes; then f16 scales [rows, groups] if quantised,
+or f32 scales [rows] for f8.
 
     f32, bf16   the values
+    f8          e4m3fn: sign, 4 bits of exponent, 3 of mantissa
     i8          two's complement
     i4          a vector holds 32 values plus 8: byte j has value j in its low nibble and value j + 16 in its high one
 
@@ -10,6 +12,30 @@ UNIT is the elements of a vector, SPAN the values in it, ROW the elements of a r
 
 import triton
 import triton.language as tl
+
+from echoc.kernels.triton.dots import INTERPRETED
+
+
+@triton.jit
+def eight(stored):
+    """f8 as the f32 2^8 times smaller: its bits are those of such an f16, subnormals included."""
+    wide = stored.to(tl.uint16)
+    return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def eight_bf16(stored, CODE: tl.constexpr):
+    """The same in bf16; `CODE`, where there is one, are instructions that turn four at once."""
+    if CODE == "" or INTERPRETED:
+        return eight(stored).to(tl.bfloat16)
+    else:
+        return tl.inline_asm_elementwise(CODE, "=r,=r,r", [stored], dtype=tl.bfloat16, is_pure=True, pack=4)
+
+
+@triton.jit
+def row_scales(base, n):
+    """What sums of products with f8 (as `eight` gives them) of rows `n` [N] are multiplied by: [N] f32."""
+    return tl.load(base + n) * 256.0
 
 
 @triton.jit
@@ -24,6 +50,8 @@ def pick(values, scales, row, k, mask, FORMAT: tl.constexpr, GROUP: tl.constexpr
     elif FORMAT == "i8":
         stored = tl.load(values + row * ROW + k, mask=mask, other=0)
         out = stored.to(tl.float32) * tl.load(scales + row * GROUPS + k // GROUP, mask=mask, other=0.0).to(tl.float32)
+    elif FORMAT == "f8":
+        out = eight(tl.load(values + row * ROW + k, mask=mask, other=0)) * 256.0 * tl.load(scales + row)
     else:
         out = tl.load(values + row * ROW + k, mask=mask, other=0.0).to(tl.float32)
     return out
@@ -41,8 +69,10 @@ def vectors(values, n, start, UNIT: tl.constexpr, ROW: tl.constexpr, COUNT: tl.c
 
 @triton.jit
 def dot_vectors(w, scales, n, x, start, FORMAT: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
-                GROUPS: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, CUT: tl.constexpr):  # fmt: skip
-    """Vectors `w` [N, COUNT, UNIT] times their part of the row `x`, summed within each: [N, COUNT] f32."""
+                GROUPS: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, CUT: tl.constexpr,
+                WIDEN: tl.constexpr):  # fmt: skip
+    """Vectors `w` [N, COUNT, UNIT] times their part of the row `x`, summed within each: [N, COUNT] f32.
+    Scales of whole rows are left to `row_scales`."""
     c = start + tl.arange(0, COUNT)
     if FORMAT == "i4":
         k = c[:, None] * 32 + tl.arange(0, 16)[None, :]
@@ -61,7 +91,10 @@ def dot_vectors(w, scales, n, x, start, FORMAT: tl.constexpr, GROUP: tl.constexp
             part = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
         else:
             part = tl.load(x + k).to(tl.float32)
-        out = tl.sum(w.to(tl.float32) * part[None], 2)
+        if FORMAT == "f8":
+            out = tl.sum(eight_bf16(w, WIDEN).to(tl.float32) * part[None], 2)
+        else:
+            out = tl.sum(w.to(tl.float32) * part[None], 2)
     if GROUP > 0:
         g = c * SPAN // GROUP
         place = scales + n.to(tl.int64)[:, None] * GROUPS + g[None, :]

@@ -47,12 +47,12 @@ def check(outputs: dict[str, Node], rows: int, form: int | None, weights_dtype: 
 
 
 @pytest.mark.parametrize("rows", FORMS)
-@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "fp8", "int8", "int4"])
 def test_every_form_in_every_format(rows: int, weights_dtype: str) -> None:
     check({"y": matmul(port("x", T, 96), weight("w", 40, 96))}, rows, FORMS[rows], weights_dtype)
 
 
-@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "fp8", "int8", "int4"])
 @pytest.mark.parametrize("rows", [2, 9])
 def test_a_row_need_not_fill_its_last_vector_or_group(rows: int, weights_dtype: str) -> None:
     check({"y": matmul(port("x", T, 171), weight("w", 21, 171))}, rows, 4 if rows < 4 else 16, weights_dtype)
@@ -93,7 +93,7 @@ def test_siblings_share_a_launch(rows: int, weights_dtype: str) -> None:
     assert len(launches.kernels) == 1
 
 
-@pytest.mark.parametrize("weights_dtype", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("weights_dtype", ["bf16", "fp8", "int8", "int4"])
 def test_long_rows_are_summed_in_parts(weights_dtype: str) -> None:
     x = port("x", T, 1040)
     gate, up = matmul(x, weight("gate", 24, 1040)), matmul(x, weight("up", 24, 1040))
@@ -121,7 +121,7 @@ def experts(count: int, chosen: int) -> dict[str, Node]:
     return {"y": make("mul", make("mul", gate, make("sigmoid", gate)), up)}
 
 
-@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "int4"])
+@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "fp8", "int4"])
 @pytest.mark.parametrize(("rows", "form"), [(1, 1), (40, 256), (90, None)])
 def test_experts_of_rows(rows: int, form: int | None, weights_dtype: str) -> None:
     ids = np.random.default_rng(rows).integers(0, 6, (rows, 2)).astype(np.int32)

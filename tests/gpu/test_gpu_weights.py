@@ -18,7 +18,7 @@ from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.render import Device
 from echoc.compiler.weights import Weights
 
-FORMATS = [("f32", 0), ("bf16", 0), ("i8", 32), ("i8", 128), ("i4", 32), ("i4", 64)]
+FORMATS = [("f32", 0), ("bf16", 0), ("f8", 0), ("i8", 32), ("i8", 128), ("i4", 32), ("i4", 64)]
 
 
 def bytes_of(form: weights.Layout, matrix: np.ndarray) -> np.ndarray:

@@ -25,13 +25,21 @@ from echoc.errors import CompileError
 if TYPE_CHECKING:
     from echoc.compiler.targets.gpu.render import Renderer
 
-GEMV_ROWS = {"f32": 4, "bf16": 4, "i8": 2, "i4": 1}  # more rows cost more registers than tensor cores
+GEMV_ROWS = {"f32": 4, "bf16": 4, "f8": 2, "i8": 2, "i4": 1}  # more rows cost more registers than tensor cores
 BUSY = 120  # programs that keep a large device busy
 IN_FLIGHT = 48 << 10  # bytes of bf16 weights under way that keep a large device's memory busy, a program each
 SHARED = 128 << 10
 BAND = 8
 PREFETCH = "cp.async.bulk.prefetch.L2.global [$1], {}; mov.u32 $0, 0;"  # while the launches before still run
 ROUTE_BLOCK = 1024
+SCALES = {None: "", "f16": "tl.float16", "f32": "tl.float32"}
+# Four f8 as bf16, 2^8 times smaller: byte by byte to where sign, exponent and mantissa belong, then times 2^112.
+WIDEN = " ".join(
+    f"prmt.b32 a, $2, 0, {select}; shr.b32 c, a, 4; and.b32 c, c, 0x07f007f0; "
+    f"lop3.b32 a, a, 0x80008000, c, 0xea; fma.rn.bf16x2 ${out}, a, m, z;"
+    for out, select in enumerate(("0x1404", "0x3424"))
+)
+WIDEN = f"{{ .reg .b32 a, c, m, z; mov.b32 m, 0x77807780; mov.b32 z, 0x80008000; {WIDEN} }}"
 
 
 @dataclass(frozen=True)
@@ -262,6 +270,8 @@ def _common(renderer: Renderer, arguments: Arguments, groups: Sequence[Group], p
     return holes | {
         "ragged": any(p.n % schedule.columns for p in packed), "count": dim_text(first.rows), "format": form.format,
         "group": form.group, "groups": form.groups, "row": form.row, "k": form.k,
+        "scale_type": SCALES[form.scale_element], "row_scaled": form.row_scaled,
+        "widen": WIDEN if form.row_scaled and renderer.device.vendor == "cuda" else "",
     }  # fmt: skip
 
 
@@ -334,7 +344,8 @@ def packed_row(packed: Packed, which: int, pointer: str, row: str, column: str, 
     """The Triton expression (f32) of source `which` of a packed table at blocks of rows and columns; 0 where masked."""
     form = weights.layout(packed)
     values = f"{pointer} + {which * packed.experts * form.slab}" if which else pointer
-    scales = f"({values} + {form.scales}).to(tl.pointer_type(tl.float16))" if form.group else values
+    scale_type = SCALES[form.scale_element]
+    scales = f"({values} + {form.scales}).to(tl.pointer_type({scale_type}))" if scale_type else values
     return (
         f'weights.pick({values}, {scales}, {row}, {column}, {mask or "None"}, "{form.format}", {form.group}, '
         f"{form.row}, {form.groups})"

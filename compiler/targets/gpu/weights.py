@@ -1,9 +1,9 @@
 """Where the bytes of packed weights lie on a GPU, and how they get there.
 
 A packed weight is a row of slabs, one for every source and expert: slab s * experts + e holds expert e of source s. A
-slab is rows [N, K] with K contiguous (padded to 16 bytes, or to whole groups), then its scales [N, groups] in f16, and
-ends on a 64-byte border; kernels/triton/weights.py says what a row is. Quantised values and scales are those that the
-CPU's packing finds.
+slab is rows [N, K] with K contiguous (padded to 16 bytes, or to whole groups), then its scales, [N, groups] in f16 or,
+for f8, [N] in f32, and ends on a 64-byte border; kernels/triton/weights.py says what a row is. Quantised values and
+scales are those that the CPU's packing finds.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from echoc.compiler.weights import Weights, as_float
 from echoc.errors import CompileError
 
 Array = NDArray[Any]
-ELEMENTS = {"f32": "f32", "bf16": "bf16", "i8": "i8", "i4": "u8"}
-UNITS = {"f32": 4, "bf16": 8, "i8": 16, "i4": 16}  # elements of a 16-byte vector
-SPANS = {"f32": 4, "bf16": 8, "i8": 16, "i4": 32}  # values in it
-BITS = {"f32": 32, "bf16": 16, "i8": 8, "i4": 4}
+ELEMENTS = {"f32": "f32", "bf16": "bf16", "f8": "u8", "i8": "i8", "i4": "u8"}
+UNITS = {"f32": 4, "bf16": 8, "f8": 16, "i8": 16, "i4": 16}  # elements of a 16-byte vector
+SPANS = {"f32": 4, "bf16": 8, "f8": 16, "i8": 16, "i4": 32}  # values in it
+BITS = {"f32": 32, "bf16": 16, "f8": 8, "i8": 8, "i4": 4}
 BORDER = 64
 CHUNK = 1 << 22  # values quantised at a time
 PANEL = 16  # rows of a panel of the CPU's layout
@@ -53,6 +53,16 @@ class Layout:
         return self.padded_k // self.group if self.group else 0
 
     @property
+    def row_scaled(self) -> bool:
+        """Whether a row has one scale."""
+        return self.format == "f8"
+
+    @property
+    def scale_element(self) -> str | None:
+        """The element type of the scales, if there are any."""
+        return "f32" if self.row_scaled else "f16" if self.group else None
+
+    @property
     def element_bytes(self) -> int:
         return 16 // UNITS[self.format]
 
@@ -62,7 +72,7 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        used = self.scales * self.element_bytes + self.n * self.groups * 2
+        used = self.scales * self.element_bytes + self.n * (4 if self.row_scaled else self.groups * 2)
         return -(-used // BORDER) * BORDER
 
     @property
@@ -104,7 +114,7 @@ def slab(form: Layout, matrix: Array, threads: int) -> Iterator[Array]:
     step = max(CHUNK // form.padded_k // PANEL, 1) * PANEL
     for start in range(0, form.n, step):
         rows = matrix[start : start + step]
-        if form.group:
+        if form.scale_element:
             data, scale = quantise(form, rows, threads)
             scales.append(scale)
         else:
@@ -130,12 +140,16 @@ def to_bf16(values: Array) -> Array:
 
 
 def quantise(form: Layout, rows: Array, threads: int) -> tuple[Array, Array]:
-    """Stored rows [n, row] and scales [n, groups] as the CPU packs them, taken out of its panels (layout.h)."""
+    """Stored rows [n, row] and scales ([n, groups] f16, or [n] f32), out of the panels that the CPU packs (layout.h)."""
     if rows.dtype not in (np.float32, np.float16, np.uint16):
         rows = rows.astype(np.float32)
     n, group, bits = len(rows), form.group, BITS[form.format]
     data = np.asarray(_native.pack(form.format, group, [np.ascontiguousarray(rows)], False, threads))
     panels = -(-n // PANEL)
+    if form.row_scaled:
+        pairs = data.reshape(panels, -1)[:, : -4 * PANEL].reshape(panels, -1, PANEL, 2).transpose(0, 2, 1, 3)
+        row_scales = np.ascontiguousarray(data.reshape(panels, -1)[:, -4 * PANEL :]).view(np.float32).reshape(-1)[:n]
+        return np.ascontiguousarray(pairs.reshape(panels * PANEL, -1)[:n, : form.row]), row_scales
     held = 2 * group * PANEL * bits // 8
     blocks = data.reshape(panels, -1, held + 2 * PANEL * 2)
     scales = np.ascontiguousarray(blocks[..., held:]).view(np.float16).reshape(panels, -1, PANEL).transpose(0, 2, 1)
@@ -157,6 +171,11 @@ def unpack(form: Layout, data: Array) -> Array:
         return stored.view(np.float32).reshape(form.n, -1)[:, : form.k]
     if form.format == "bf16":
         return as_float(stored.view(np.uint16)).reshape(form.n, -1)[:, : form.k]
+    if form.row_scaled:
+        code = stored.reshape(form.n, -1)[:, : form.k].astype(np.uint16)
+        below = ((code & 0x80) << 8 | (code & 0x7F) << 7).view(np.float16).astype(np.float32)  # 2^8 times smaller
+        row_scales = data[used : used + form.n * 4].view(np.float32)
+        return below * np.float32(256) * row_scales[:, None]
     scales = data[used : used + form.n * form.groups * 2].view(np.float16).astype(np.float32)
     if form.format == "i8":
         integers = stored.view(np.int8).reshape(form.n, -1).astype(np.float32)
