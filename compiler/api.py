@@ -23,6 +23,8 @@ from echoc.errors import CompileError
 if TYPE_CHECKING:
     from echoc.runtime.artifact import Artifact
 
+KV_DTYPES = {"f32": DType.F32, "bf16": DType.BF16, "f16": DType.F16, "int8": DType.I8, "fp8": DType.F8}
+
 
 def compile(
     model: str | os.PathLike[str],
@@ -33,6 +35,7 @@ def compile(
     weights: str | None = None,
     output: str | os.PathLike[str] | None = None,
     context_length: int | None = None,
+    kv_dtype: str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a causal language model.
@@ -47,6 +50,8 @@ def compile(
         weights: None to read the checkpoint, `random:SEED` to have weights drawn when the artifact is loaded.
         output: the artifact's path; default: the model's name with `.echo` in the working folder.
         context_length: tokens a sequence may have; default: what the configuration says.
+        kv_dtype: how keys and values are held: f32, bf16, f16, or int8 or fp8 (e4m3) with an f32 scale for each token
+            and kv head; default: f32 for f32 weights, else bf16.
         progress: called as progress(stage, done, total).
     Returns: the opened artifact.
     Raises: CompileError.
@@ -56,12 +61,12 @@ def compile(
     report = progress or (lambda stage, done, total: None)
     device = backend(target)
     _check_options(weights_dtype, group)
+    state_dtype = _state_dtype(kv_dtype or ("f32" if weights_dtype == "f32" else "bf16"))
     seed = _seed(weights)
     source = Path(model)
     path = Path(output) if output is not None else Path(f"{_stem(source)}.echo")
     device.check()
     imported = _import(source, seed, context_length, report)
-    state_dtype = DType.F32 if weights_dtype == "f32" else DType.BF16
     program = run_passes(imported.program, language_model_passes(state_dtype))
     report("lower", 0, 1)
     lowered = device.lower(program, weights_dtype, group)
@@ -189,6 +194,12 @@ def _check_options(weights_dtype: str, group: int) -> None:
         raise CompileError(f"unknown weights dtype {weights_dtype!r}; wanted one of {', '.join(FORMATS)}")
     if group not in GROUPS:
         raise CompileError(f"unknown quantisation group {group}; wanted one of {', '.join(map(str, GROUPS))}")
+
+
+def _state_dtype(kv_dtype: str) -> DType:
+    if kv_dtype not in KV_DTYPES:
+        raise CompileError(f"unknown KV cache dtype {kv_dtype!r}; wanted one of {', '.join(KV_DTYPES)}")
+    return KV_DTYPES[kv_dtype]
 
 
 def _seed(weights: str | None) -> int | None:

@@ -15,12 +15,16 @@ from echoc.errors import IRError
 
 
 class DType(StrEnum):
-    """Element types. `bf16` values are held as float32 rounded to bf16 by the reference device; `i4` as int8."""
+    """Element types. `bf16` values are held as float32 rounded to bf16 by the reference device; `i4` as int8.
+
+    `f8` (e4m3fn) is for pages alone, where a scale goes with it (ops/entries.py).
+    """
 
     F64 = "f64"
     F32 = "f32"
     F16 = "f16"
     BF16 = "bf16"
+    F8 = "f8"
     I64 = "i64"
     I32 = "i32"
     I16 = "i16"
@@ -31,7 +35,7 @@ class DType(StrEnum):
 
     @property
     def is_float(self) -> bool:
-        return self in (DType.F64, DType.F32, DType.F16, DType.BF16)
+        return self in (DType.F64, DType.F32, DType.F16, DType.BF16, DType.F8)
 
     @property
     def is_int(self) -> bool:
@@ -48,11 +52,11 @@ class DType(StrEnum):
 
 
 _BITS = {
-    DType.F64: 64, DType.F32: 32, DType.F16: 16, DType.BF16: 16, DType.I64: 64, DType.I32: 32, DType.I16: 16,
+    DType.F64: 64, DType.F32: 32, DType.F16: 16, DType.BF16: 16, DType.F8: 8, DType.I64: 64, DType.I32: 32, DType.I16: 16,
     DType.I8: 8, DType.I4: 4, DType.U8: 8, DType.BOOL: 8,
 }  # fmt: skip
 _NUMPY = {
-    DType.F64: "float64", DType.F32: "float32", DType.F16: "float16", DType.BF16: "float32", DType.I64: "int64",
+    DType.F64: "float64", DType.F32: "float32", DType.F16: "float16", DType.BF16: "float32", DType.F8: "float32", DType.I64: "int64",
     DType.I32: "int32", DType.I16: "int16", DType.I8: "int8", DType.I4: "int8", DType.U8: "uint8", DType.BOOL: "bool",
 }  # fmt: skip
 
@@ -203,6 +207,10 @@ class TensorType:
     shape: tuple[Dim, ...]
     dtype: DType
 
+    def __post_init__(self) -> None:
+        if self.dtype is DType.F8:
+            raise IRError("found a tensor of f8; only pages hold f8, with scales: wanted f32, f16 or bf16")
+
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(str(d) for d in self.shape)}]"
 
@@ -226,6 +234,7 @@ STATE_KINDS = ("pages", "value", "cells", "rule", "choice")
 class StateType:
     """A membrane's state. `pages`: one entry of `shape` per position, in pages; `value`: one tensor per instance.
 
+    Pages of 8 bits are `scaled`: each head of an entry has an f32 scale, and what is read is code times scale.
     `cells`: a population of membranes with multisets, `rule`: a rewriting rule, `choice`: applications of rules.
     """
 
@@ -236,6 +245,12 @@ class StateType:
     def __post_init__(self) -> None:
         if self.kind not in STATE_KINDS:
             raise IRError(f"found a state of kind {self.kind!r}; wanted {', '.join(STATE_KINDS)}")
+        if self.dtype is DType.F8 and self.kind != "pages":
+            raise IRError(f"found a state {self.kind} of f8; only pages hold f8: wanted f32, f16 or bf16")
+
+    @property
+    def scaled(self) -> bool:
+        return self.kind == "pages" and self.dtype in (DType.I8, DType.F8)
 
     def __str__(self) -> str:
         return f"{self.kind}<{self.dtype}[{', '.join(str(d) for d in self.shape)}]>"
@@ -249,10 +264,14 @@ def parse_type(text: str) -> Type:
     text = text.strip()
     if text.endswith(">") and "<" in text:
         kind, inner = text[:-1].split("<", 1)
-        element = parse_type(inner)
-        if not isinstance(element, TensorType) or any(isinstance(d, Poly) for d in element.shape):
+        shape, dtype = _parse_tensor(inner.strip())
+        if any(isinstance(d, Poly) for d in shape):
             raise IRError(f"found the state type {text!r}; wanted kind<dtype[sizes]>, such as pages<bf16[8, 64]>")
-        return StateType(kind, tuple(d for d in element.shape if isinstance(d, int)), element.dtype)
+        return StateType(kind, tuple(d for d in shape if isinstance(d, int)), dtype)
+    return TensorType(*_parse_tensor(text))
+
+
+def _parse_tensor(text: str) -> tuple[tuple[Dim, ...], DType]:
     if not text.endswith("]") or "[" not in text:
         raise IRError(f"found the type {text!r}; wanted dtype[dims], such as f32[T, 64]")
     name, dims = text[:-1].split("[", 1)
@@ -260,7 +279,7 @@ def parse_type(text: str) -> Type:
         dtype = DType(name)
     except ValueError:
         raise IRError(f"unknown dtype {name!r}; known: {', '.join(DType)}") from None
-    return TensorType(tuple(parse_dim(d.strip()) for d in dims.split(",") if d.strip()), dtype)
+    return tuple(parse_dim(d.strip()) for d in dims.split(",") if d.strip()), dtype
 
 
 def broadcast_shapes(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:

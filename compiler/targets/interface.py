@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from echoc.compiler.passes.fuse import LEAF_OPS, root
 from echoc.errors import CompileError
 
 PAGE_SIZE = 16
+SCALE_BYTES = 4
 _NAMED_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2}
 
 
@@ -91,17 +93,16 @@ def states_of(skin: Membrane) -> list[dict[str, Any]]:
     out = []
     for state in skin.states:
         type_: StateType = state.type
-        count = 1
-        for d in type_.shape:
-            count *= d
         paged = type_.kind == "pages"
-        nbytes = count * _NAMED_BYTES.get(str(type_.dtype), 1) * (PAGE_SIZE if paged else 1)
-        out.append(
-            {
-                "name": state.name, "kind": type_.kind, "page_size": PAGE_SIZE if paged else 0,
-                "bytes_per_page": nbytes, "dtype": str(type_.dtype), "shape": list(type_.shape),
-            }
-        )  # fmt: skip
+        nbytes = math.prod(type_.shape) * _NAMED_BYTES.get(str(type_.dtype), 1) * (PAGE_SIZE if paged else 1)
+        entry = {
+            "name": state.name, "kind": type_.kind, "page_size": PAGE_SIZE if paged else 0,
+            "bytes_per_page": nbytes, "dtype": str(type_.dtype), "shape": list(type_.shape),
+        }  # fmt: skip
+        if type_.scaled:  # a page holds the codes of its 16 entries' first head, their scales, those of the next head
+            scales = math.prod(type_.shape[:-1]) * SCALE_BYTES * PAGE_SIZE
+            entry |= {"scale_dtype": "f32", "bytes_per_page": nbytes + scales}
+        out.append(entry)
     return out
 
 

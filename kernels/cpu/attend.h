@@ -70,7 +70,7 @@ inline void write_row(const AttendShape& shape, const float* sinks, int head, fl
 // Where the pieces of the scratch memory lie, in floats.
 struct Layout {
   int64_t dim, v_dim;  // padded to 16
-  int64_t q, out, k, v, scores, weights, narrow_q, maximum, sum, low, high, size;
+  int64_t q, out, k, v, scores, weights, narrow_q, maximum, sum, low, high, k_scale, v_scale, q_scale, size;
 
   constexpr Layout(int head_dim, int v_head_dim)
       : dim(round_up(head_dim, 16)),
@@ -86,7 +86,10 @@ struct Layout {
         sum(maximum + kMaxRows),
         low(sum + kMaxRows),
         high(low + kMaxRows * 2),
-        size(high + kMaxRows * 2) {}
+        k_scale(high + kMaxRows * 2),
+        v_scale(k_scale + kBlock),
+        q_scale(v_scale + kBlock),
+        size(q_scale + kMaxRows) {}
 
   static constexpr int kTallRows = 32;  // rows of scores at a time
 };
@@ -110,11 +113,11 @@ struct Worker {
 
   int group() const { return shape.heads / shape.kv_heads; }
   const KV* k_page(const Item& item, int64_t page) const {
-    const int64_t piece = int64_t{shape.head_dim} * kPage;
+    const int64_t piece = Kv::piece(shape.head_dim);
     return k_base + (int64_t{item.run.table[page]} * shape.kv_heads + item.kv_head) * piece;
   }
   const KV* v_page(const Item& item, int64_t page) const {
-    const int64_t piece = int64_t{shape.v_head_dim} * kPage;
+    const int64_t piece = Kv::piece(shape.v_head_dim);
     return v_base + (int64_t{item.run.table[page]} * shape.kv_heads + item.kv_head) * piece;
   }
   int64_t token(const Item& item, int64_t row) const {
@@ -169,6 +172,61 @@ struct Worker {
     }
   }
 
+  // Pages of the block that hold keys some row of the item sees.
+  Span pages_of(Span keys, int64_t block) const {
+    const int64_t first = block * kPages;
+    const int64_t low = keys.low / kPage > first ? keys.low / kPage : first;
+    const int64_t end = (keys.high + kPage - 1) / kPage;
+    return {low, end < first + kPages ? end : first + kPages};
+  }
+
+  Span keys_of(const Item& item) const {
+    const Span first = visible(shape, pos[token(item, 0)], item.run.length);
+    const Span last = visible(shape, pos[token(item, item.per_head() - 1)], item.run.length);
+    return {first.low, last.high};
+  }
+
+  // Where a block's pages lie. A page nobody sees is not read: another stands in for it and its scores are masked.
+  struct Pages {
+    const KV* k[kPages];
+    const KV* v[kPages];
+    int first, end;  // pages with a key that some row sees
+    int last_count;  // tokens in page end - 1
+  };
+
+  Pages gather(const Item& item, Span keys, int64_t block) const {
+    const Span span = pages_of(keys, block);
+    Pages pages;
+    pages.first = static_cast<int>(span.low - block * kPages);
+    pages.end = static_cast<int>(span.high - block * kPages);
+    const int64_t left = item.run.length - (span.high - 1) * kPage;
+    pages.last_count = left < kPage ? static_cast<int>(left) : kPage;
+    for (int i = 0; i < kPages; ++i) {
+      const int seen = i < pages.first ? pages.first : i >= pages.end ? pages.end - 1 : i;
+      pages.k[i] = k_page(item, block * kPages + seen);
+      pages.v[i] = v_page(item, block * kPages + seen);
+    }
+    return pages;
+  }
+
+  static void scale_row(float* s, const float* scales) {
+    for (int j = 0; j < kBlock; j += kLanes) store(s + j, load(s + j) * load(scales + j));
+  }
+
+  // The scales of a block's keys and values, 0 where no row sees any: a weight of 0 stays 0 whatever lies there.
+  void note_scales([[maybe_unused]] const Pages& pages, [[maybe_unused]] int64_t head) const {
+    if constexpr (Kv::kScaled) {
+      for (int i = 0; i < kPages; ++i) {
+        float* const k = scratch + at.k_scale + i * kPage;
+        float* const v = scratch + at.v_scale + i * kPage;
+        const int count = i < pages.first || i >= pages.end ? 0 : i + 1 < pages.end ? kPage : pages.last_count;
+        Kv::scales(pages.k[i] + head * Kv::piece(shape.head_dim), shape.head_dim, k);
+        Kv::scales(pages.v[i] + head * Kv::piece(shape.v_head_dim), shape.v_head_dim, v);
+        for (int j = count; j < kPage; ++j) k[j] = v[j] = 0.0f;
+      }
+    }
+  }
+
   // R rows of scores (of which `rows` are real) become weights; factor[r] is for what row r accumulated before.
   template <int R>
   void softmax(const Item& item, int64_t row, int rows, int64_t key0, float* s, float* factor) const {
@@ -176,6 +234,7 @@ struct Worker {
     float now[kRound] = {}, before[kRound] = {};
     for (int r = 0; r < R; ++r) {
       if (r >= rows) continue;
+      if constexpr (Kv::kScaled) scale_row(s + r * kBlock, scratch + at.k_scale);
       shape_scores(item, row + r, key0, s + r * kBlock);
       Vec top[kParts];
       for (int i = 0; i < kParts; ++i) {
@@ -209,6 +268,7 @@ struct Worker {
           store(at_s, p);
           total[i] += p;
         }
+      if constexpr (Kv::kScaled) scale_row(s + r * kBlock, scratch + at.v_scale);
       scratch[at.maximum + row + r] = now[r];
       scratch[at.sum + row + r] = m::fma(scratch[at.sum + row + r], before[r], simd::add_lanes(total));
     }
@@ -282,20 +342,6 @@ struct Worker {
     }
   }
 
-  // Pages of the block that hold keys some row of the item sees.
-  Span pages_of(Span keys, int64_t block) const {
-    const int64_t first = block * kPages;
-    const int64_t low = keys.low / kPage > first ? keys.low / kPage : first;
-    const int64_t end = (keys.high + kPage - 1) / kPage;
-    return {low, end < first + kPages ? end : first + kPages};
-  }
-
-  Span keys_of(const Item& item) const {
-    const Span first = visible(shape, pos[token(item, 0)], item.run.length);
-    const Span last = visible(shape, pos[token(item, item.per_head() - 1)], item.run.length);
-    return {first.low, last.high};
-  }
-
   // Many rows: a block's keys and values are widened once and reused by all rows, six at a time.
   void packed(const Item& item) const {
     const int64_t rows = item.rows();
@@ -305,17 +351,12 @@ struct Worker {
     float factor[kRowTile];
     for (int64_t block = item.block0; block < item.block1; ++block) {
       const int64_t key0 = block * kBlock;
-      const Span pages = pages_of(keys, block);
-      for (int64_t page = block * kPages; page < (block + 1) * kPages; ++page) {
-        const int at_page = static_cast<int>(page - block * kPages);
-        const bool used = page >= pages.low && page < pages.high;
-        const int64_t left = item.run.length - page * kPage;
-        if (used) pack_k(k_page(item, page), scratch + at.k + at_page * at.dim * kPage);
-        pack_v(used ? v_page(item, page) : nullptr,
-               !used          ? 0
-               : left < kPage ? static_cast<int>(left)
-                              : kPage,
-               scratch + at.v, at_page * kPage);
+      const Pages pages = gather(item, keys, block);
+      note_scales(pages, 0);
+      for (int i = 0; i < kPages; ++i) {
+        const bool used = i >= pages.first && i < pages.end;
+        if (used) pack_k(pages.k[i], scratch + at.k + i * at.dim * kPage);
+        pack_v(pages.v[i], !used ? 0 : i + 1 < pages.end ? kPage : pages.last_count, scratch + at.v, i * kPage);
       }
       for (int64_t r = 0; r < rows; r += kRowTile) {
         bool seen = false;
@@ -333,27 +374,33 @@ struct Worker {
 
 #if defined(ECHOC_ATTEND_DOT)
   // A block's values as they lie, but with the tokens from the sequence's end on and the columns past v_head_dim zero.
-  void copy_v(const KV* page, int count, KV* to, int from) const {
+  void copy_v(const KV* page, int count, bf16_t* to, int from) const {
     const int Dv = shape.v_head_dim;
     for (int c = 0; c < at.v_dim; c += 16) {
-      KV* const panel = to + int64_t{c / 16} * kBlock * 16 + from * 16;
+      bf16_t* const panel = to + int64_t{c / 16} * kBlock * 16 + from * 16;
       const int width = Dv - c < 16 ? Dv - c : 16;
       if (width == 16 && count == kPage) {
-        __builtin_memcpy(panel, page + c * 16, 256 * sizeof(KV));
+        to_pairs(page + c * 16, panel, 256);
         continue;
       }
       for (int j = 0; j < kPage; ++j)
         for (int i = 0; i < 16; ++i)
-          panel[(j / 2) * 32 + i * 2 + (j & 1)] = j < count && i < width ? page[Kv::v_index(Dv, j, c + i)] : KV{0};
+          panel[(j / 2) * 32 + i * 2 + (j & 1)] =
+              j < count && i < width ? exact_bf16(page[Kv::v_index(Dv, j, c + i)]) : bf16_t{0};
     }
   }
 
-  // A page's keys with head_dim padded to whole steps, where it is not.
-  const KV* whole_k(const KV* page, KV* to) const {
+  // A page's keys in bf16, with head_dim padded to whole steps.
+  const bf16_t* whole_k(const KV* page, bf16_t* to) const {
     const int D = shape.head_dim;
-    if (D % kStep == 0) return page;
+    if (D % kStep == 0) {
+      if constexpr (std::is_same_v<KV, bf16_t>) return page;
+      to_pairs(page, to, int64_t{D} * kPage);
+      return to;
+    }
     for (int64_t d = 0; d < round_up(D, kStep); ++d)
-      for (int j = 0; j < kPage; ++j) to[(d / 2) * 32 + j * 2 + (d & 1)] = d < D ? page[Kv::k_index(D, d, j)] : KV{0};
+      for (int j = 0; j < kPage; ++j)
+        to[(d / 2) * 32 + j * 2 + (d & 1)] = d < D ? exact_bf16(page[Kv::k_index(D, d, j)]) : bf16_t{0};
     return to;
   }
 
@@ -364,18 +411,19 @@ struct Worker {
     const int64_t* const high = reinterpret_cast<const int64_t*>(scratch + at.high);
     const Span keys = keys_of(item);
     float* const s = scratch + at.scores;
-    KV* const weights = reinterpret_cast<KV*>(scratch + at.weights);
-    KV* const queries = reinterpret_cast<KV*>(scratch + at.narrow_q);
-    KV* const k = reinterpret_cast<KV*>(scratch + at.k);
-    KV* const v = reinterpret_cast<KV*>(scratch + at.v);
+    bf16_t* const weights = reinterpret_cast<bf16_t*>(scratch + at.weights);
+    bf16_t* const queries = reinterpret_cast<bf16_t*>(scratch + at.narrow_q);
+    bf16_t* const k = reinterpret_cast<bf16_t*>(scratch + at.k);
+    bf16_t* const v = reinterpret_cast<bf16_t*>(scratch + at.v);
     for (int64_t r = 0; r < round_up(rows, 16); ++r)
       for (int64_t d = 0; d < depth; ++d)
-        queries[r * depth + d] = r < rows && d < shape.head_dim ? to_bf16(scratch[at.q + r * at.dim + d]) : KV{0};
+        queries[r * depth + d] = r < rows && d < shape.head_dim ? to_bf16(scratch[at.q + r * at.dim + d]) : bf16_t{0};
     begin_tiles();
     for (int64_t block = item.block0; block < item.block1; ++block) {
       const int64_t key0 = block * kBlock;
       const Pages pages = gather(item, keys, block);
-      const KV* k_panels[kPages];
+      note_scales(pages, 0);
+      const bf16_t* k_panels[kPages];
       for (int i = 0; i < kPages; ++i) {
         const bool used = i >= pages.first && i < pages.end;
         k_panels[i] = whole_k(pages.k[i], k + i * depth * kPage);
@@ -400,7 +448,7 @@ struct Worker {
           }
         }
         for (int64_t c = 0; c < at.v_dim; c += 32) {
-          const KV* const v_panels[2] = {v + c * kBlock, v + (c + 16) * kBlock};
+          const bf16_t* const v_panels[2] = {v + c * kBlock, v + (c + 16) * kBlock};
           product(weights, kBlock, v_panels, c + 16 < at.v_dim ? 2 : 1, kBlock / kStep,
                   scratch + at.out + r * at.v_dim + c, at.v_dim, tall, true);
         }
@@ -409,29 +457,6 @@ struct Worker {
     end_tiles();
   }
 #endif
-
-  // Where a block's pages lie. A page nobody sees is not read: another stands in for it and its scores are masked.
-  struct Pages {
-    const KV* k[kPages];
-    const KV* v[kPages];
-    int first, end;  // pages with a key that some row sees
-    int last_count;  // tokens in page end - 1
-  };
-
-  Pages gather(const Item& item, Span keys, int64_t block) const {
-    const Span span = pages_of(keys, block);
-    Pages pages;
-    pages.first = static_cast<int>(span.low - block * kPages);
-    pages.end = static_cast<int>(span.high - block * kPages);
-    const int64_t left = item.run.length - (span.high - 1) * kPage;
-    pages.last_count = left < kPage ? static_cast<int>(left) : kPage;
-    for (int i = 0; i < kPages; ++i) {
-      const int seen = i < pages.first ? pages.first : i >= pages.end ? pages.end - 1 : i;
-      pages.k[i] = k_page(item, block * kPages + seen);
-      pages.v[i] = v_page(item, block * kPages + seen);
-    }
-    return pages;
-  }
 
   // Ask for the cache lines of two rows of 16; the pages of a block are scattered, so the next ones are asked for
   // early.
@@ -506,7 +531,7 @@ struct Worker {
   void direct_rows(const Item& item, const Pages& pages, const Pages& next, int64_t block, int64_t row) const {
     constexpr int kRoom = kAccumulators / (R * kParts);
     constexpr int kWide = kRoom >= 4 ? 4 : kRoom >= 2 ? 2 : 1;
-    const int64_t k_size = shape.head_dim * kPage, v_size = shape.v_head_dim * kPage;
+    const int64_t k_size = Kv::piece(shape.head_dim), v_size = Kv::piece(shape.v_head_dim);
     const int64_t head = row / item.per_head();
     // What comes next: the neighbouring head of these pages, then the first head of the next ones.
     const bool stay = head + 1 < item.heads;
@@ -516,6 +541,7 @@ struct Worker {
     for (int p = 0; p < kPages; p += kWide)
       direct_scores<R, kWide>(pages.k + p, soon.k + p, head * k_size, soon_head * k_size, row, s + p * kPage);
     float factor[R];
+    note_scales(pages, head);
     softmax<R>(item, row, R, block * kBlock, s, factor);
     const int panels = shape.v_head_dim / 16;
     int c = 0;
@@ -565,7 +591,7 @@ struct Worker {
 
   void many(const Item& item) const {
 #if defined(ECHOC_ATTEND_DOT)
-    if constexpr (std::is_same_v<KV, bf16_t>) {
+    if constexpr (Kv::kPaired) {
       if (dots && has_dots()) return dotted(item);
     }
 #endif

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "attend_entries.h"
 #include "half.h"
 #include "vec16.h"
 
@@ -51,6 +52,28 @@ inline void narrow(const float* from, bf16_t* to, int64_t count) {
     const __m512bh two = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
     _mm512_storeu_si512(to + i, reinterpret_cast<__m512i>(two));
   }
+}
+
+// An element of paired pages as bf16, without its scale: never rounded.
+inline bf16_t exact_bf16(bf16_t value) { return value; }
+inline bf16_t exact_bf16(i8_t value) { return to_bf16(to_float(value)); }
+inline bf16_t exact_bf16(f8_t value) { return to_bf16(to_float(value)); }
+
+// 32 elements in pairs as bf16.
+inline __m512i pairs_bf16(const bf16_t* from) { return _mm512_loadu_si512(from); }
+inline __m512i pairs_bf16(const f8_t* from) { return vec16::bf16_of_f8(from); }
+inline __m512i pairs_bf16(const i8_t* from) {
+  const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  const __m512 odd = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16));
+  const __m512 even = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16));
+  return _mm512_mask_blend_epi16(0x55555555u, _mm512_castps_si512(odd),
+                                 _mm512_srli_epi32(_mm512_castps_si512(even), 16));
+}
+
+// to[0, count) = from[0, count) as bf16; count is a multiple of 32.
+template <class KV>
+inline void to_pairs(const KV* from, bf16_t* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += 32) _mm512_storeu_si512(to + i, pairs_bf16(from + i));
 }
 
 // 8 rows times two panels without tiles.

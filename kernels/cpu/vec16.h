@@ -100,7 +100,7 @@ ECHOC_INLINE f32x16 odd_bf16(const void* from) {
 ECHOC_INLINE __m512i bf16_of_f8(const void* from) {
   const __m512i table =
       _mm512_castsi128_si512(_mm_set_epi16(0x3c60, 0x3c40, 0x3c20, 0x3c00, 0x3bc0, 0x3b80, 0x3b00, 0));
-  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_load_si256(static_cast<const __m256i*>(from)));
+  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
   const __m512i placed = _mm512_slli_epi16(wide, 4);  // exponent and mantissa from bit 10 on, copies of the sign above
   const __m512i normal =
       _mm512_add_epi16(_mm512_and_si512(placed, _mm512_set1_epi16(0x07f0)), _mm512_set1_epi16((127 - 7) << 7));

@@ -156,16 +156,23 @@ def test_division_is_exact_or_none(a: Dim, c: Dim, symbols: dict[str, int]) -> N
         assert dim_div(dim_mul(a, c), c) == a
 
 
-@given(st.lists(dims, max_size=4), st.sampled_from(list(DType)))
+@given(st.lists(dims, max_size=4), st.sampled_from([d for d in DType if d is not DType.F8]))
 def test_types_print_and_parse(shape: list[Dim], dtype: DType) -> None:
     type_ = TensorType(tuple(shape), dtype)
     assert parse_type(str(type_)) == type_
 
 
-@pytest.mark.parametrize("kind", ["pages", "value"])
-def test_state_types_print_and_parse(kind: str) -> None:
-    type_ = StateType(kind, (8, 64), DType.BF16)
+@pytest.mark.parametrize(("kind", "dtype"), [("pages", "bf16"), ("value", "bf16"), ("pages", "f8"), ("pages", "i8")])
+def test_state_types_print_and_parse(kind: str, dtype: str) -> None:
+    type_ = StateType(kind, (8, 64), DType(dtype))
     assert parse_type(str(type_)) == type_
+
+
+def test_only_pages_hold_8_bit_floats() -> None:
+    with pytest.raises(IRError, match="only pages hold f8"):
+        parse_type("f8[3]")
+    with pytest.raises(IRError, match="only pages hold f8"):
+        parse_type("value<f8[3]>")
 
 
 @pytest.mark.parametrize(

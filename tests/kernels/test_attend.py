@@ -12,6 +12,8 @@ import pytest
 from cpu_levels import build, levels
 from numpy.typing import NDArray
 
+from echoc.compiler.ir.ops.entries import held
+from echoc.compiler.ir.types import DType
 from echoc.compiler.targets.cpu import lower
 
 Array = NDArray[Any]
@@ -73,6 +75,8 @@ void one(const Args& a, int tid) {
 EACH(f32, float)
 EACH(bf16, bf16_t)
 EACH(f16, f16_t)
+EACH(i8, i8_t)
+EACH(f8, f8_t)
 
 extern "C" ECHOC_EXPORT int64_t scratch_bytes(int d, int dv) { return attend_scratch_bytes(d, dv); }
 extern "C" ECHOC_EXPORT int64_t workspace_bytes(int dv, int threads) { return attend_workspace_bytes(dv, threads); }
@@ -134,7 +138,9 @@ class Case:
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """x as the storage type keeps it."""
+    """x [..., D] as the storage type keeps it."""
+    if dtype in ("i8", "f8"):
+        return held(x, DType(dtype))
     if dtype == "f16":
         return x.astype(np.float16).astype(np.float32)
     if dtype == "bf16":
@@ -158,7 +164,8 @@ class Problem:
         c, rng = self.case, np.random.default_rng(self.case.seed)
         for cached, new in c.contexts:
             n = cached + new
-            self.q.append(rounded(rng.standard_normal((n, c.heads, c.head_dim), dtype=np.float32) * 2, c.dtype))
+            q = rng.standard_normal((n, c.heads, c.head_dim), dtype=np.float32) * 2
+            self.q.append(rounded(q, "bf16" if c.dtype in ("i8", "f8") else c.dtype))
             self.k.append(rng.standard_normal((n, c.kv_heads, c.head_dim), dtype=np.float32))
             self.v.append(rng.standard_normal((n, c.kv_heads, c.v_head_dim), dtype=np.float32))
         self.sinks = rng.standard_normal(c.heads).astype(np.float32) * 3 if c.sinks else None
@@ -201,13 +208,11 @@ class Machine:
     def __init__(self, library: ctypes.CDLL, problem: Problem) -> None:
         c = problem.case
         self.library, self.problem = library, problem
-        self.element = 4 if c.dtype == "f32" else 2
         self.max_blocks = max((cached + new + PAGE - 1) // PAGE for cached, new in c.contexts) + 1
         pages = len(c.contexts) * self.max_blocks + 3
-        fill = 0xFFFFFFFF if c.dtype == "f32" else 0xFFFF
-        kind = np.uint32 if c.dtype == "f32" else np.uint16
-        self.k = np.full(pages * c.kv_heads * c.head_dim * PAGE, fill, kind)
-        self.v = np.full(pages * c.kv_heads * c.v_head_dim * PAGE, fill, kind)
+        element, scale = {"f32": (4, 0), "i8": (1, 4), "f8": (1, 4)}.get(c.dtype, (2, 0))
+        self.k = np.full(pages * c.kv_heads * (c.head_dim * element + scale) * PAGE, 0xFF, np.uint8)
+        self.v = np.full(pages * c.kv_heads * (c.v_head_dim * element + scale) * PAGE, 0xFF, np.uint8)
         order = np.random.default_rng(c.seed + 1).permutation(pages)
         self.table = np.full((len(c.contexts), self.max_blocks), -(10**6), np.int32)  # touching an unused entry crashes
         for i, (cached, new) in enumerate(c.contexts):
@@ -277,7 +282,7 @@ def prefill(library: ctypes.CDLL, case: Case) -> Array:
 def close(case: Case, found: Array, wanted: Array) -> None:
     """Within f32 rounding; where bf16 dot products may serve, within the bf16 rounding of queries and weights."""
     bound = 4e-6
-    if case.dtype == "bf16" and not case.deterministic:
+    if case.dtype in ("bf16", "i8", "f8") and not case.deterministic:
         bound = 3e-3 if case.head_dim in {4, 16, 64, 256} else 8e-3  # the scaled query is exact for these
     assert found.size > 0
     assert np.isfinite(found).all()
@@ -303,6 +308,12 @@ NAMED = {
     "one head each": Case(heads=5, kv_heads=5, contexts=RAGGED),
     "bf16": Case(contexts=RAGGED, dtype="bf16"),
     "f16": Case(contexts=RAGGED, dtype="f16"),
+    "i8": Case(contexts=RAGGED, dtype="i8"),
+    "f8": Case(contexts=RAGGED, dtype="f8"),
+    "i8, all at once": Case(contexts=RAGGED, window=50, softcap=5.0, sinks=True, functor=2, dtype="i8", threads=2),
+    "f8, window below a page": Case(contexts=RAGGED, window=7, dtype="f8", threads=3),
+    "odd dims i8": Case(head_dim=33, v_head_dim=21, contexts=RAGGED, dtype="i8"),
+    "odd dims f8": Case(head_dim=7, v_head_dim=50, contexts=RAGGED, dtype="f8"),
     "window": Case(contexts=RAGGED, window=40),
     "window of one": Case(contexts=RAGGED, window=1),
     "window below a page": Case(contexts=RAGGED, window=7, dtype="bf16"),
@@ -348,6 +359,16 @@ NAMED = {
     "dots, 192 and 128": Case(contexts=RAGGED, head_dim=192, v_head_dim=128, functor=1, **FREE),
     "dots, 16": Case(contexts=RAGGED, head_dim=16, v_head_dim=16, softcap=3.0, functor=2, **FREE),
     "dots, tiny": Case(contexts=RAGGED, head_dim=1, v_head_dim=1, heads=40, kv_heads=1, **FREE),
+    "dots, i8": Case(contexts=RAGGED, **(FREE | {"dtype": "i8"})),
+    "dots, f8": Case(contexts=RAGGED, **(FREE | {"dtype": "f8"})),
+    "dots, i8, 80": Case(contexts=RAGGED, head_dim=80, v_head_dim=80, window=40, **(FREE | {"dtype": "i8"})),
+    "dots, f8, odd": Case(contexts=RAGGED, head_dim=33, v_head_dim=21, sinks=True, **(FREE | {"dtype": "f8"})),
+    "dots, f8, decode": Case(
+        contexts=((0, 1), (77, 1), (300, 1)), heads=12, kv_heads=2, threads=3, **(FREE | {"dtype": "f8"})
+    ),
+    "dots, i8, decode": Case(
+        contexts=((0, 1), (77, 1), (300, 1)), heads=12, kv_heads=2, threads=3, **(FREE | {"dtype": "i8"})
+    ),
     "more threads than items": Case(contexts=((70, 1),), threads=7, dtype="bf16"),
 }
 
@@ -369,7 +390,7 @@ def random_case(seed: int) -> Case:
         contexts=tuple(
             (int(rng.integers(0, 180)), int(rng.choice([1, 1, 2, 5, 17, 64, 100]))) for _ in range(rng.integers(1, 6))
         ),
-        dtype=str(rng.choice(["f32", "bf16", "f16"])),
+        dtype=str(rng.choice(["f32", "bf16", "f16", "i8", "f8"])),
         softcap=float(rng.choice([0, 0, 3.0, 30.0])),
         window=int(rng.choice([0, 0, 1, 5, 16, 33, 100])),
         causal=bool(rng.random() < 0.85),
@@ -391,7 +412,7 @@ def test_random(library: ctypes.CDLL) -> None:
             raise AssertionError(f"{case}: {error}") from error
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "i8", "f8"])
 @pytest.mark.parametrize("dims", [(64, 64), (96, 80), (33, 20)])
 def test_deterministic(library: ctypes.CDLL, dtype: str, dims: tuple[int, int]) -> None:
     """A query's result has the same bits however the prompt is cut, whatever shares the step, on any thread count."""

@@ -11,7 +11,7 @@ from echoc.compiler.ir.node import Node, topological
 from echoc.compiler.ir.types import StateType, TensorType, Type
 from echoc.errors import IRError
 
-from .pointwise import cast_array
+from .entries import held
 from .row import Array, Env, Op
 
 
@@ -136,7 +136,7 @@ def _append_meaning(node: Node, args: tuple[Any, ...], env: Env) -> Any:
     state = np.array(state)
     size = state.shape[1]
     pages = table[sequences, positions // size]
-    state[pages, positions % size] = cast_array(values, node.inputs[0].type.dtype)
+    state[pages, positions % size] = held(values, node.inputs[0].type.dtype)
     return state
 
 

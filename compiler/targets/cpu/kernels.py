@@ -22,7 +22,10 @@ from echoc.compiler.targets.index import Index, Var, dim_text, flatten, unflatte
 from echoc.errors import CompileError
 
 TEMPLATES = Path(__file__).parents[3] / "templates" / "cpu"
-STATE_TYPES = {DType.F32: "float", DType.BF16: "echoc::bf16_t", DType.F16: "echoc::f16_t"}
+STATE_TYPES = {
+    DType.F32: "float", DType.BF16: "echoc::bf16_t", DType.F16: "echoc::f16_t", DType.I8: "echoc::i8_t",
+    DType.F8: "echoc::f8_t",
+}  # fmt: skip
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     keep_trailing_newline=True, autoescape=False,

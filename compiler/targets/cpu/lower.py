@@ -155,5 +155,5 @@ def _scratch(text: str) -> int:
         return int(text)
     head, value = (-(-int(x) // 16) * 16 for x in text.partition("(")[2].rstrip(")").split(","))
     rows, block, tall = 96, 64, 32
-    floats = (rows + block) * (head + value) + tall * block * 3 // 2 + rows * (head + 16) // 2 + 6 * rows
+    floats = (rows + block) * (head + value) + tall * block * 3 // 2 + rows * (head + 16) // 2 + 7 * rows + 2 * block
     return -(-floats * 4 // 64) * 64

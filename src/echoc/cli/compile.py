@@ -19,6 +19,16 @@ class WeightsDtype(StrEnum):
     int4 = "int4"
 
 
+class KvDtype(StrEnum):
+    """Formats in which keys and values can be held."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+    f16 = "f16"
+    int8 = "int8"
+    fp8 = "fp8"
+
+
 GROUPS = (32, 64, 128)
 
 
@@ -81,6 +91,10 @@ def command(
     context_length: Annotated[
         int | None, typer.Option("--context-length", min=1, help="Longest sequence in tokens; default: the model's.")
     ] = None,
+    kv_dtype: Annotated[
+        KvDtype | None,
+        typer.Option("--kv-dtype", help="Format of the KV cache; default: f32 for f32 weights, else bf16."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default: the model's name + .echo, here.")
     ] = None,
@@ -103,7 +117,8 @@ def command(
     from echoc.cli import systems
 
     if systems.is_source(model) and not model.is_dir():
-        if weights is not None or context_length is not None or weights_dtype != WeightsDtype.bf16 or group != 32:
+        options = weights is not None or context_length is not None or kv_dtype is not None
+        if options or weights_dtype != WeightsDtype.bf16 or group != 32:
             raise typer.BadParameter("a membrane system has no weights and no context: leave the options of models out")
         written = output if output is not None else Path(f"{model.stem}.echo")
         elapsed = systems.compile_source(
@@ -129,6 +144,7 @@ def command(
             weights=weights,
             output=str(path),
             context_length=context_length,
+            kv_dtype=kv_dtype.value if kv_dtype is not None else None,
             progress=progress,
         )
         elapsed = seconds()
