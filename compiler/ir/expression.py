@@ -71,21 +71,21 @@ FUNCTIONS: Mapping[str, tuple[int, Callable[..., float], str]] = {
     "sub": (2, lambda a, b: a - b, "({0} - {1})"),
     "mul": (2, lambda a, b: a * b, "({0} * {1})"),
     "div": (2, _divide, "({0} / {1})"),
-    "pow": (2, _power, "std::pow({0}, {1})"),
+    "pow": (2, _power, "echoc::real::pow({0}, {1})"),
     "neg": (1, lambda a: -a, "(-{0})"),
-    "exp": (1, _guarded(math.exp), "std::exp({0})"),
-    "log": (1, _guarded(math.log), "std::log({0})"),
-    "sqrt": (1, _guarded(math.sqrt), "std::sqrt({0})"),
-    "sin": (1, _guarded(math.sin), "std::sin({0})"),
-    "cos": (1, _guarded(math.cos), "std::cos({0})"),
-    "tan": (1, _guarded(math.tan), "std::tan({0})"),
-    "tanh": (1, math.tanh, "std::tanh({0})"),
-    "atan": (1, math.atan, "std::atan({0})"),
-    "abs": (1, abs, "std::fabs({0})"),
-    "floor": (1, _guarded(math.floor), "std::floor({0})"),
-    "ceil": (1, _guarded(math.ceil), "std::ceil({0})"),
-    "min": (2, min, "std::fmin({0}, {1})"),
-    "max": (2, max, "std::fmax({0}, {1})"),
+    "exp": (1, _guarded(math.exp), "echoc::real::exp({0})"),
+    "log": (1, _guarded(math.log), "echoc::real::log({0})"),
+    "sqrt": (1, _guarded(math.sqrt), "echoc::real::sqrt({0})"),
+    "sin": (1, _guarded(math.sin), "echoc::real::sin({0})"),
+    "cos": (1, _guarded(math.cos), "echoc::real::cos({0})"),
+    "tan": (1, _guarded(math.tan), "echoc::real::tan({0})"),
+    "tanh": (1, math.tanh, "echoc::real::tanh({0})"),
+    "atan": (1, math.atan, "echoc::real::atan({0})"),
+    "abs": (1, abs, "echoc::real::abs({0})"),
+    "floor": (1, _guarded(math.floor), "echoc::real::floor({0})"),
+    "ceil": (1, _guarded(math.ceil), "echoc::real::ceil({0})"),
+    "min": (2, min, "echoc::real::min({0}, {1})"),
+    "max": (2, max, "echoc::real::max({0}, {1})"),
     "lt": (2, lambda a, b: float(a < b), "double({0} < {1})"),
     "le": (2, lambda a, b: float(a <= b), "double({0} <= {1})"),
     "eq": (2, lambda a, b: float(a == b), "double({0} == {1})"),
@@ -108,11 +108,11 @@ def evaluate(expression: Expression, values: Mapping[str, float]) -> float:
 
 
 def render(expression: Expression, spell: Callable[[str], str]) -> str:
-    """C++ in double; `spell` gives the C++ of a name."""
+    """C++ in double over kernels/cpu/real.h; `spell` gives the C++ of a name."""
     if expression.op == "number":
         value = expression.value
         if not math.isfinite(value):
-            return 'std::nan("")' if math.isnan(value) else f"({'-' if value < 0 else ''}HUGE_VAL)"
+            return "echoc::real::kNan" if math.isnan(value) else f"({'-' if value < 0 else ''}echoc::real::kInfinity)"
         return f"({value!r})" if value < 0 else repr(value)
     if expression.op == "name":
         return spell(expression.symbol)

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/cpu/random.h"
 #include "kernels/cpu/runs.h"
@@ -63,21 +62,26 @@ struct Tables {
 
 // Arrays of one run, in its scratch. Layout: see scratch_bytes() of the generator.
 struct Work {
-  int64_t* left;    // [places] counts not yet consumed, then the next counts
-  double* share;    // [places] sums of the distribution table's rows
-  int64_t* chosen;  // [blocks]
-  int32_t* list;    // [blocks] blocks with applications
-  int32_t* active;  // [blocks]
-  int8_t* charge;   // [cells] next charges
-  bool* holds;      // [conditions]
-  bool* allowed;    // [blocks] consistent with the charges that others ask for
+  runs::Counts left;           // [places] counts not yet consumed, then the next counts
+  runs::Lane<double> share;    // [places] sums of the distribution table's rows
+  runs::Counts chosen;         // [blocks]
+  runs::Lane<int32_t> list;    // [blocks] blocks with applications
+  runs::Lane<int32_t> active;  // [blocks]
+  runs::Charges charge;        // [cells] next charges
+  runs::Lane<bool> holds;      // [conditions]
+  runs::Lane<bool> allowed;    // [blocks] consistent with the charges that others ask for
 };
 
-inline Work carve(const Tables& t, std::byte* scratch) {
+inline Work carve(const Tables& t, const runs::Run& run) {
   Work w;
-  auto take = [&]<class T>(T*& to, int64_t count) {
-    to = reinterpret_cast<T*>(scratch);
-    scratch += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  std::byte* scratch = run.scratch;
+  int64_t lane = 0;
+#if ECHOC_RUN_STRIDE > 1
+  lane = run.lane;
+#endif
+  auto take = [&]<class T>(runs::Lane<T>& to, int64_t count) {
+    to = reinterpret_cast<T*>(scratch) + lane;
+    scratch += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64 * runs::kStride;
   };
   take(w.left, t.places);
   take(w.share, t.places);
@@ -90,7 +94,7 @@ inline Work carve(const Tables& t, std::byte* scratch) {
   return w;
 }
 
-inline int64_t most(const Tables& t, const BlockRules& block, const int64_t* left) {
+inline int64_t most(const Tables& t, const BlockRules& block, runs::Counts left) {
   int64_t n = INT64_MAX;
   for (int32_t i = block.consume.begin; i < block.consume.end; ++i) {
     const Amount& a = t.amount[i];
@@ -100,23 +104,23 @@ inline int64_t most(const Tables& t, const BlockRules& block, const int64_t* lef
   return n;
 }
 
-inline void consume(const Tables& t, const BlockRules& block, int64_t n, int64_t* left) {
+inline void consume(const Tables& t, const BlockRules& block, int64_t n, runs::Counts left) {
   for (int32_t i = block.consume.begin; i < block.consume.end; ++i) left[t.amount[i].place] -= n * t.amount[i].count;
 }
 
-inline bool fits(const Tables& t, const BlockRules& block, const int64_t* left) {
+inline bool fits(const Tables& t, const BlockRules& block, runs::Counts left) {
   for (int32_t i = block.consume.begin; i < block.consume.end; ++i) {
     if (left[t.amount[i].place] < t.amount[i].count) return false;
   }
   return true;
 }
 
-inline void shuffle(random::Stream& stream, int32_t* items, int32_t count) {
+inline void shuffle(random::Stream& stream, runs::Lane<int32_t> items, int32_t count) {
   for (int32_t i = count - 1; i > 0; --i) std::swap(items[i], items[stream.below(static_cast<uint32_t>(i) + 1)]);
 }
 
 // Blocks applicable at once must agree on charges: a maximal consistent set of them, in random order.
-inline void make_consistent(const Tables& t, random::Stream& stream, const int64_t* counts, const Work& w) {
+inline void make_consistent(const Tables& t, random::Stream& stream, runs::Counts counts, const Work& w) {
   constexpr int8_t kOpen = 127;
   int32_t applicable = 0;
   for (int32_t b = 0; b < t.blocks; ++b) {
@@ -124,8 +128,8 @@ inline void make_consistent(const Tables& t, random::Stream& stream, const int64
     if (w.allowed[b]) w.active[applicable++] = b;
   }
   shuffle(stream, w.active, applicable);
-  int8_t* decided = w.charge;
-  std::memset(decided, kOpen, static_cast<size_t>(t.cells));
+  const runs::Charges decided = w.charge;
+  runs::fill(decided, kOpen, t.cells);
   for (int32_t i = 0; i < applicable; ++i) {
     const BlockRules& block = t.block[w.active[i]];
     bool agrees = true;
@@ -164,7 +168,7 @@ inline void share_out(const Tables& t, int32_t count, const Work& w) {
       const double k = static_cast<double>(t.amount[j].count);
       least = std::min(least, -w.share[t.amount[j].place] / (k * k));
     }
-    const double whole = std::floor(least * (1 + 0x1p-50));  // thirds and the like, rounded down, would lose one
+    const double whole = real::floor(least * (1 + 0x1p-50));  // thirds and the like, rounded down, would lose one
     int64_t n = whole < 0x1p62 ? static_cast<int64_t>(whole) : INT64_MAX;
     n = std::min(n, most(t, block, w.left));
     w.chosen[w.active[i]] += n;
@@ -273,10 +277,10 @@ template <class Conditions>
 bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, const Work& w, runs::Run& run) {
   stream.at(static_cast<uint64_t>(run.step));
   find_conditions(t, conditions, run, w);
-  std::memcpy(w.left, run.counts, static_cast<size_t>(t.places) * sizeof(int64_t));
-  if (run.applications) std::memset(run.applications, 0, static_cast<size_t>(t.instances) * sizeof(int64_t));
+  runs::copy(w.left, run.counts, t.places);
+  if (run.applications) runs::fill(run.applications, int64_t{0}, t.instances);
   if (t.conflicts) make_consistent(t, stream, run.counts, w);
-  std::memcpy(w.charge, run.charges, static_cast<size_t>(t.cells));
+  runs::copy(w.charge, run.charges, t.cells);
   int32_t listed = 0;
   for (int32_t c = 0; c < t.conditions; ++c) {
     if (!w.holds[c]) continue;
@@ -298,15 +302,15 @@ bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, cons
     const int32_t b = w.list[i];
     if (!execute(t, t.block[b], w.chosen[b], stream, w, run)) return false;
   }
-  std::memcpy(run.counts, w.left, static_cast<size_t>(t.places) * sizeof(int64_t));
-  std::memcpy(run.charges, w.charge, static_cast<size_t>(t.cells));
+  runs::copy(run.counts, w.left, t.places);
+  runs::copy(run.charges, w.charge, t.cells);
   return true;
 }
 
 template <class Conditions>
 void advance(const Tables& t, Conditions&& conditions, runs::Run& run) {
   random::Stream stream(run.seed, run.index);
-  const Work w = carve(t, run.scratch);
+  const Work w = carve(t, run);
   run.halted = 0;
   run.error = runs::Error::kNone;
   for (int64_t i = 0; i < run.steps && step(t, conditions, stream, w, run); ++i) {

@@ -7,7 +7,6 @@
 #include <array>
 #include <bit>
 #include <cfloat>
-#include <cmath>
 #include <cstring>
 
 #include "kernels/cpu/random.h"
@@ -15,7 +14,7 @@
 
 namespace echoc::gillespie {
 
-constexpr double kNever = HUGE_VAL;
+constexpr double kNever = real::kInfinity;
 
 // Two numbers for every event, functions of (seed, run, event): a wait of mean 1, and a uniform that picks a reaction.
 // An event that was not taken because it came too late gets the same numbers when the run goes on.
@@ -23,6 +22,25 @@ class Events {
  public:
   Events(uint64_t seed, uint64_t run) : seed_(seed), run_(run) {}
 
+#if defined(ECHOC_SINGLE_NUMBERS)
+  void at(int64_t event) {
+    const auto number = static_cast<uint64_t>(event);
+    const auto [w0, w1, w2, w3] =
+        random::philox({{static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32),
+                         static_cast<uint32_t>(run_), static_cast<uint32_t>(run_ >> 32) & 0xFFFF}},
+                       static_cast<uint32_t>(seed_), static_cast<uint32_t>(seed_ >> 32))
+            .word;
+    wait_ = -random::log_uniform(random::to_uniform(uint64_t{w1} << 32 | w0));
+    pick_ = random::to_uniform(uint64_t{w3} << 32 | w2);
+  }
+  double wait() const { return wait_; }
+  double pick() const { return pick_; }
+
+ private:
+  uint64_t seed_, run_;
+  double wait_ = 0, pick_ = 0;
+};
+#else
   void at(int64_t event) {
     const auto number = static_cast<uint64_t>(event);
     if (number / random::kLanes != base_) refill(number / random::kLanes);
@@ -49,6 +67,7 @@ class Events {
   alignas(64) double wait_[random::kLanes];
   alignas(64) double pick_[random::kLanes];
 };
+#endif
 
 // How many ways there are to take k of x: the factor h of a propensity.
 inline double ways(int64_t x, int64_t k) {
@@ -77,7 +96,7 @@ inline void record_until(runs::Run& run, double time) {
 
 inline void report(runs::Run& run, int32_t instances, int32_t last) {
   if (!run.applications) return;
-  std::memset(run.applications, 0, static_cast<size_t>(instances) * sizeof(int64_t));
+  runs::fill(run.applications, int64_t{0}, instances);
   if (last >= 0) run.applications[last] = 1;
 }
 
@@ -274,10 +293,16 @@ struct NoTriggers {
 
 inline bool holds(double truth) { return truth != 0 && truth == truth; }
 
+// The next double above a finite one.
+inline double next_above(double x) {
+  if (x == 0) return 0x1p-1074;
+  return std::bit_cast<double>(std::bit_cast<int64_t>(x) + (x > 0 ? 1 : -1));
+}
+
 // first = min(first, moment) where that is still to come; right behind it if `after`.
 inline void soonest(double& first, double now, double moment, bool at, bool after) {
   if (at && moment > now && moment < first) first = moment;
-  const double behind = std::nextafter(moment, kNever);
+  const double behind = next_above(moment);
   if (after && behind > now && behind < first) first = behind;
 }
 
@@ -325,21 +350,21 @@ class Kept {
  public:
   Kept(std::byte* memory, int32_t numbers, int32_t cells)
       : counts_(reinterpret_cast<int64_t*>(memory)),
-        charges_(reinterpret_cast<int8_t*>(counts_ + numbers)),
+        charges_(reinterpret_cast<int8_t*>(memory) + static_cast<int64_t>(numbers) * 8),
         numbers_(numbers),
         cells_(cells) {}
   void keep(const runs::Run& run) {
-    std::copy_n(run.counts, numbers_, counts_);
-    std::copy_n(run.charges, cells_, charges_);
+    runs::copy(counts_, run.counts, numbers_);
+    runs::copy(charges_, run.charges, cells_);
   }
   void restore(runs::Run& run) const {
-    std::copy_n(counts_, numbers_, run.counts);
-    std::copy_n(charges_, cells_, run.charges);
+    runs::copy(run.counts, counts_, numbers_);
+    runs::copy(run.charges, charges_, cells_);
   }
 
  private:
-  int64_t* counts_;
-  int8_t* charges_;
+  runs::Counts counts_;
+  runs::Charges charges_;
   int32_t numbers_, cells_;
 };
 
@@ -392,8 +417,8 @@ bool settle(runs::Run& run, double time, bool& changed) {
     }
     if (!sudden.early) evaluate(sudden.values);
     for (int32_t i = sudden.values.begin; i < sudden.values.end; ++i) {
-      const double value = values[i], whole = std::nearbyint(value);
-      if (!(value > -0.5 && value < 0x1p63 && std::fabs(value - whole) <= 1e-9 * std::max(1.0, value))) {
+      const double value = values[i], whole = __builtin_rint(value);
+      if (!(value > -0.5 && value < 0x1p63 && real::abs(value - whole) <= 1e-9 * std::max(1.0, value))) {
         run.error = runs::Error::kEvent;
         run.where = first;
         return false;

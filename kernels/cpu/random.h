@@ -3,12 +3,12 @@
 #pragma once
 
 #include <bit>
-#include <cmath>
 #include <cstdint>
 
-#include "philox.h"
+#include "kernels/cpu/philox.h"
+#include "kernels/cpu/real.h"
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if (defined(__AVX512F__) || defined(__AVX2__)) && !defined(ECHOC_SINGLE_NUMBERS)
 #include <immintrin.h>
 #endif
 
@@ -18,7 +18,13 @@ namespace echoc::random {
 // high[i] from 2 and 3. `first + kLanes` must not wrap.
 constexpr int kLanes = 32;
 
-#if defined(__AVX512F__)
+// Where every thread is a run of its own, numbers are made one by one; elsewhere by the batch, in vectors.
+#if (defined(__NVPTX__) || defined(__AMDGCN__)) && !defined(ECHOC_SINGLE_NUMBERS)
+#define ECHOC_SINGLE_NUMBERS 1
+#endif
+
+#if defined(ECHOC_SINGLE_NUMBERS)
+#elif defined(__AVX512F__)
 namespace detail {
 using Wide = __m512i;
 constexpr int kWide = 8;
@@ -127,12 +133,12 @@ class Stream {
   void at(uint64_t step) {
     step_ = step;
     block_ = 0;
-    next_ = 2 * kLanes;
+    next_ = kBatch;
   }
 
   uint64_t bits() {
-    if (next_ == 2 * kLanes) refill();
-    return words_[next_++];
+    if (next_ == kBatch) refill();
+    return take(next_++);
   }
 
   double uniform() { return to_uniform(bits()); }
@@ -149,19 +155,39 @@ class Stream {
   }
 
  private:
+  static constexpr int kBatch = 2 * kLanes;
+
+  uint32_t upper() const {
+    return static_cast<uint32_t>(step_ >> 32) << 16 | (static_cast<uint32_t>(run_ >> 32) & 0xFFFF);
+  }
+
+#if defined(ECHOC_SINGLE_NUMBERS)
   void refill() {
-    philox_batch(block_, static_cast<uint32_t>(step_), static_cast<uint32_t>(run_),
-                 static_cast<uint32_t>(step_ >> 32) << 16 | (static_cast<uint32_t>(run_ >> 32) & 0xFFFF), key0_, key1_,
-                 words_, words_ + kLanes);
     block_ += kLanes;
     next_ = 0;
   }
+  uint64_t take(int place) const {
+    const uint32_t block = block_ - kLanes + static_cast<uint32_t>(place % kLanes);
+    const auto [w0, w1, w2, w3] =
+        philox({{block, static_cast<uint32_t>(step_), static_cast<uint32_t>(run_), upper()}}, key0_, key1_).word;
+    return place < kLanes ? uint64_t{w1} << 32 | w0 : uint64_t{w3} << 32 | w2;
+  }
+#else
+  void refill() {
+    philox_batch(block_, static_cast<uint32_t>(step_), static_cast<uint32_t>(run_), upper(), key0_, key1_, words_,
+                 words_ + kLanes);
+    block_ += kLanes;
+    next_ = 0;
+  }
+  uint64_t take(int place) const { return words_[place]; }
+
+  alignas(64) uint64_t words_[kBatch];
+#endif
 
   uint32_t key0_, key1_;
   uint64_t run_, step_ = 0;
   uint32_t block_ = 0;
-  int next_ = 2 * kLanes;
-  alignas(64) uint64_t words_[2 * kLanes];
+  int next_ = kBatch;
 };
 
 // A success probability with what the binomial generators need of it: p is at most 1/2, `flip` counts failures instead.
@@ -175,7 +201,7 @@ struct Chance {
 inline Chance chance(double p) {
   const bool flip = p > 0.5;
   const double small = flip ? 1.0 - p : p;
-  return {small, std::log1p(-small), small / (1.0 - small), flip};
+  return {small, real::log1p(-small), small / (1.0 - small), flip};
 }
 
 namespace detail {
@@ -193,7 +219,7 @@ inline double stirling_tail(double k) {
 // Sequential search from 0 (Kachitvichyanukul and Schmeiser 1988, algorithm BINV), for n p below 10.
 inline int64_t invert(Stream& stream, int64_t n, const Chance& c) {
   constexpr int64_t kFar = 120;  // beyond it only by rounding: P(X > 120) < 1e-80 for a mean below 10
-  const double start = std::exp(static_cast<double>(n) * c.log_q), m = static_cast<double>(n);
+  const double start = real::exp(static_cast<double>(n) * c.log_q), m = static_cast<double>(n);
   while (true) {
     double u = stream.uniform(), f = start;
     for (int64_t k = 0; k <= kFar && k <= n; ++k) {
@@ -208,20 +234,20 @@ inline int64_t invert(Stream& stream, int64_t n, const Chance& c) {
 // n p of 10 and more.
 inline int64_t reject(Stream& stream, int64_t n, const Chance& chance) {
   const double count = static_cast<double>(n), p = chance.p;
-  const double spread = std::sqrt(count * p * (1 - p));
+  const double spread = real::sqrt(count * p * (1 - p));
   const double b = 1.15 + 2.53 * spread, a = -0.0873 + 0.0248 * b + 0.01 * p, c = count * p + 0.5;
   const double squeeze = 0.92 - 4.2 / b;
   while (true) {
     const double u = stream.uniform() - 0.5;
     double v = stream.uniform();
-    const double us = 0.5 - std::fabs(u), k = std::floor((2 * a / us + b) * u + c);
+    const double us = 0.5 - real::abs(u), k = real::floor((2 * a / us + b) * u + c);
     if (k < 0 || k > count) continue;
     if (us >= 0.07 && v <= squeeze) return static_cast<int64_t>(k);
-    const double alpha = (2.83 + 5.1 / b) * spread, m = std::floor((count + 1) * p);
-    v = std::log(v * alpha / (a / (us * us) + b));
-    const double bound = (m + 0.5) * std::log((m + 1) / (chance.odds * (count - m + 1))) +
-                         (count + 1) * std::log((count - m + 1) / (count - k + 1)) +
-                         (k + 0.5) * std::log(chance.odds * (count - k + 1) / (k + 1)) + stirling_tail(m) +
+    const double alpha = (2.83 + 5.1 / b) * spread, m = real::floor((count + 1) * p);
+    v = real::log(v * alpha / (a / (us * us) + b));
+    const double bound = (m + 0.5) * real::log((m + 1) / (chance.odds * (count - m + 1))) +
+                         (count + 1) * real::log((count - m + 1) / (count - k + 1)) +
+                         (k + 0.5) * real::log(chance.odds * (count - k + 1) / (k + 1)) + stirling_tail(m) +
                          stirling_tail(count - m) - stirling_tail(k) - stirling_tail(count - k);
     if (v <= bound) return static_cast<int64_t>(k);
   }

@@ -9,6 +9,7 @@ import pytest
 from echoc.compiler.targets.cpu.build import FLAGS, KERNELS, find_compiler
 
 PROGRAM = r"""
+#include <cmath>
 #include <cstdio>
 #include <utility>
 #include "kernels/cpu/random.h"

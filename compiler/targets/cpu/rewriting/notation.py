@@ -41,7 +41,7 @@ def _tail(rule: Rule) -> str:
     if rule.probability is not None:
         parts.append(f":: {rule.probability!r}")
     if isinstance(rule.rate, Expression):
-        parts.append(f"at {render(rule.rate, str)}")
+        parts.append(f"at {render(rule.rate, str).replace('echoc::real::', '')}")
     elif rule.rate is not None:
         parts.append(f"at {rule.rate!r}")
     return "".join(f" {part}" for part in parts)
