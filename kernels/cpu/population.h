@@ -195,6 +195,13 @@ struct StepCall {
   void* team;
 };
 
+/// All threads of a step meet here.
+#if defined(ECHOC_DEVICE)
+inline void meet(const StepCall& call);
+#else
+inline void meet(const StepCall& call) { call.barrier(call.team); }
+#endif
+
 /// What a kernel and the runtime that calls it must agree on; kVersion counts changes of meaning that keep the sizes.
 constexpr int64_t kVersion = 4;
 constexpr int64_t kAbi =

@@ -71,7 +71,7 @@ class Step : public Ordered<S> {
   }
 
   Range share_rows(int64_t count) const { return echoc::share(count, call_.tid, call_.nthreads); }
-  void meet() { call_.barrier(call_.team); }
+  void meet() { population::meet(call_); }
   bool failed() const { return shared_.status.load(std::memory_order_relaxed) != kDone; }
 
   void copy_rows(Range rows) {

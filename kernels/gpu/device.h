@@ -16,6 +16,13 @@
 
 namespace echoc::device {
 
+/// Where the blocks of a grid meet, all zero before the first launch. All blocks must be resident: a cooperative
+/// launch. Every meeting leaves it ready for the next one and for the next launch.
+struct Meeting {
+  uint32_t arrived;
+  uint32_t phase;
+};
+
 #if defined(__NVPTX__)
 inline uint32_t thread() { return __nvvm_read_ptx_sreg_tid_x(); }
 inline uint32_t block() { return __nvvm_read_ptx_sreg_ctaid_x(); }
@@ -36,13 +43,6 @@ inline void wait_a_little() { __builtin_amdgcn_s_sleep(1); }
 #endif
 
 #if defined(__NVPTX__) || defined(__AMDGCN__)
-
-/// Where the blocks of a grid meet, all zero before the first launch. All blocks must be resident: a cooperative
-/// launch. Every meeting leaves it ready for the next one and for the next launch.
-struct Meeting {
-  uint32_t arrived;
-  uint32_t phase;
-};
 
 /// Every thread of the grid meets here. Writes made before are visible to all threads after.
 inline void meet_grid(Meeting& meeting, uint32_t blocks) {

@@ -108,6 +108,7 @@ struct Api {
 
   Function<size_t*, size_t*> memory_info{lookup, "cuMemGetInfo_v2", "hipMemGetInfo"};
   Function<Address*, size_t> memory_allocate{lookup, "cuMemAlloc_v2", "hipMalloc"};
+  Function<Address*, size_t, unsigned> memory_managed{lookup, "cuMemAllocManaged", "hipMallocManaged", false};
   Function<Address> memory_free{lookup, "cuMemFree_v2", "hipFree"};
   Function<void**, size_t, unsigned> host_allocate{lookup, "cuMemHostAlloc", "hipHostMalloc"};
   Function<void*> host_free{lookup, "cuMemFreeHost", "hipHostFree"};
@@ -138,6 +139,10 @@ struct Api {
   Function<const LaunchConfig*, Handle, void**, void**> launch{lookup, "cuLaunchKernelEx", nullptr};
   Function<Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**, void**>
       launch_plain{lookup, nullptr, "hipModuleLaunchKernel"};
+  Function<Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**>
+      launch_together{lookup, nullptr, "hipModuleLaunchCooperativeKernel", false};
+  Function<int*, Handle, int, size_t> occupancy{lookup, "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+                                                "hipModuleOccupancyMaxActiveBlocksPerMultiprocessor", false};
 };
 
 /// One device as its driver describes it. Sizes in bytes.

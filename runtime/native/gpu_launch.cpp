@@ -6,7 +6,7 @@ namespace echoc::gpu {
 namespace {
 
 constexpr int64_t kMostBlocks[3] = {0x7FFFFFFF, 65535, 65535};  // CUDA C++ Programming Guide, technical specifications
-constexpr int kProgrammaticStreamSerialization = 6;             // CUlaunchAttributeID
+constexpr int kCooperative = 2, kProgrammaticStreamSerialization = 6;  // CUlaunchAttributeID
 
 int64_t size_of(const Axis& axis, std::span<const int64_t> dims, const Kernel& kernel) {
   int64_t sum = 0;
@@ -57,6 +57,35 @@ void start(const Context& context, Handle stream, const Kernel& kernel, const Gr
                                       kernel.shared_bytes, stream, parameters, nullptr);
   }
   if (status != 0) context.driver->fail(status, "launch of kernel " + kernel.name);
+}
+
+void start_together(const Context& context, Handle stream, const Kernel& kernel, unsigned blocks, void** parameters) {
+  int status = 0;
+  if (context.api.launch) {
+    LaunchAttribute attribute{};
+    attribute.id = kCooperative;
+    attribute.value = 1;
+    const LaunchConfig config{{blocks, 1, 1}, {kernel.threads, 1, 1}, kernel.shared_bytes, stream, &attribute, 1};
+    status = context.api.launch(&config, kernel.function, parameters, nullptr);
+  } else {
+    if (!context.api.launch_together)
+      throw Failure("the driver has no cooperative launches; update ROCm to 6 or newer");
+    status = context.api.launch_together(kernel.function, blocks, 1, 1, kernel.threads, 1, 1, kernel.shared_bytes,
+                                         stream, parameters);
+  }
+  if (status != 0) context.driver->fail(status, "launch of kernel " + kernel.name);
+}
+
+unsigned resident_blocks(const Context& context, const Kernel& kernel) {
+  if (!context.api.occupancy) throw Failure("the driver does not tell how many blocks are resident; update it");
+  int blocks = 0;
+  context.driver->call(context.api.occupancy, &blocks, kernel.function, static_cast<int>(kernel.threads),
+                       size_t{kernel.shared_bytes});
+  if (blocks < 1) {
+    throw Failure("no block of kernel " + kernel.name + " fits a multiprocessor of " + context.info.name +
+                  ": compile the system for this device");
+  }
+  return static_cast<unsigned>(blocks) * static_cast<unsigned>(context.info.multiprocessors);
 }
 
 std::string names(std::span<const Launch> launches) {

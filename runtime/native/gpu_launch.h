@@ -50,6 +50,12 @@ Grid evaluate(const Launch& launch, std::span<const int64_t> dims);
 void start(const Context& context, Handle stream, const Kernel& kernel, const Grid& grid, void** parameters,
            bool dependent);
 
+/// Puts a kernel in the stream whose blocks meet: all of them are on the device at once, or Failure is thrown.
+void start_together(const Context& context, Handle stream, const Kernel& kernel, unsigned blocks, void** parameters);
+
+/// The most blocks of a kernel that a device holds at once.
+unsigned resident_blocks(const Context& context, const Kernel& kernel);
+
 /// "rows_0a1b, gemm_2c3d and 4 more": the kernels of a launch list, each once.
 std::string names(std::span<const Launch> launches);
 

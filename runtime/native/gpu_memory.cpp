@@ -135,6 +135,21 @@ DeviceMemory::~DeviceMemory() {
   if (address_ && context_->here()) context_->api.memory_free(address_);
 }
 
+ManagedMemory::ManagedMemory(const Context& context, int64_t bytes, const std::string& what)
+    : context_(&context), bytes_(bytes) {
+  if (bytes <= 0) return;
+  constexpr unsigned kGlobal = 1;  // CU_MEM_ATTACH_GLOBAL, hipMemAttachGlobal
+  if (!context.api.memory_managed) throw Failure("the driver has no managed memory; update it");
+  const int status = context.api.memory_managed(&address_, static_cast<size_t>(bytes), kGlobal);
+  if (status == 0) return;
+  address_ = 0;
+  context.driver->fail(status, std::string(context.api.memory_managed.name) + " of " + amount(bytes) + " for " + what);
+}
+
+ManagedMemory::~ManagedMemory() {
+  if (address_ && context_->here()) context_->api.memory_free(address_);
+}
+
 HostMemory::HostMemory(const Context& context, int64_t bytes) : context_(&context), bytes_(bytes) {
   if (bytes <= 0) return;
   void* data = nullptr;

@@ -101,6 +101,32 @@ class DeviceMemory {
   int64_t bytes_ = 0;
 };
 
+/// Memory that the host and the device address alike; its pages go where they are touched. Not cleared. `what` says in
+/// errors what it was for.
+class ManagedMemory {
+ public:
+  ManagedMemory() = default;
+  ManagedMemory(const Context& context, int64_t bytes, const std::string& what);
+  ManagedMemory(ManagedMemory&& other) noexcept
+      : context_(other.context_), address_(std::exchange(other.address_, 0)), bytes_(std::exchange(other.bytes_, 0)) {}
+  ManagedMemory& operator=(ManagedMemory&& other) noexcept {
+    std::swap(context_, other.context_);
+    std::swap(address_, other.address_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~ManagedMemory();
+
+  Address address() const { return address_; }
+  void* data() const { return reinterpret_cast<void*>(address_); }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  const Context* context_ = nullptr;
+  Address address_ = 0;
+  int64_t bytes_ = 0;
+};
+
 /// Page-locked memory of the host, which the device copies from and to while the host goes on.
 class HostMemory {
  public:

@@ -15,7 +15,6 @@ class Population::Hands {
     pages::Account& account = instance.means->pages;
     before_ = account.limit - __atomic_load_n(&account.left, __ATOMIC_RELAXED);
     for (int t = 0; t < count_; ++t) {
-      work_[t].held = 0;
       pages::open(population.pool_.taken, work_[t].cache, account);
     }
   }
@@ -26,11 +25,7 @@ class Population::Hands {
   Hands& operator=(const Hands&) = delete;
 
   /// Pages of the run, and of its forks, at the end of the last step, when both configurations are there.
-  void note_peak() {
-    int64_t held = before_;
-    for (int t = 0; t < count_; ++t) held += work_[t].held;
-    instance_.most_pages = std::max(instance_.most_pages, held);
-  }
+  void note_peak() { instance_.most_pages = std::max(instance_.most_pages, before_ + instance_.held); }
 
  private:
   Workspace* work_;

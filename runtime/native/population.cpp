@@ -14,11 +14,13 @@
 namespace echoc::population {
 namespace {
 
-constexpr uint64_t kBytesPerRow = 160;     // of both tables and of everything else that is counted by rows
-constexpr uint32_t kAtHand = 1 << 16;      // pages that a thread keeps, 16 MiB
-constexpr int64_t kLeast = 1 << 16;        // bytes for an instance
-constexpr int64_t kAddresses = 1ll << 46;  // bytes of address space, half of what processes have
-constexpr int64_t kReserved = 1400;        // of them for a row, on each thread
+constexpr uint64_t kBytesPerRow = 160;      // of both tables and of everything else that is counted by rows
+constexpr uint32_t kAtHand = 1 << 16;       // pages that a thread keeps, 16 MiB
+constexpr int64_t kLeast = 1 << 16;         // bytes for an instance
+constexpr int64_t kAddresses = 1ll << 46;   // bytes of address space, half of what processes have
+constexpr uint64_t kMapped = 1 << 17;       // bytes from which on memory comes from the system and not from the heap
+constexpr int64_t kRowsOnDevice = 1 << 25;  // tables are reserved for so many at most
+constexpr int64_t kReserved = 1400;         // of them for a row, on each thread
 
 std::shared_ptr<Means> part(int64_t pages, int64_t rows, int64_t parts) {
   auto means = std::make_shared<Means>();
@@ -29,51 +31,82 @@ std::shared_ptr<Means> part(int64_t pages, int64_t rows, int64_t parts) {
 
 }  // namespace
 
-Reserved::Reserved(uint64_t bytes) : bytes_(std::max<uint64_t>(bytes, 4096)) {
-  base_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base_ == MAP_FAILED) throw std::bad_alloc();
+void* ProcessMemory::take(uint64_t bytes, bool) {
+  if (bytes < kMapped) {
+    void* memory = std::calloc(std::max<uint64_t>(bytes, 1), 1);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+  }
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  return memory;
 }
 
-Reserved::~Reserved() { munmap(base_, bytes_); }
+void ProcessMemory::give(void* memory, uint64_t bytes) noexcept {
+  if (bytes < kMapped) {
+    std::free(memory);
+  } else {
+    munmap(memory, bytes);
+  }
+}
 
-Population::Population(const std::string& library, const std::string& entry, int num_threads, int64_t num_objects,
-                       int64_t num_groups, int64_t num_rules, int64_t max_bytes, int64_t num_instances)
-    : library_(library),
-      kernel_(reinterpret_cast<void (*)(const StepCall*)>(library_.find(entry))),
+Population::Population(const std::string& library, const std::string& entry, int num_threads, const Sizes& sizes)
+    : library_(std::in_place, library),
+      kernel_(reinterpret_cast<void (*)(const StepCall*)>(library_->find(entry))),
       team_(num_threads),
-      objects_(num_objects),
-      num_rules_(num_rules),
-      num_shares_(num_instances) {
-  library_.check_abi(entry, kAbi);
-  if (num_objects < 0 || num_groups < 0 || num_rules < 0) throw std::invalid_argument("sizes must not be negative");
-  if (num_instances < 1 || max_bytes / num_instances < kLeast) {
+      own_memory_(std::make_unique<ProcessMemory>()),
+      memory_(own_memory_.get()),
+      start_(*memory_) {
+  library_->check_abi(entry, kAbi);
+  set_up(num_threads, sizes);
+}
+
+Population::Population(std::unique_ptr<DeviceKernel> device, const Sizes& sizes)
+    : device_(std::move(device)), team_(1), memory_(&device_->memory()), start_(*memory_) {
+  set_up(device_->num_threads(), sizes);
+}
+
+void Population::set_up(int num_threads, const Sizes& sizes) {
+  objects_ = sizes.objects;
+  num_rules_ = sizes.rules;
+  num_shares_ = sizes.instances;
+  if (sizes.objects < 0 || sizes.groups < 0 || sizes.rules < 0) {
+    throw std::invalid_argument("sizes must not be negative");
+  }
+  if (sizes.instances < 1 || sizes.max_bytes / sizes.instances < kLeast) {
     throw std::invalid_argument("a population needs one instance at least, and 64 KiB for each");
   }
-  const uint64_t bytes = static_cast<uint64_t>(max_bytes);
+  const uint64_t bytes = static_cast<uint64_t>(sizes.max_bytes);
   all_pages_ = static_cast<int64_t>(std::min<uint64_t>(bytes / 4 * 3 / sizeof(Page), UINT32_MAX / 2));
   all_rows_ = static_cast<int64_t>(bytes / 4 / kBytesPerRow);
   const int64_t most_rows = std::min<int64_t>(INT32_MAX - 64, kAddresses / kReserved / num_threads);
-  rows_ = static_cast<uint32_t>(std::min(all_rows_ / num_instances, most_rows));
-  at_hand_ = static_cast<uint32_t>(std::clamp<int64_t>(all_pages_ / num_threads / 16 * 2, 64, kAtHand));
+  rows_ = static_cast<uint32_t>(std::min(all_rows_ / num_shares_, device_ ? kRowsOnDevice : most_rows));
+  const auto at_hand = static_cast<uint32_t>(std::clamp<int64_t>(all_pages_ / num_threads / 16 * 2, 64, kAtHand));
   // page 0 is nobody's, and what threads have at hand between two runs is on nobody's account
-  num_pages_ = static_cast<uint64_t>(all_pages_) + static_cast<uint64_t>(num_threads) * at_hand_ + 1;
+  num_pages_ = static_cast<uint64_t>(all_pages_) + static_cast<uint64_t>(num_threads + 1) * at_hand + 1;
   pool_.pages = reserve<Page>(num_pages_);
   pool_.taken.free = reserve<uint32_t>(num_pages_);
   pool_.taken.limit = static_cast<uint32_t>(num_pages_);
   pool_.taken.top = 1;
-  for (int t = 0; t < num_threads; ++t) {
-    reserve_shared(*shared_.emplace_back(std::make_unique<Shared>()));
-    workspaces_.push_back(reserve_workspace(num_groups));
+  const auto threads = static_cast<uint64_t>(num_threads);
+  const uint64_t n = uint64_t{rows_} + 8;
+  const Room room{n, kSpare, num_pages_, at_hand};
+  workspaces_.resize(device_ ? 1 : threads);
+  reserve_workspaces(workspaces_.data(), workspaces_.size(), room, sizes.groups);
+  for (size_t i = 0; i < workspaces_.size(); ++i) reserve_shared(*shared_.emplace_back(std::make_unique<Shared>()));
+  if (device_) {
+    on_device_ = {reserve<Workspace>(threads, true), threads};
+    const Room part{4 * n / threads + 64, 256, 8 * num_pages_ / threads + 64, at_hand};
+    reserve_workspaces(on_device_.data(), threads, part, sizes.groups);
   }
-  for (int64_t i = 0; i < num_instances; ++i) instances_.push_back(std::make_unique<Instance>());
+  for (int64_t i = 0; i < num_shares_; ++i) instances_.push_back(std::make_unique<Instance>(*memory_));
 }
 
 // ---- memory
 
 template <class T>
-T* Population::reserve(uint64_t count) {
-  memory_.push_back(std::make_unique<Reserved>(count * sizeof(T)));
-  return static_cast<T*>(memory_.back()->base());
+T* Population::reserve(uint64_t count, bool zeros) {
+  return static_cast<T*>(pieces_.emplace_back(*memory_, std::max<uint64_t>(count, 1) * sizeof(T), zeros).data());
 }
 
 template <class T>
@@ -100,25 +133,38 @@ void Population::reserve_shared(Shared& shared) {
   shared.order = reserve_vec<int32_t>(4 * n + kSpare);
 }
 
-Workspace Population::reserve_workspace(int64_t num_groups) {
-  const uint64_t n = uint64_t{rows_} + 8, objects = static_cast<uint64_t>(objects_) + 1;
-  Workspace w{};
-  w.count = reserve<int64_t>(objects);
-  w.fresh = reserve<int64_t>(objects);
-  w.touched = reserve_vec<uint32_t>(objects);
-  w.renewed = reserve_vec<uint32_t>(2 * objects);
-  w.cache.pages = reserve<uint32_t>(at_hand_);
-  w.cache.limit = at_hand_;
-  w.retired = reserve_vec<uint32_t>(num_pages_);
-  w.mail = reserve_vec<Mail>(4 * n + kSpare);
-  w.local = reserve_vec<Local>(static_cast<uint64_t>(num_rules_) + 1);
-  w.order = reserve_vec<int32_t>(2 * std::max<uint64_t>(n, static_cast<uint64_t>(num_rules_) + 1));
-  w.used = reserve<int32_t>(static_cast<uint64_t>(num_groups) + 1);
-  w.candidates = reserve_vec<int32_t>(8 * (2 * n + kSpare));
-  w.contested = reserve_vec<int32_t>(8 * (2 * n + kSpare));
-  w.applications = reserve_vec<int64_t>(8 * (4 * n + kSpare));
-  w.relinks = reserve_vec<Link>(n);
-  return w;
+/// Arrays of one kind lie one behind another, those of a thread at a multiple of a cache line.
+void Population::reserve_workspaces(Workspace* out, uint64_t count, const Room& room, int64_t num_groups) {
+  const auto array = [&]<class T>(T* Workspace::* member, uint64_t size, bool zeros) {
+    const uint64_t stride = (size * sizeof(T) + 63) / 64 * 64 / sizeof(T);
+    T* all = reserve<T>(count * stride, zeros);
+    for (uint64_t i = 0; i < count; ++i) out[i].*member = all + i * stride;
+  };
+  const auto list = [&]<class T>(Vec<T> Workspace::* member, uint64_t size) {
+    const uint64_t stride = (size * sizeof(T) + 63) / 64 * 64 / sizeof(T);
+    T* all = reserve<T>(count * stride);
+    for (uint64_t i = 0; i < count; ++i) out[i].*member = {all + i * stride, 0, size};
+  };
+  const uint64_t n = room.rows, objects = static_cast<uint64_t>(objects_) + 1;
+  const uint64_t rules = static_cast<uint64_t>(num_rules_) + 1;
+  uint32_t* pages = reserve<uint32_t>(count * room.at_hand);
+  for (uint64_t i = 0; i < count; ++i) {
+    out[i].cache.pages = pages + i * room.at_hand;
+    out[i].cache.limit = room.at_hand;
+  }
+  array(&Workspace::count, objects, true);
+  array(&Workspace::fresh, objects, true);
+  array(&Workspace::used, static_cast<uint64_t>(num_groups) + 1, true);
+  list(&Workspace::touched, objects);
+  list(&Workspace::renewed, 2 * objects);
+  list(&Workspace::retired, room.pages);
+  list(&Workspace::mail, 4 * n + room.spare);
+  list(&Workspace::local, rules);
+  list(&Workspace::order, 2 * std::max<uint64_t>(n, rules));
+  list(&Workspace::candidates, 8 * (2 * n + room.spare));
+  list(&Workspace::contested, 8 * (2 * n + room.spare));
+  list(&Workspace::applications, 8 * (4 * n + room.spare));
+  list(&Workspace::relinks, n);
 }
 
 /// More rows for a table: twice as many as it has, at least `wanted`. False where there is no room for them.
@@ -141,6 +187,7 @@ int64_t Population::bytes(int64_t num_pages, int64_t rows) {
 int64_t Population::pages_held() const {
   int64_t held = pages::num_taken(pool_.taken) - 1;
   for (const Workspace& work : workspaces_) held -= work.cache.size;
+  for (const Workspace& work : on_device_) held -= work.cache.size;
   return held;
 }
 
@@ -156,7 +203,7 @@ Status Population::load(const Start& start) {
   check(start);
   const size_t rows = start.labels.size();
   start_.means = part(all_pages_, all_rows_, 1);
-  start_.environment.assign(start.environment.begin(), start.environment.end());
+  start_.environment.assign(start.environment);
   Table& table = start_.now;
   if (!grow(start_, table, rows)) return kOutOfCells;
   std::optional<Hands> hands(std::in_place, *this, start_, 0, 1);
@@ -234,7 +281,7 @@ Status Population::create(int64_t index, uint64_t seed, uint64_t number) {
 
 int64_t Population::fork(int64_t index) {
   const Instance& parent = find(index);
-  auto child = std::make_unique<Instance>();
+  auto child = std::make_unique<Instance>(*memory_);
   child->means = parent.means;
   if (!copy(*child, parent)) return -1;
   child->seed = parent.seed;
@@ -263,10 +310,9 @@ bool Population::copy(Instance& to, const Instance& from) {
   std::copy_n(held.pending, held.count, cells.pending);
   cells.count = held.count;
   for (uint32_t row = 0; row < held.count; ++row) share(pool_, held.content[row]);
-  to.environment = from.environment;
-  to.next_environment.resize(from.environment.size());
-  to.links = from.links;
-  to.links.grow(from.links.links.limit);
+  to.environment.assign(from.environment.values());
+  to.next_environment.assign(from.environment.values());
+  to.links.assign(from.links);
   to.step = from.step;
   to.next_id = from.next_id;
   to.halted = from.halted;
@@ -339,7 +385,7 @@ void Population::give_back(Instance& instance) {
   }
   std::shared_ptr<Means> means = std::move(instance.means);
   means->rows_left += int64_t{instance.now.cells.limit} + instance.next.cells.limit;
-  instance = Instance{};
+  instance = Instance(*memory_);
   instance.means = std::move(means);
 }
 

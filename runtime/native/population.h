@@ -3,7 +3,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -12,23 +14,10 @@
 #include "kernels/cpu/population.h"
 #include "runtime/native/instance.h"
 #include "runtime/native/library.h"
+#include "runtime/native/population_device.h"
 #include "runtime/native/team.h"
 
 namespace echoc::population {
-
-/// Address space that costs memory only where it has been written.
-class Reserved {
- public:
-  explicit Reserved(uint64_t bytes);
-  ~Reserved();
-  Reserved(const Reserved&) = delete;
-  Reserved& operator=(const Reserved&) = delete;
-  void* base() const { return base_; }
-
- private:
-  uint64_t bytes_;
-  void* base_;
-};
 
 constexpr uint64_t kSpare = 1 << 20;  // entries of mail and candidates that a small table may have
 
@@ -44,6 +33,15 @@ struct Start {
   std::span<const int32_t> links;  // pairs of rows
 };
 
+/// `max_bytes` bound pages and rows of all instances; each, with its forks, has an equal share of them.
+struct Sizes {
+  int64_t objects;
+  int64_t groups;
+  int64_t rules;
+  int64_t max_bytes;
+  int64_t instances;
+};
+
 /// What `advance` is to do with an instance, and what came of it.
 struct Task {
   int64_t instance;
@@ -54,9 +52,10 @@ struct Task {
 
 class Population {
  public:
-  /// `max_bytes` bound pages and rows of all instances; each, with its forks, has an equal share of them.
-  Population(const std::string& library, const std::string& entry, int num_threads, int64_t num_objects,
-             int64_t num_groups, int64_t num_rules, int64_t max_bytes, int64_t num_instances);
+  Population(const std::string& library, const std::string& entry, int num_threads, const Sizes& sizes);
+
+  /// On a GPU: its threads are the team, the tables lie where both see them.
+  Population(std::unique_ptr<DeviceKernel> device, const Sizes& sizes);
 
   /// The start of all instances, once. kDone, or what does not fit.
   Status load(const Start& start);
@@ -84,18 +83,28 @@ class Population {
   int64_t pages_held() const;
   int64_t peak_bytes() const;
   static int64_t bytes(int64_t num_pages, int64_t rows);
+  const DeviceKernel* device() const { return device_.get(); }
   std::atomic_flag& busy() { return busy_; }
 
  private:
   class Hands;
   struct Context;
 
+  /// How large what one thread works with is.
+  struct Room {
+    uint64_t rows;     // that it may have to do with
+    uint64_t spare;    // entries of mail and candidates that a small table may have
+    uint64_t pages;    // that it may take out of a configuration
+    uint32_t at_hand;  // pages that it keeps
+  };
+
+  void set_up(int num_threads, const Sizes& sizes);
   template <class T>
-  T* reserve(uint64_t count);
+  T* reserve(uint64_t count, bool zeros = false);
   template <class T>
   Vec<T> reserve_vec(uint64_t count);
   void reserve_shared(Shared& shared);
-  Workspace reserve_workspace(int64_t num_groups);
+  void reserve_workspaces(Workspace* out, uint64_t count, const Room& room, int64_t num_groups);
   void check(const Start& start) const;
 
   Instance& own(int64_t instance) { return const_cast<Instance&>(std::as_const(*this).find(instance)); }
@@ -108,22 +117,26 @@ class Population {
   void together(Task& task, bool record);
   Status step(Instance& instance, int thread, int num_threads, bool record);
   Status attempt(Instance& instance, int thread, int num_threads, bool record);
-  void keep(Instance& instance, int thread, int num_threads, bool record);
+  void keep(Instance& instance, const Shared& shared, int64_t applied);
+  void list(Instance& instance, std::span<const Workspace> workspaces);
 
-  Library library_;
-  void (*kernel_)(const StepCall*);
+  std::unique_ptr<DeviceKernel> device_;
+  std::optional<Library> library_;
+  void (*kernel_)(const StepCall*) = nullptr;
   Team team_;
+  std::unique_ptr<Memory> own_memory_;
+  Memory* memory_;
   int64_t objects_;
   int64_t num_rules_;
   int64_t num_shares_;
   int64_t all_pages_ = 0, all_rows_ = 0;
   uint32_t rows_ = 0;  // that one instance may have
-  uint32_t at_hand_ = 0;
   uint64_t num_pages_ = 0;
-  std::vector<std::unique_ptr<Reserved>> memory_;
+  std::deque<Piece> pieces_;
   Pool pool_{};
   std::vector<std::unique_ptr<Shared>> shared_;  // one a thread; the first serves the team
-  std::vector<Workspace> workspaces_;
+  std::vector<Workspace> workspaces_;            // of the threads of this process
+  std::span<Workspace> on_device_;
   Instance start_;
   std::vector<std::unique_ptr<Instance>> instances_;
   std::vector<int64_t> released_;

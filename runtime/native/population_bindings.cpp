@@ -3,8 +3,10 @@
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include "kernels/cpu/population_pages.h"
@@ -147,6 +149,21 @@ nb::dict standing(const Population& all, int64_t index) {
   return out;
 }
 
+std::unique_ptr<Population> on_host(const std::string& library, const std::string& entry, int threads, int64_t objects,
+                                    int64_t groups, int64_t rules, int64_t max_bytes, int64_t instances) {
+  return std::make_unique<Population>(library, entry, threads,
+                                      population::Sizes{objects, groups, rules, max_bytes, instances});
+}
+
+std::unique_ptr<Population> on_device(std::shared_ptr<gpu::Driver> driver, int index, const nb::bytes& image,
+                                      const std::string& entry, int threads, int64_t objects, int64_t groups,
+                                      int64_t rules, int64_t max_bytes, int64_t instances) {
+  const std::span bytes(reinterpret_cast<const std::byte*>(image.c_str()), image.size());
+  auto device = std::make_unique<population::DeviceKernel>(std::move(driver), index, bytes, entry, threads);
+  return std::make_unique<Population>(std::move(device),
+                                      population::Sizes{objects, groups, rules, max_bytes, instances});
+}
+
 /// A method of the population that no second thread may call meanwhile.
 template <class Result, class... Arguments>
 auto in_turn(Result (*function)(Population&, Arguments...)) {
@@ -160,9 +177,12 @@ auto in_turn(Result (*function)(Population&, Arguments...)) {
 
 void bind_population(nb::module_& m) {
   nb::class_<Population>(m, "Population", "Runs of a compiled P system, their membranes in pages of one pool.")
-      .def(nb::init<const std::string&, const std::string&, int, int64_t, int64_t, int64_t, int64_t, int64_t>(),
-           nb::arg("library"), nb::arg("entry"), nb::arg("num_threads"), nb::arg("num_objects"), nb::arg("num_groups"),
-           nb::arg("num_rules"), nb::arg("max_bytes"), nb::arg("num_instances"))
+      .def(nb::new_(&on_host), nb::arg("library"), nb::arg("entry"), nb::arg("num_threads"), nb::arg("num_objects"),
+           nb::arg("num_groups"), nb::arg("num_rules"), nb::arg("max_bytes"), nb::arg("num_instances"))
+      .def_static("on_device", &on_device, nb::arg("driver"), nb::arg("device_index"), nb::arg("image"),
+                  nb::arg("entry"), nb::arg("threads"), nb::arg("num_objects"), nb::arg("num_groups"),
+                  nb::arg("num_rules"), nb::arg("max_bytes"), nb::arg("num_instances"),
+                  "On a GPU; max_bytes 0: half of what is free there.")
       .def(
           "load",
           [](Population& all, const Input<uint16_t>& labels, const Input<int8_t>& charges,
@@ -203,7 +223,7 @@ void bind_population(nb::module_& m) {
            in_turn(+[](Population& all, int64_t instance, int64_t labels) { return totals(all, instance, labels); }),
            nb::arg("instance"), nb::arg("num_labels"))
       .def("environment", in_turn(+[](Population& all, int64_t instance) {
-             const std::vector<int64_t>& counts = std::as_const(all).find(instance).environment;
+             const population::Counts& counts = std::as_const(all).find(instance).environment;
              return copied(counts.data(), counts.size());
            }),
            nb::arg("instance"))

@@ -18,7 +18,7 @@ constexpr uint64_t kPiece = 1 << 14;      // rows stepped between two looks at t
 }  // namespace
 
 bool Population::is_large(const Task& task) const {
-  return team_.size() > 1 && find(task.instance).now.cells.count >= kRowsPerThread;
+  return device_ == nullptr && team_.size() > 1 && find(task.instance).now.cells.count >= kRowsPerThread;
 }
 
 void Population::advance(std::span<Task> tasks, bool record, double seconds) {
@@ -115,12 +115,20 @@ Status Population::attempt(Instance& instance, int thread, int num_threads, bool
   shared.next_id = instance.next_id;
   const auto meet = [](void* team) { static_cast<Team*>(team)->barrier(); };
   const auto pass = [](void*) {};
+  const std::span<Workspace> workspaces =
+      device_ ? on_device_
+              : std::span(workspaces_).subspan(static_cast<size_t>(thread), static_cast<size_t>(num_threads));
   Context context{this,
-                  {&instance.now.cells, &instance.next.cells, &pool_, workspaces_.data() + thread, &shared,
+                  {&instance.now.cells, &instance.next.cells, &pool_, workspaces.data(), &shared,
                    instance.environment.data(), instance.next_environment.data(), &instance.links.links,
                    &instance.next_links.links, instance.seed, instance.number, instance.step, record, 0, num_threads,
                    num_threads > 1 ? static_cast<void (*)(void*)>(meet) : pass, &team_}};
-  if (num_threads > 1) {
+  int64_t applied = 0, held = 0;
+  if (device_) {
+    const DeviceKernel::Outcome outcome = device_->step(context.call, instance.means->pages);
+    applied = outcome.applied;
+    held = outcome.held;
+  } else if (num_threads > 1) {
     team_.run(
         [](void* c, int tid) {
           StepCall call = static_cast<Context*>(c)->call;
@@ -131,9 +139,15 @@ Status Population::attempt(Instance& instance, int thread, int num_threads, bool
   } else {
     kernel_(&context.call);
   }
+  for (const Workspace& work : device_ ? std::span<Workspace>() : workspaces) {
+    applied += work.applied + work.possible;
+    held += work.held;
+  }
+  instance.held = held;
   const auto status = static_cast<Status>(shared.status.load());
   if (status == kDone) {
-    keep(instance, thread, num_threads, record);
+    keep(instance, shared, applied);
+    if (record) list(instance, workspaces);
     return instance.halted ? kHalted : kDone;
   }
   const int32_t row = shared.failed_cell;
@@ -145,13 +159,12 @@ Status Population::attempt(Instance& instance, int thread, int num_threads, bool
 
 /// The next configuration becomes that of now. Where nothing was applied both say the same, and the step does not
 /// count.
-void Population::keep(Instance& instance, int thread, int num_threads, bool record) {
-  const Shared& shared = *shared_[static_cast<size_t>(thread)];
-  const Workspace* work = workspaces_.data() + thread;
-  int64_t applied = 0;
-  for (int t = 0; t < num_threads; ++t) applied += work[t].applied + work[t].possible;
+void Population::keep(Instance& instance, const Shared& shared, int64_t applied) {
   const Cells& before = instance.now.cells;
-  const bool waits = std::any_of(before.closed, before.closed + before.count, [](int32_t c) { return c > 0; });
+  const auto waits = [&] {
+    return std::any_of(before.closed, before.closed + before.count, [](int32_t c) { return c > 0; });
+  };
+  instance.halted = applied == 0 && !waits();
   instance.most_rows = std::max({instance.most_rows, before.count, instance.next.cells.count});
   std::swap(instance.now, instance.next);
   std::swap(instance.environment, instance.next_environment);
@@ -160,14 +173,15 @@ void Population::keep(Instance& instance, int thread, int num_threads, bool reco
   instance.next_id = shared.next_id;
   instance.forks += shared.divided;
   instance.releases += shared.dissolved;
-  instance.halted = applied == 0 && !waits;
   if (!instance.halted) ++instance.step;
-  if (record) {
-    instance.applications.clear();
-    for (int t = 0; t < num_threads; ++t) {
-      const Vec<int64_t>& list = work[t].applications;
-      instance.applications.insert(instance.applications.end(), list.data, list.data + list.size);
-    }
+}
+
+/// What the threads of the last step have written of their applications.
+void Population::list(Instance& instance, std::span<const Workspace> workspaces) {
+  instance.applications.clear();
+  for (const Workspace& work : workspaces) {
+    const Vec<int64_t>& list = work.applications;
+    instance.applications.insert(instance.applications.end(), list.data, list.data + list.size);
   }
 }
 

@@ -26,8 +26,10 @@ from echoc.errors import CompileError
 
 ROOT = KERNELS.parent
 FLAGS = (
-    "-x", "c++", "-std=c++20", "-O3", "-nostdinc", "-nogpulib", "-ffreestanding", "-fno-exceptions", "-fno-rtti",
-    "-fno-threadsafe-statics", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror=return-type",
+    "-x", "c++", "-std=c++20", "-nostdinc", "-nogpulib", "-ffreestanding", "-fno-exceptions", "-fno-rtti",
+    "-fconvergent-functions", "-fno-threadsafe-statics",
+    "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror=return-type",
+    "-DECHOC_DEVICE=1",
 )  # fmt: skip
 REGISTER_FILE = {"cuda": 65_536}  # 32-bit registers of a multiprocessor, which one block may take
 VERSION = "1"  # of what is kept in the cache
@@ -104,6 +106,7 @@ def build_cpp(
     *,
     threads: int = 256,
     defines: Mapping[str, str | int] | None = None,
+    optimize: str = "-O3",
 ) -> CppImage:
     """Machine code of the kernels in a C++ source, from the cache or the compilers.
 
@@ -112,10 +115,11 @@ def build_cpp(
         entries: the names of its kernels, declared with ECHOC_KERNEL(threads) of `kernels/gpu/device.h`.
         threads: of a block.
         defines: macros.
+        optimize: -O2 for long code that is steered by tables.
     Raises: CompileError when a compiler is missing or rejects the source, a kernel is not in it, or one needs more
         registers or shared memory than a block of the architecture has.
     """
-    macros = [f"-D{name}={value}" for name, value in sorted((defines or {}).items())]
+    macros = [optimize, *(f"-D{name}={value}" for name, value in sorted((defines or {}).items()))]
     folder = cache_folder()
     parts = (source, _digest(source), level.name, versions(level.device.vendor), *FLAGS, *macros, VERSION, *entries)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
