@@ -52,12 +52,13 @@ class DType(StrEnum):
 
 
 _BITS = {
-    DType.F64: 64, DType.F32: 32, DType.F16: 16, DType.BF16: 16, DType.F8: 8, DType.I64: 64, DType.I32: 32, DType.I16: 16,
-    DType.I8: 8, DType.I4: 4, DType.U8: 8, DType.BOOL: 8,
+    DType.F64: 64, DType.F32: 32, DType.F16: 16, DType.BF16: 16, DType.F8: 8, DType.I64: 64, DType.I32: 32,
+    DType.I16: 16, DType.I8: 8, DType.I4: 4, DType.U8: 8, DType.BOOL: 8,
 }  # fmt: skip
 _NUMPY = {
-    DType.F64: "float64", DType.F32: "float32", DType.F16: "float16", DType.BF16: "float32", DType.F8: "float32", DType.I64: "int64",
-    DType.I32: "int32", DType.I16: "int16", DType.I8: "int8", DType.I4: "int8", DType.U8: "uint8", DType.BOOL: "bool",
+    DType.F64: "float64", DType.F32: "float32", DType.F16: "float16", DType.BF16: "float32", DType.F8: "float32",
+    DType.I64: "int64", DType.I32: "int32", DType.I16: "int16", DType.I8: "int8", DType.I4: "int8", DType.U8: "uint8",
+    DType.BOOL: "bool",
 }  # fmt: skip
 
 

@@ -39,5 +39,11 @@ struct bf16_t {
 struct f16_t {
   uint16_t bits;
 };
+struct i8_t {
+  int8_t bits;
+};
+struct f8_t {  // e4m3
+  uint8_t bits;
+};
 
 }  // namespace echoc

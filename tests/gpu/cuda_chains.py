@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paged
 import torch
 from cuda_host import HostMachine
 from launches import TORCH, Launches, function
@@ -36,6 +37,7 @@ class ChainLaunches(Launches):
     def __init__(self, program: Program, rows: int, architecture: str = "sm_90a", weights_dtype: str = "bf16",
                  group: int = 32) -> None:  # fmt: skip
         self.program = program
+        self.types = {s.name: s.type for s in program.skin.states}
         rule = own_outputs(only_rule(program.skin))
         fuser = Fuser(rule)
         groups = fuser.groups()
@@ -81,8 +83,7 @@ class ChainLaunches(Launches):
     def make(self, key: object, element: str, inputs: Arrays, values: Arrays, symbols: Mapping[str, int],
              held: Weights, states: Arrays | None) -> torch.Tensor:  # fmt: skip
         if isinstance(key, str):
-            pages = torch.tensor(np.ascontiguousarray(dict(states or {})[key].transpose(0, 2, 1, 3)))
-            return pages.to(TORCH[element])
+            return paged.pack(dict(states or {})[key], self.types[key])
         if isinstance(key, Packed):
             data = np.concatenate([p.reshape(-1).view(np.uint8) for p in weights.parts(key, held, 1)])
             return torch.from_numpy(data).view(TORCH[element])

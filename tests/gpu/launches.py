@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import paged
 import torch
 from interpreter import TORCH, function
 
@@ -31,6 +32,7 @@ class Launches:
     def __init__(self, program: Program, form: int | None, weights_dtype: str = "f32", group: int = 32,
                  deterministic: bool = False, device: Device | None = None) -> None:  # fmt: skip
         self.program = program
+        self.types = {s.name: s.type for s in program.skin.states}
         rule = program.skin.rules[0]
         fuser = Fuser(rule)
         groups = inline(fuser.groups(), frozenset(root(n) for _, n in rule.outputs))
@@ -52,8 +54,7 @@ class Launches:
 
         def make(key: object, element: str) -> torch.Tensor:
             if isinstance(key, str):
-                pages = torch.tensor(np.ascontiguousarray(dict(states or {})[key].transpose(0, 2, 1, 3)))
-                return pages.to(TORCH[element])
+                return paged.pack(dict(states or {})[key], self.types[key])
             if isinstance(key, Packed):
                 data = np.concatenate([p.reshape(-1).view(np.uint8) for p in weights.parts(key, held, 1)])
                 assert data.nbytes == weights.nbytes(key)
@@ -80,7 +81,7 @@ class Launches:
 
     def state(self, name: str) -> np.ndarray[Any, Any]:
         """A state's pages [pages, 16, heads, dim] after the run."""
-        return self.memory[name].to(torch.float32).numpy().transpose(0, 2, 1, 3)
+        return paged.unpack(self.memory[name], self.types[name])
 
 
 def close(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], tolerance: float) -> None:

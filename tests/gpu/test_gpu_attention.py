@@ -10,11 +10,12 @@ from device import interpret, port, program_of
 from launches import Launches, close
 
 from echoc.compiler.ir import DType, Node, Program, make, symbol
-from echoc.compiler.ir.ops.pointwise import cast_array
+from echoc.compiler.ir.ops.entries import held
 
 T, B, M = map(symbol, "TBM")
 SYMBOLS = {"T": (1, 1 << 14), "B": (1, 256), "M": (1, 256)}
-TOLERANCE = {"f32": 2e-6, "f16": 2e-3, "bf16": 2e-2}  # entries, rows and weights are rounded to the state's type
+# Entries, rows and weights are rounded to the state's type; rows and weights for 8 bits to bf16.
+TOLERANCE = {"f32": 2e-6, "f16": 2e-3, "bf16": 2e-2, "i8": 2e-2, "f8": 2e-2}
 Rows = list[tuple[int, int, int]]  # (sequence, rows of it in the step, entries before them)
 
 
@@ -60,7 +61,7 @@ def memory(program: Program, rows: Rows, seed: int) -> tuple[dict[str, Any], dic
         for s, _, past in rows:
             for p in range(past):
                 pages[table[s, p // 16], p % 16] = generator.standard_normal(state.type.shape)
-        states[state.name] = cast_array(pages, state.type.dtype)
+        states[state.name] = held(pages, state.type.dtype)
     return inputs, states, sizes
 
 
@@ -73,7 +74,7 @@ def run(program: Program, rows: Rows, form: int | None, seed: int = 0, determini
     kv = str(program.skin.states[0].type.dtype)
     close(found, wanted["out"], TOLERANCE[kv])
     for name in ("k", "v"):
-        step = 2**-7 if kv == "bf16" else 0.0  # the interpreter cuts where devices round
+        step = {"bf16": 2**-7, "i8": 1e-6, "f8": 1e-6}.get(kv, 0.0)  # the interpreter cuts where devices round
         assert np.allclose(launches.state(name), wanted[f"next {name}"], rtol=step, atol=0, equal_nan=True)
     return found
 
@@ -82,7 +83,7 @@ RAGGED: Rows = [(1, 2, 60), (0, 1, 100), (2, 2, 0)]
 LONG: Rows = [(1, 70, 30), (0, 1, 100), (3, 1, 15), (2, 33, 0)]
 
 
-@pytest.mark.parametrize("kv", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "i8", "f8"])
 @pytest.mark.parametrize(("rows", "form"), [(RAGGED, 16), (RAGGED, None), (LONG, None)])
 def test_ragged_batches(rows: Rows, form: int | None, kv: str) -> None:
     run(attention(4, 2, 16, kv=kv) if form is None else attention(2, 1, 16, kv=kv), rows, form)

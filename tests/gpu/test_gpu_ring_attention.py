@@ -11,7 +11,13 @@ from test_gpu_attention import Rows, attention, memory
 
 from echoc.compiler.ir import Node, Program, make
 
-TOLERANCE = {"f32": 2e-6, "f16": 1e-5, "bf16": 1e-5}  # entries are rounded alike, weights stay whole
+TOLERANCE = {
+    "f32": 2e-6,
+    "f16": 1e-5,
+    "bf16": 1e-5,
+    "i8": 1e-5,
+    "f8": 1e-5,
+}  # entries are rounded alike, weights stay whole
 
 
 def run(program: Program, rows: Rows, most: int = 4, architecture: str = "sm_90a", left: int = 0) -> None:
@@ -23,13 +29,14 @@ def run(program: Program, rows: Rows, most: int = 4, architecture: str = "sm_90a
     kv = str(program.skin.states[0].type.dtype)
     close(found, wanted["out"], TOLERANCE[kv])
     for name in ("k", "v"):
-        assert np.array_equal(launches.state(name), wanted[f"next {name}"], equal_nan=True)
+        step = 1e-6 if kv in ("i8", "f8") else 0.0
+        assert np.allclose(launches.state(name), wanted[f"next {name}"], rtol=step, atol=0, equal_nan=True)
 
 
 RAGGED: Rows = [(1, 2, 60), (0, 1, 300), (2, 1, 0)]
 
 
-@pytest.mark.parametrize("kv", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "i8", "f8"])
 def test_rows_of_one_sequence_see_each_other(kv: str) -> None:
     run(attention(4, 2, 16, kv=kv), RAGGED)
 
@@ -40,6 +47,11 @@ def test_rows_of_one_sequence_see_each_other(kv: str) -> None:
 )
 def test_sizes_of_heads(heads: int, kv_heads: int, dim: int, v_dim: int, architecture: str) -> None:
     run(attention(heads, kv_heads, dim, v_dim), [(0, 1, 90)], 1, architecture)
+
+
+@pytest.mark.parametrize("kv", ["i8", "f8"])
+def test_8_bits_with_all_that_bends_scores(kv: str) -> None:
+    run(attention(6, 2, 80, 48, kv=kv, window=70, softcap=3.0, sinks=True), RAGGED)
 
 
 def test_sinks_take_weight_in_the_merge() -> None:

@@ -37,6 +37,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "plain": {},
     "bf16": {"dtype": "bf16"},
     "f16": {"dtype": "f16"},
+    "i8": {"dtype": "i8"},
+    "f8": {"dtype": "f8", "sinks": True, "window": 12},
     "window": {"window": 9},
     "softcap": {"softcap": 2.0},
     "sinks": {"sinks": True},

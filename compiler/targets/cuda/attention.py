@@ -16,7 +16,8 @@ from echoc.compiler.targets.cpu import emit
 from echoc.compiler.targets.cpu.emit import Place
 from echoc.compiler.targets.cpu.kernels import listing, state_name
 from echoc.compiler.targets.cuda.ring import VIEWS, Source
-from echoc.compiler.targets.cuda.source import TYPES, Device, Emitter, finish
+from echoc.compiler.targets.cuda.source import Device, Emitter, finish
+from echoc.compiler.targets.gpu.attention import element
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments, Workspace
 from echoc.compiler.targets.index import Index, Var, dim_text
@@ -25,6 +26,10 @@ LOG2_E = 1.4426950408889634
 BUSY = 64  # blocks of one row
 MAX_GROUP = 16
 TILE = 64
+STATE_TYPES = {
+    DType.F32: "float", DType.BF16: "echoc::bf16_t", DType.F16: "echoc::f16_t", DType.I8: "echoc::i8_t",
+    DType.F8: "echoc::f8_t",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,11 @@ def fits(node: Node, appends: Sequence[Node], rows: int) -> bool:
     assert isinstance(k, StateType) and isinstance(v, StateType)
     heads = node.inputs[0].shape[1]
     group = int(str(heads)) // k.shape[0]
-    each = 4 if k.dtype is DType.F32 else 8
+    each = 16 * 8 // k.dtype.bits
     places = {a.inputs[2:5] for a in appends}
     return (
         len(appends) == 2 and list(appends) == [node.inputs[1], node.inputs[2]] and places == {node.inputs[3:6]}
-        and k.dtype == v.dtype and k.dtype in (DType.F32, DType.BF16, DType.F16) and group <= MAX_GROUP
+        and k.dtype == v.dtype and k.dtype in STATE_TYPES and group <= MAX_GROUP
         and k.shape[1] % each == 0 and v.shape[1] % each == 0 and v.shape[1] <= 512 and rows <= 4
     )  # fmt: skip
 
@@ -190,16 +195,15 @@ def attend(
             f"score = {value};",
         ]
     weigh.append("return score;" if plain else f"return score * {LOG2_E!r}f;")
-    bytes_ = {DType.F32: 4}.get(k.dtype, 2)
     shape = {
         "kRows": rows, "kHeads": heads, "kKvHeads": k.shape[0], "kGroup": heads // k.shape[0], "kDim": k.shape[1],
         "kValueDim": v.shape[1], "kSplits": splits, "kWindow": node["window"], "kEarly": int(early),
     }  # fmt: skip
     kernel = finish(
-        "attend_decode", [*listing(group)], arguments_with(arguments, parts, appends, str(k.dtype)), symbols,
+        "attend_decode", [*listing(group)], arguments_with(arguments, parts, appends, element(k)), symbols,
         ((k.shape[0], 1), (splits, 1), (count, 1)), 256, device,
-        shared_bytes(heads // k.shape[0], k.shape[1], v.shape[1], rows, bytes_), {"splits": splits, "rows": rows},
-        shape=shape, kv=TYPES[str(k.dtype)], vectors=vectors, weigh=weigh,
+        shared_bytes(heads // k.shape[0], k, v, rows), {"splits": splits, "rows": rows},
+        shape=shape, kv=STATE_TYPES[k.dtype], vectors=vectors, weigh=weigh,
         sequences=arguments.get(node.inputs[3]), positions=arguments.get(node.inputs[4]),
         table=arguments.get(node.inputs[5]), blocks=dim_text(node.inputs[5].shape[1]),
         k=arguments.get(state_name(appends[0])), v=arguments.get(state_name(appends[1])),
@@ -219,11 +223,13 @@ def arguments_with(arguments: Arguments, parts: Parts, appends: Sequence[Node], 
     return arguments
 
 
-def shared_bytes(group: int, dim: int, value_dim: int, rows: int, element: int) -> int:
+def shared_bytes(group: int, k: StateType, v: StateType, rows: int) -> int:
     """As kernels/cuda/attend.cuh lays it out."""
-    key_pitch = -(-dim * element // 128) * 128 + 64
-    tile = -(-(TILE * key_pitch + TILE * value_dim * element) // 128) * 128
-    floats = group * (dim + TILE + 3) + rows * (dim + value_dim)
+    dim, value_dim, bits = k.shape[1], v.shape[1], k.dtype.bits
+    scales = 4 if k.scaled else 0
+    key_pitch = -(-dim * bits // 8 // 128) * 128 + 64
+    tile = -(-(TILE * (key_pitch + value_dim * bits // 8 + 2 * scales)) // 128) * 128
+    floats = group * (dim + TILE + 3) + rows * (dim + value_dim + scales)
     sums = 256 // (value_dim // 2) * group * value_dim * 4
     return -(-floats * 4 // 128) * 128 + max(2 * tile, sums)
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from echoc.compiler.ir import Node, StateType
+from echoc.compiler.ir import DType, Node, StateType
 from echoc.compiler.ir.types import Dim
 from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
 from echoc.compiler.targets.cpu.kernels import listing, state_name
+from echoc.compiler.targets.gpu.codes import WIDEN_F8, WIDEN_I8
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments, Printer, Workspace
 from echoc.compiler.targets.index import dim_text
@@ -28,6 +29,11 @@ SHORT = 8  # runs of fewer rows of a sequence in a prefill block are decoded row
 SHORT_ROWS = 4  # rows that a program looks at for short runs
 DECODE_ROWS = 256  # up to so many rows each row reads its context alone
 MAX_BLOCK = 4096  # elements of an entry that an append writes at a time
+
+DOT_TYPES = {
+    "f32": "tl.float32", "f16": "tl.float16", "bf16": "tl.bfloat16", "i8": "tl.bfloat16", "f8": "tl.bfloat16",
+}  # fmt: skip
+CODES = {"i8": WIDEN_I8, "f8": WIDEN_F8}
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Schedule:
         return {"form": self.form, "tile": self.tile, **sizes, "warps": self.num_warps, "stages": self.num_stages}
 
 
+def element(type_: StateType) -> str:
+    """Elements of a pointer to a state; e4m3 lies as u8."""
+    return "u8" if type_.dtype is DType.F8 else str(type_.dtype)
+
+
 def power_of_two(n: int, least: int = 16) -> int:
     """The power of two that holds n."""
     return max(1 << (n - 1).bit_length(), least)
@@ -94,8 +105,10 @@ def append(renderer: Renderer, group: Group, deterministic: bool, form: int | No
         value = scope.value(values, place)
         states.append(
             {
-                "state": arguments.get(state_name(state), str(type_.dtype), written=True), "heads": heads, "dim": dim,
+                "state": arguments.get(state_name(state), element(type_), written=True), "heads": heads, "dim": dim,
                 "block": min(power_of_two(heads * dim), MAX_BLOCK), "lines": scope.lines, "value": value,
+                "scaled": type_.scaled, "width": power_of_two(dim),
+                "high": min(power_of_two(heads, 1), max(MAX_BLOCK // power_of_two(dim), 1)),
             }
         )  # fmt: skip
     sequences, positions, table = appends[0].inputs[2:]
@@ -240,12 +253,13 @@ def _common(renderer: Renderer, node: Node, shape: Shape, tile: int) -> tuple[Ar
     scope = printer.scope()
     value = scope.value(q, place)
     holes: dict[str, Any] = {
-        "q_code": scope.lines, "q": value, "k": arguments.get(state_name(k), str(k.type.dtype)),
-        "v": arguments.get(state_name(v), str(v.type.dtype)), "sequences": arguments.get(sequences),
+        "q_code": scope.lines, "q": value, "k": arguments.get(state_name(k), element(k.type)),
+        "v": arguments.get(state_name(v), element(v.type)), "sequences": arguments.get(sequences),
         "positions": arguments.get(positions), "table": arguments.get(table), "blocks": dim_text(table.shape[1]),
         "heads": shape.heads, "kv_heads": shape.kv_heads, "group": shape.group, "head_dim": shape.head_dim,
         "v_head_dim": shape.v_head_dim, "width": shape.width, "v_width": shape.v_width, "window": node["window"],
-        "tile": tile,
+        "tile": tile, "scaled": k.type.scaled, "dot_type": DOT_TYPES[shape.kv],
+        "code": repr(CODES.get(shape.kv, "") if renderer.device.vendor == "cuda" else ""),
     }  # fmt: skip
     plain = not node["softcap"] and not node["body"] and node["scale"] > 0
     holes["scale"] = repr(node["scale"] * LOG2_E if plain else LOG2_E)

@@ -17,6 +17,7 @@ from echoc.compiler.passes.pack import Packed
 from echoc.compiler.targets.cpu.kernels import listing
 from echoc.compiler.targets.gpu import weights
 from echoc.compiler.targets.gpu.attention import power_of_two
+from echoc.compiler.targets.gpu.codes import WIDEN_F8
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments, Printer, Scope, Workspace
 from echoc.compiler.targets.index import Index, dim_text, flatten
@@ -33,13 +34,6 @@ BAND = 8
 PREFETCH = "cp.async.bulk.prefetch.L2.global [$1], {}; mov.u32 $0, 0;"  # while the launches before still run
 ROUTE_BLOCK = 1024
 SCALES = {None: "", "f16": "tl.float16", "f32": "tl.float32"}
-# Four f8 as bf16, 2^8 times smaller: byte by byte to where sign, exponent and mantissa belong, then times 2^112.
-WIDEN = " ".join(
-    f"prmt.b32 a, $2, 0, {select}; shr.b32 c, a, 4; and.b32 c, c, 0x07f007f0; "
-    f"lop3.b32 a, a, 0x80008000, c, 0xea; fma.rn.bf16x2 ${out}, a, m, z;"
-    for out, select in enumerate(("0x1404", "0x3424"))
-)
-WIDEN = f"{{ .reg .b32 a, c, m, z; mov.b32 m, 0x77807780; mov.b32 z, 0x80008000; {WIDEN} }}"
 
 
 @dataclass(frozen=True)
@@ -271,7 +265,7 @@ def _common(renderer: Renderer, arguments: Arguments, groups: Sequence[Group], p
         "ragged": any(p.n % schedule.columns for p in packed), "count": dim_text(first.rows), "format": form.format,
         "group": form.group, "groups": form.groups, "row": form.row, "k": form.k,
         "scale_type": SCALES[form.scale_element], "row_scaled": form.row_scaled,
-        "widen": WIDEN if form.row_scaled and renderer.device.vendor == "cuda" else "",
+        "widen": WIDEN_F8 if form.row_scaled and renderer.device.vendor == "cuda" else "",
     }  # fmt: skip
 
 
