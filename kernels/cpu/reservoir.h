@@ -67,34 +67,6 @@ struct Job {
   bool closed;      // each output is the next input
 };
 
-// tanh(x) = e / (e + 2) with e = exp(2|x|) - 1; within 2.2 units in the last place. NaN passes.
-inline double tanh(double x) {
-  double a = std::fabs(x);
-  a = a > 20.0 ? 20.0 : a;
-  constexpr double kMagic = 0x1.8p52;
-  const double t = m::fma(a, 2 * 0x1.71547652b82fep+0, kMagic);
-  const double n = t - kMagic;
-  const double r = m::fma(n, -0x1.abc9e3b39803fp-56, m::fma(n, -0x1.62e42fefa39efp-1, 2 * a));
-  double q = 1.0 / 6227020800.0;  // Taylor's: |r| <= ln(2)/2, so the next term is below 2^-57
-  q = m::fma(q, r, 1.0 / 479001600.0);
-  q = m::fma(q, r, 1.0 / 39916800.0);
-  q = m::fma(q, r, 1.0 / 3628800.0);
-  q = m::fma(q, r, 1.0 / 362880.0);
-  q = m::fma(q, r, 1.0 / 40320.0);
-  q = m::fma(q, r, 1.0 / 5040.0);
-  q = m::fma(q, r, 1.0 / 720.0);
-  q = m::fma(q, r, 1.0 / 120.0);
-  q = m::fma(q, r, 1.0 / 24.0);
-  q = m::fma(q, r, 1.0 / 6.0);
-  q = m::fma(q, r, 0.5);
-  const double p = m::fma(q * r, r, r);
-  const uint64_t bits = std::bit_cast<uint64_t>(t) - std::bit_cast<uint64_t>(kMagic) + 1023;
-  const double s = std::bit_cast<double>(bits << 52);
-  const double e = m::fma(p, s, s - 1.0);
-  return std::copysign(e / (e + 2.0), x);
-}
-inline float tanh(float x) { return m::tanh(x); }
-
 template <class T>
 constexpr int kLanes = 64 / sizeof(T);
 constexpr int64_t kRegisters = 2;  // of rows in a block, where windows are held
@@ -336,7 +308,7 @@ class Runner {
       }
       const T* const sums = sums_;
 #pragma GCC ivdep
-      for (int64_t i = 0; i < layer.units; ++i) z[i] = kept * z[i] + leak * tanh(sums[i]);
+      for (int64_t i = 0; i < layer.units; ++i) z[i] = kept * z[i] + leak * m::tanh(sums[i]);
       T* const out = row + layer.first;
       if (layer.moved) {
         for (int64_t i = 0; i < layer.units; ++i) out[order[i]] = z[i];
