@@ -1,5 +1,5 @@
 // Elementary functions of doubles, within about two units in the last place, that give the same bits on every device:
-// additions, products, quotients and roots in the order that is written, nothing fused (compile with
+// additions, products, quotients and roots in the order that is written, fused only where that is written (compile with
 // -ffp-contract=off), no library. Random numbers and rate laws are made of these, so that a run is the same wherever it
 // is computed. NaN, infinities and domain errors come out as C says.
 //
@@ -20,6 +20,14 @@ namespace echoc::real {
 inline constexpr double kInfinity = __builtin_huge_val();
 inline constexpr double kNan = __builtin_nan("");
 
+// a * b + c with one rounding. Machines without the instruction round twice, and have bits of their own.
+inline double fma(double a, double b, double c) {
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__) || defined(__NVPTX__) || defined(__AMDGCN__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 inline double abs(double x) { return __builtin_fabs(x); }
 inline double floor(double x) { return __builtin_floor(x); }
 inline double ceil(double x) { return __builtin_ceil(x); }
@@ -70,7 +78,7 @@ double series(double x) {
 #pragma GCC unroll 32
   for (int i = last; i > first; --i) {
     factorial /= i;
-    p = p * x + 1.0 / factorial;
+    p = fma(p, x, 1.0 / factorial);
   }
   return p;
 }
@@ -84,7 +92,7 @@ double alternating(double z) {
 #pragma GCC unroll 32
   for (int i = start + 2 * (terms - 1); i > start; i -= 2) {
     factorial /= i * (i - 1);
-    p = 1.0 / factorial - p * z;
+    p = fma(-p, z, 1.0 / factorial);
   }
   return p;
 }
@@ -92,7 +100,7 @@ template <int start, int terms, int sign>
 double harmonic(double z) {
   double p = 1.0 / (start + 2 * (terms - 1));
 #pragma GCC unroll 32
-  for (int i = start + 2 * (terms - 2); i >= start; i -= 2) p = 1.0 / i + sign * (p * z);
+  for (int i = start + 2 * (terms - 2); i >= start; i -= 2) p = fma(sign * p, z, 1.0 / i);
   return p;
 }
 
