@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(_WIN32)
+#if defined(__NVPTX__) || defined(__AMDGCN__)
+#define ECHOC_EXPORT static inline  // for the kernel that calls it
+#elif defined(_WIN32)
 #define ECHOC_EXPORT extern "C" __declspec(dllexport)
 #else
 #define ECHOC_EXPORT extern "C" __attribute__((visibility("default")))

@@ -28,7 +28,7 @@ ROOT = KERNELS.parent
 FLAGS = (
     "-x", "c++", "-std=c++20", "-nostdinc", "-nogpulib", "-ffreestanding", "-fno-exceptions", "-fno-rtti",
     "-fconvergent-functions", "-fno-threadsafe-statics",
-    "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror=return-type",
+    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror=return-type",
     "-DECHOC_DEVICE=1",
 )  # fmt: skip
 REGISTER_FILE = {"cuda": 65_536}  # 32-bit registers of a multiprocessor, which one block may take
@@ -107,6 +107,7 @@ def build_cpp(
     threads: int = 256,
     defines: Mapping[str, str | int] | None = None,
     optimize: str = "-O3",
+    blocks: int = 0,
 ) -> CppImage:
     """Machine code of the kernels in a C++ source, from the cache or the compilers.
 
@@ -116,19 +117,23 @@ def build_cpp(
         threads: of a block.
         defines: macros.
         optimize: -O2 for long code that is steered by tables.
+        blocks: that a multiprocessor of CUDA's must hold at once: few leave a thread more registers. 0: its assembler
+            chooses.
     Raises: CompileError when a compiler is missing or rejects the source, a kernel is not in it, or one needs more
         registers or shared memory than a block of the architecture has.
     """
+    bounds = f".maxntid {threads}\n" + (f".minnctapersm {blocks}\n" if blocks else "")
     macros = [optimize, *(f"-D{name}={value}" for name, value in sorted((defines or {}).items()))]
     folder = cache_folder()
-    parts = (source, _digest(source), level.name, versions(level.device.vendor), *FLAGS, *macros, VERSION, *entries)
+    tools = versions(level.device.vendor)
+    parts = (source, _digest(source), level.name, tools, *FLAGS, *macros, bounds, VERSION, *entries)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     path, facts = folder / f"{key}.{level.suffix}", folder / f"{key}.cpp.json"
     try:
         if not (path.exists() and facts.exists()):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 build = _cuda if level.device.vendor == "cuda" else _rocm
-                found = build(source, entries, level, Path(scratch), macros, threads)
+                found = build(source, entries, level, Path(scratch), macros, threads, bounds)
                 written = Path(scratch) / "facts.json"
                 written.write_text(json.dumps({name: asdict(kernel) for name, kernel in found.items()}))
                 (Path(scratch) / "image").replace(path)
@@ -168,7 +173,7 @@ def _front(source: str, folder: Path, level: Level, target: Sequence[str], macro
 
 
 def _cuda(
-    source: str, entries: Sequence[str], level: Level, folder: Path, macros: Sequence[str], threads: int
+    source: str, entries: Sequence[str], level: Level, folder: Path, macros: Sequence[str], threads: int, bounds: str
 ) -> dict[str, CppKernel]:
     number = re.sub(r"\D", "", level.name)
     target = ["-target", "nvptx64-nvidia-cuda", "-Xclang", "-target-cpu", "-Xclang", f"sm_{number}"]
@@ -177,7 +182,7 @@ def _cuda(
         found = re.search(rf"\.visible \.entry {name}\([^)]*\)[^\n]*\n", ptx)
         if found is None:
             raise CompileError(f"the source has no kernel {name}; kernels are declared with ECHOC_KERNEL")
-        ptx = ptx[: found.end()] + f".maxntid {threads}\n" + ptx[found.end() :]
+        ptx = ptx[: found.end()] + bounds + ptx[found.end() :]
     (folder / "kernel.ptx").write_text(ptx)
     command = [str(assembler(level)), f"-arch={level.name}", "-O3", "-v", str(folder / "kernel.ptx"), "-o"]
     said = _run([*command, str(folder / "image")], "ptxas", level.name)
@@ -198,7 +203,7 @@ def _cuda(
 
 
 def _rocm(
-    source: str, entries: Sequence[str], level: Level, folder: Path, macros: Sequence[str], threads: int
+    source: str, entries: Sequence[str], level: Level, folder: Path, macros: Sequence[str], threads: int, bounds: str
 ) -> dict[str, CppKernel]:
     target = ["-target", "amdgcn-amd-amdhsa", f"-mcpu={level.name}", "-mcode-object-version=5"]
     text = _front(source, folder, level, target, macros)
