@@ -17,7 +17,7 @@
 namespace echoc::amx {
 
 using vec16::f32x16;
-using vec16::kAhead;
+using layout::kAhead;
 
 // Whether the system lets this process use tiles; asks for it on first use.
 inline bool available() {

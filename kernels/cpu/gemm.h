@@ -48,10 +48,15 @@ inline constexpr int64_t kMostColumns = 256;  // of a segment
 // panels) and calls epilogue(row, n0, count, acc) for each row segment.
 template <class W, int NW, class Epilogue>
 void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N, int64_t K, bool deterministic,
-              Epilogue&& epilogue) {
+              Schedule schedule, Epilogue&& epilogue) {
   const auto* activations = static_cast<const std::byte*>(x);
   const auto* weights = static_cast<const std::byte*>(w);
-  const Blocking blocking = W::blocking(rows.end - rows.begin, K);
+  Blocking blocking = W::blocking(rows.end - rows.begin, K);
+  if (rows.end - rows.begin > kFewRows) {
+    blocking.rows = schedule.rows > 0 ? schedule.rows : blocking.rows;
+    blocking.panels = schedule.panels > 0 ? schedule.panels : blocking.panels;
+  }
+  const int64_t ahead = schedule.ahead > 0 ? schedule.ahead : layout::kAhead;
   const int64_t unit = std::clamp<int64_t>(blocking.panels / NW, 1, kMostColumns / W::kPanel);
   const int64_t most_rows = std::min(blocking.rows, kAccumulators / (unit * NW * W::kPanel));
   float* const acc = accumulators();
@@ -64,7 +69,7 @@ void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N,
       const int64_t ld = wide * W::kPanel;
       const int64_t plane = high * ld;
       W::tile(activations + t * W::row_bytes(K), weights + p * NW * W::panel_bytes(K), K, high, wide * NW, acc, ld, NW,
-              plane, deterministic);
+              plane, deterministic, ahead);
       for (int64_t r = 0; r < high; ++r) {
         const float* segments[NW];
         for (int i = 0; i < NW; ++i) segments[i] = acc + i * plane + r * ld;
@@ -85,11 +90,11 @@ void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N,
 // follow T.
 template <class W, int NW, class Epilogue>
 void gemm(const Call& call, const void* x, const void* w, int64_t T, int64_t N, int64_t K, bool deterministic,
-          Epilogue&& epilogue) {
+          Epilogue&& epilogue, Schedule schedule = {}) {
   const Share mine = share_output(call, T, layout::panels(N), NW * W::panel_bytes(K), W::row_bytes(K));
   if (mine.rows.begin == mine.rows.end || mine.panels.begin == mine.panels.end) return;
   W::begin();
-  detail::multiply<W, NW>(x, w, mine.rows, mine.panels, N, K, deterministic, epilogue);
+  detail::multiply<W, NW>(x, w, mine.rows, mine.panels, N, K, deterministic, schedule, epilogue);
   W::end();
 }
 
@@ -98,7 +103,8 @@ void gemm(const Call& call, const void* x, const void* w, int64_t T, int64_t N, 
 // Rows whose id is outside 0..E-1 are skipped: their epilogue is not called.
 template <class W, int NW, class Epilogue>
 void gemm_experts(const Call& call, const void* x, int64_t rows_per_x, const void* w, int64_t E, const int32_t* ids,
-                  int64_t rows, int64_t N, int64_t K, bool deterministic, Epilogue&& epilogue) {
+                  int64_t rows, int64_t N, int64_t K, bool deterministic, Epilogue&& epilogue,
+                  Schedule schedule = {}) {
   const auto* activations = static_cast<const std::byte*>(x);
   const auto* weights = static_cast<const std::byte*>(w);
   const int64_t expert_bytes = layout::packed_bytes(W::kBits, W::kGroup, NW, N, K);
@@ -125,7 +131,7 @@ void gemm_experts(const Call& call, const void* x, int64_t rows_per_x, const voi
         group = copy;
       }
       detail::multiply<W, NW>(
-          group, weights + expert * expert_bytes, {0, count}, panels, N, K, deterministic,
+          group, weights + expert * expert_bytes, {0, count}, panels, N, K, deterministic, schedule,
           [&](int64_t r, int64_t n0, int64_t width, const float* const* acc) { epilogue(members[r], n0, width, acc); });
     }
   }

@@ -14,6 +14,14 @@ struct Blocking {
   int64_t panels;
 };
 
+// What may be chosen for a matmul without changing its results; 0 leaves it to the format.
+struct Schedule {
+  int64_t rows = 0;    // of x per call of tile(), where there are more than kFewRows
+  int64_t panels = 0;  // of w per call, likewise
+  int64_t ahead = 0;   // bytes of a panel asked for beforehand, where two to some ten rows share its stream
+};
+inline constexpr int64_t kFewRows = 32;
+
 // A weight format: Bits 32 (f32), 16 (bf16) or 8 (f8) with Group 0; Bits 8 or 4 with Group 32, 64 or 128.
 // The logical weight is [N, K] and serves out[t][n] = sum over k of x[t][k] * w[n][k].
 template <int Bits, int Group>
@@ -34,7 +42,7 @@ struct Weight {
   // plane are multiples of 16. With `deterministic` the result of a row does not depend on num_rows or num_panels.
   // Called between begin() and end().
   static void tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels, float* acc,
-                   int64_t ld, int64_t planes, int64_t plane, bool deterministic);
+                   int64_t ld, int64_t planes, int64_t plane, bool deterministic, int64_t ahead);
 
   // Row n of the packed weight as f32 [K]; `interleave` weights share the panels and this is number `which`.
   static void unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave = 1, int64_t which = 0);

@@ -88,6 +88,7 @@ struct Job {
   int64_t steps;
   float* acc[2];
   int64_t ld;
+  int64_t ahead;
 };
 
 // R rows times P panels.
@@ -100,7 +101,7 @@ void block(const Job& job) {
   const auto advance = [&](auto c) ECHOC_INLINE_LAMBDA {
     typename Step::Vector v[P];
     unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { v[p] = Step::load(w + p * job.panel_stride + c * Step::kStepBytes); });
-    if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + c * Step::kStepBytes + kAhead);
+    if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + c * Step::kStepBytes + job.ahead);
     unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
       sum[c][r][p] = Step::step(sum[c][r][p], v[p], x + r * job.row_stride + c * Step::kRowBytes);
     });
@@ -143,14 +144,15 @@ void sweep(Job job, int64_t num_rows) {
 // place(p) is where panel p's results go.
 template <class Step, class Place>
 void multiply(const void* rows, int64_t row_stride, const void* panels, int64_t panel_stride, int64_t steps,
-              int64_t num_rows, int64_t num_panels, int64_t ld, Place&& place) {
+              int64_t num_rows, int64_t num_panels, int64_t ld, int64_t ahead, Place&& place) {
   Job job{static_cast<const std::byte*>(rows),
           row_stride,
           static_cast<const std::byte*>(panels),
           panel_stride,
           steps,
           {},
-          ld};
+          ld,
+          ahead};
   int64_t p = 0;
   if constexpr (kWide > 0) {
     for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
@@ -180,7 +182,8 @@ void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
-                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic) {
+                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic,
+                               int64_t ahead) {
   const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
 #if defined(ECHOC_AMX)
   if constexpr (Bits == 16) {
@@ -209,7 +212,7 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
   (void)deterministic;
   using Step = std::conditional_t<Bits == 32, StepF32, std::conditional_t<Bits == 16, StepBf16, StepF8>>;
   const int64_t steps = layout::padded_k(Bits, 0, K) * kPanel * Bits / 8 / Step::kStepBytes;
-  multiply<Step>(rows, row_bytes(K), panels, panel_bytes(K), steps, num_rows, num_panels, ld, place);
+  multiply<Step>(rows, row_bytes(K), panels, panel_bytes(K), steps, num_rows, num_panels, ld, ahead, place);
 }
 
 template <int Bits, int Group>
@@ -231,7 +234,7 @@ Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
 #if defined(ECHOC_AMX)
   if (Bits != 32 && T > 32) return {256, 32};
 #endif
-  return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
+  return T <= kFewRows ? Blocking{32, 16} : Blocking{96, 16};
 }
 
 template <int Bits, int Group>

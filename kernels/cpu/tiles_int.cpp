@@ -44,6 +44,7 @@ struct Job {
   int group;
   float* acc[2];
   int64_t ld;
+  int64_t ahead;
 };
 
 // One group: `w` points at its values, `g` counts groups, `scales` are the panel's.
@@ -62,7 +63,7 @@ ECHOC_INLINE void add_group(const Job& job, const std::byte* w, const std::byte*
     unroll<kPartBytes / 64>([&](auto s) ECHOC_INLINE_LAMBDA {
       typename Dot::Vector v[P][Dot::kVectors];
       unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { Dot::load(w + p * job.panel_stride + s * 64, v[p]); });
-      if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + s * 64 + kAhead);
+      if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + s * 64 + job.ahead);
       unroll<Dot::kVectors>([&](auto i) ECHOC_INLINE_LAMBDA {
         unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
           Dot::step(dot[r][p], v[p][i], x + r * job.row_stride + (s * Dot::kVectors + i) * 4);
@@ -183,7 +184,8 @@ void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
-                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic) {
+                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic,
+                               int64_t ahead) {
   const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
 #if defined(ECHOC_AMX)
   if (!deterministic && num_rows >= kDequantiseRows && amx::available()) {
@@ -217,7 +219,8 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
           layout::groups(Group, K) / 2,
           Group,
           {},
-          ld};
+          ld,
+          ahead};
   int64_t p = 0;
   if constexpr (kWide > 0) {
     for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
@@ -262,7 +265,7 @@ Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
 #if defined(ECHOC_AMX)
   if (T > 32) return {256, 32};
 #endif
-  return T <= 32 ? Blocking{32, 16} : Blocking{96, 16};
+  return T <= kFewRows ? Blocking{32, 16} : Blocking{96, 16};
 }
 
 template <int Bits, int Group>

@@ -58,9 +58,8 @@ ECHOC_INLINE void unroll(F&& f) {
   unroll<N>([&](auto i) ECHOC_INLINE_LAMBDA { unroll<M>([&](auto j) ECHOC_INLINE_LAMBDA { f(i, j); }); });
 }
 
-// Panels read once are prefetched this far ahead by blocks of at least so many rows. One row gains a fifth by it on
+// Panels read once are prefetched by blocks of at least so many rows. One row gains a fifth by it on
 // Intel's AMX cores and loses on Zen 4; more rows gain on both.
-inline constexpr int64_t kAhead = 2048;
 #if defined(ECHOC_AMX)
 inline constexpr int kPrefetchRows = 1;
 #else
