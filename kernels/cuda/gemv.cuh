@@ -1,11 +1,12 @@
 // Products of a few rows of x with a weight [N, K], the weight streamed through a ring of stages in shared memory.
 //
 // A block owns a range of units (a unit is one row of each sister weight) and takes them in tiles of up to 16 weight
-// rows. A stage is a tile's rows by `kWidth` columns. `kWarps` warps share each stage, every one taking every so many'th
-// block of 32 columns; tensor cores multiply 16 weight rows by 8 columns: up to four rows of x, each as the bf16 nearest it
-// and, where `kSplit`, as the bf16 nearest the rest, so that x keeps 16 bits of mantissa. Partial sums of the warps
-// meet in shared memory, and `epilogue(t, unit, sums of the sisters, what ahead(t, unit) read)` runs once for every row
-// of x and unit.
+// rows. A stage is a tile's rows by `kWidth` columns. `kWarps` warps share each stage, every one taking every so
+// many'th block of 32 columns; tensor cores multiply 16 weight rows by 8 columns: up to four rows of x, each as the
+// bf16 nearest it and, where `kSplit`, as the bf16 nearest the rest, so that x keeps 16 bits of mantissa. For integer
+// weights x is integer too: every 32 columns of a row have a scale, and a value is two bytes, the second counting 254
+// times less, so that x keeps 15 bits of the block's largest. Partial sums of the warps meet in shared memory, and
+// `epilogue(t, unit, sums of the sisters, what ahead(t, unit) read)` runs once for every row of x and unit.
 //
 // From sm_90 on further warps feed the ring with bulk copies, at most `kInFlight` stages at a time: deeper queues delay
 // the small reads that the next launch waits for. Before that, the warps copy for themselves.
@@ -23,8 +24,10 @@ struct Gemv {
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kTile = S::kHeight / S::kSisters;  // units
   static constexpr int kStages = (S::kK + S::kWidth - 1) / S::kWidth;
-  static constexpr int kColumns = S::kSplit ? 2 * S::kRows : S::kRows;
-  static constexpr int kLane = Eight<S::kBits>::kBytes;
+  static constexpr bool kIntegers = S::kGroup != 0;
+  using Weights = Eight<S::kBits, kIntegers>;
+  static constexpr int kColumns = S::kSplit || kIntegers ? 2 * S::kRows : S::kRows;
+  static constexpr int kLane = Weights::kBytes;
   // Rows of a stage lie so far apart that the lanes of one access fall into different banks.
   static constexpr int kPitch = round_up(S::kWidth * S::kBits / 8, 128) + 4 * kLane;
   static constexpr int kRowBytes = S::kK * S::kBits / 8;
@@ -33,7 +36,12 @@ struct Gemv {
   static constexpr int kSlot = round_up(S::kHeight * (kPitch + kScalePitch), 128);
   static constexpr int kSums = S::kHeight * S::kRows;
 
-  static constexpr int kXBytes = round_up(S::kK * 2 * kColumns, 128);
+  struct Block {  // of 32 columns of a row of x
+    float scale;
+    int32_t offset;  // what the weights' offset adds to a sum, negative
+  };
+  static constexpr int kBlockBytes = kIntegers ? round_up(S::kK / 32 * S::kRows * 8, 128) : 0;
+  static constexpr int kXBytes = round_up(S::kK * kColumns * (kIntegers ? 1 : 2), 128) + kBlockBytes;
   static constexpr int kSumBytes = round_up(2 * kWarps * kSums * 4, 128);
   static constexpr int kBytes = kXBytes + kSumBytes + 256 + S::kSlots * kSlot;
 
@@ -75,8 +83,8 @@ struct Gemv {
     block_sync();
   }
 
-  // The warps behind the others: each takes every `kFeeders`th row, a lane a row. `row(unit, sister)` points to a weight
-  // row, `scales(unit, sister)` to its scales.
+  // The warps behind the others: each takes every `kFeeders`th row, a lane a row. `row(unit, sister)` points to a
+  // weight row, `scales(unit, sister)` to its scales.
   template <class Row, class Scales>
   void produce(Row row, Scales scales) {
     const int lane = threadIdx.x % 32, feeder = threadIdx.x / 32 - kWarps;
@@ -149,14 +157,58 @@ struct Gemv {
 
   // Four neighbours of row t of x, from column k (a multiple of four) on, to where tensor cores read them.
   void put(int t, int k, const float (&v)[4]) {
+    if constexpr (kIntegers)
+      quantise(t, k, v);
+    else
+      split(t, k, v);
+  }
+
+  void split(int t, int k, const float (&v)[4]) {
     auto* words = reinterpret_cast<uint32_t*>(x) + k / 32 * kColumns * 16;
     if constexpr (S::kSplit) {
       float rest[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) rest[j] = v[j] - to_float(to_bf16(v[j]));
-      Eight<S::kBits>::put(words + (2 * t + 1) * 16, k % 32, rest);
+      Weights::put(words + (2 * t + 1) * 16, k % 32, rest);
     }
-    Eight<S::kBits>::put(words + (S::kSplit ? 2 * t : t) * 16, k % 32, v);
+    Weights::put(words + (S::kSplit ? 2 * t : t) * 16, k % 32, v);
+  }
+
+  Block* blocks() const { return reinterpret_cast<Block*>(x + kXBytes - kBlockBytes); }
+
+  // The same in bytes, by all lanes of a warp together. Sizes are compared as integers: a NaN is the largest.
+  void quantise(int t, int k, const float (&v)[4]) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: in a sum with it the low bits are the nearest integer
+    uint32_t most = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t size = float_to_bits(v[j]) & 0x7fffffffu;
+      most = most < size ? size : most;
+    }
+#pragma unroll
+    for (int o = 1; o < 8; o <<= 1) {
+      const uint32_t size = float_to_bits(shuffle_xor(bits_to_float(most), o));
+      most = most < size ? size : most;
+    }
+    const float size = bits_to_float(most), inverse = size > 1e-30f ? 127.0f / size : 0.0f;
+    uint32_t high = 0, low = 0;
+    float total = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float value = v[j] * inverse, whole = value + kRound, rest = (value - (whole - kRound)) * 254.0f + kRound;
+      high |= (float_to_bits(whole) & 0xffu) << 8 * j;
+      low |= (float_to_bits(rest) & 0xffu) << 8 * j;
+      total += (whole - kRound) * 254.0f + (rest - kRound);
+    }
+    auto* words = reinterpret_cast<uint32_t*>(x) + (k / 32 * kColumns + 2 * t) * 8 + Weights::word(k % 32);
+    words[0] = high;
+    words[8] = low;
+    if constexpr (Weights::kOffset != 0) {
+#pragma unroll
+      for (int o = 1; o < 8; o <<= 1) total += shuffle_xor(total, o);
+    }
+    if (threadIdx.x % 8 == 0)
+      blocks()[k / 32 * S::kRows + t] = {size / (127.0f * 254.0f), -Weights::kOffset * static_cast<int32_t>(total)};
   }
 
   // All threads but those that feed: the sum over the block.
@@ -172,12 +224,18 @@ struct Gemv {
   }
 
   void multiply(const char* slot, int stage, float (&acc)[4]) {
+    if constexpr (kIntegers)
+      multiply_integers(slot, stage, acc);
+    else
+      multiply_floats(slot, stage, acc);
+  }
+
+  void multiply_floats(const char* slot, int stage, float (&acc)[4]) {
     const int lane = threadIdx.x % 32, quad = lane % 4;
     const int upper = lane / 4 < S::kHeight ? lane / 4 : S::kHeight - 1;
     const int lower = lane / 4 + 8 < S::kHeight ? lane / 4 + 8 : S::kHeight - 1;
     const char* a = slot + upper * kPitch + quad * kLane;
     const char* c = slot + lower * kPitch + quad * kLane;
-    const auto* scale = reinterpret_cast<const f16_t*>(slot + S::kHeight * kPitch);
     const int column = S::kSplit ? lane / 4 % kColumns : lane / 8 % kColumns;
     const bool zero = !S::kSplit && lane / 4 % 2;
     const char* b = x + stage * (S::kWidth / 32) * kColumns * 64 + (column * 4 + quad) * 16;
@@ -185,25 +243,42 @@ struct Gemv {
 #pragma unroll 4
     for (int i = threadIdx.x / 32; i < blocks; i += kWarps) {
       uint32_t p[4], q[4] = {0, 0, 0, 0}, v[4];
-      Eight<S::kBits>::load(p, a + i * (4 * kLane));
-      if constexpr (S::kHeight > 8) Eight<S::kBits>::load(q, c + i * (4 * kLane));
+      Weights::load(p, a + i * (4 * kLane));
+      if constexpr (S::kHeight > 8) Weights::load(q, c + i * (4 * kLane));
       memcpy(v, __builtin_assume_aligned(b + i * (kColumns * 64), 16), 16);
       if (zero) v[0] = v[1] = v[2] = v[3] = 0;
-      if constexpr (S::kGroup != 0) {
-        float part[4] = {0, 0, 0, 0};
-        mma_bf16(part, p[0], q[0], p[1], q[1], v[0], v[1]);
-        mma_bf16(part, p[2], q[2], p[3], q[3], v[2], v[3]);
-        const int g = i / (S::kGroup / 32);
-        const float s = to_float(scale[upper * (kScalePitch / 2) + g]);
-        const float r = S::kHeight > 8 ? to_float(scale[lower * (kScalePitch / 2) + g]) : 0.0f;
-        acc[0] += part[0] * s;
-        acc[1] += part[1] * s;
-        acc[2] += part[2] * r;
-        acc[3] += part[3] * r;
-      } else {
-        mma_bf16(acc, p[0], q[0], p[1], q[1], v[0], v[1]);
-        mma_bf16(acc, p[2], q[2], p[3], q[3], v[2], v[3]);
-      }
+      mma_bf16(acc, p[0], q[0], p[1], q[1], v[0], v[1]);
+      mma_bf16(acc, p[2], q[2], p[3], q[3], v[2], v[3]);
+    }
+  }
+
+  // A lane's column of sums is of first bytes, the next one of second bytes of the same row of x.
+  void multiply_integers(const char* slot, int stage, float (&acc)[4]) {
+    const int lane = threadIdx.x % 32, quad = lane % 4;
+    const int upper = lane / 4 < S::kHeight ? lane / 4 : S::kHeight - 1;
+    const int lower = lane / 4 + 8 < S::kHeight ? lane / 4 + 8 : S::kHeight - 1;
+    const char* a = slot + upper * kPitch + quad * kLane;
+    const char* c = slot + lower * kPitch + quad * kLane;
+    const auto* scale = reinterpret_cast<const f16_t*>(slot + S::kHeight * kPitch);
+    const auto* s = scale + upper * (kScalePitch / 2);
+    const auto* r = scale + lower * (kScalePitch / 2);
+    const int first = stage * (S::kWidth / 32);
+    const char* b = x + (first * kColumns + lane / 4 % kColumns) * 32 + quad * 8;
+    const Block* block = blocks() + first * S::kRows + (quad < S::kRows ? quad : S::kRows - 1);
+    const int count = width(stage) / 32;
+#pragma unroll 4
+    for (int i = threadIdx.x / 32; i < count; i += kWarps) {
+      uint32_t p[2], q[2] = {0, 0}, v[2];
+      int32_t sum[4] = {0, 0, 0, 0};
+      Weights::load(p, a + i * (4 * kLane));
+      if constexpr (S::kHeight > 8) Weights::load(q, c + i * (4 * kLane));
+      memcpy(v, __builtin_assume_aligned(b + i * (kColumns * 32), 8), 8);
+      Weights::multiply(sum, p, q, v);
+      const Block of = block[i * S::kRows];
+      const int g = i / (S::kGroup / 32);
+      acc[0] += static_cast<float>(sum[0] * 254 + sum[1] + of.offset) * (to_float(s[g]) * of.scale);
+      if constexpr (S::kHeight > 8)
+        acc[2] += static_cast<float>(sum[2] * 254 + sum[3] + of.offset) * (to_float(r[g]) * of.scale);
     }
   }
 

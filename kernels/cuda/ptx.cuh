@@ -125,10 +125,22 @@ inline void mma_bf16(float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uin
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-// a - c of two pairs of bf16, exact where the results are bf16: as a + c * -1, which sm_80 has.
-inline uint32_t sub_bf16x2(uint32_t a, uint32_t c) {
+// acc[16 x 8] += a[16 x 32] b[32 x 8] in bytes, exact: lanes hold four neighbours in k where those of mma_bf16 hold
+// two. Both are signed, or the bytes of a are not.
+inline void mma_s8(int32_t (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+inline void mma_u8(int32_t (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// a * c of two pairs of bf16: as a * c - 0, which sm_80 has.
+inline uint32_t mul_bf16x2(uint32_t a, uint32_t c) {
   uint32_t out;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(c), "r"(0xbf80bf80u), "r"(a));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(c), "r"(0x80008000u));
   return out;
 }
 
@@ -149,5 +161,6 @@ inline f16_t to_f16(float x) {
   return out;
 }
 inline float bits_to_float(uint32_t x) { return __uint_as_float(x); }
+inline uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 
 }  // namespace echoc

@@ -14,6 +14,7 @@ from echoc.compiler.ir import Node, make, symbol
 
 T = symbol("T")
 SPLIT = 2e-5  # x as two bf16
+BYTES = 5e-5  # x as two bytes
 ROUNDED = 6e-3  # x as one
 
 
@@ -51,13 +52,25 @@ def check(outputs: dict[str, Node], rows: int, most: int, architecture: str = "s
     return launches
 
 
-@pytest.mark.parametrize("weights_dtype", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("weights_dtype", ["bf16", "fp8", "int8", "int4"])
 @pytest.mark.parametrize(("rows", "architecture"), [(1, "sm_90a"), (3, "sm_80"), (4, "sm_90a")])
 def test_every_format(rows: int, weights_dtype: str, architecture: str) -> None:
     launches = check({"y": matmul(port("x", T, 512), weight("w", 600, 512))}, rows, 1 if rows == 1 else 4, architecture,
-                     weights_dtype)  # fmt: skip
+                     weights_dtype, BYTES if weights_dtype.startswith("int") else SPLIT)  # fmt: skip
     (kernel,) = launches.kernels
     assert kernel.language == "cuda"
+
+
+@pytest.mark.parametrize("weights_dtype", ["fp8", "int8", "int4"])
+def test_a_norm_and_sisters_in_every_format(weights_dtype: str) -> None:
+    """The last columns of x are made by some of the threads, and its rows are of very different size."""
+    x = port("x", T, 2304)
+    gain = weight("gain", 2304)
+    n = make("mul", norm(x, gain, 2304), make("reshape", make("exp", port("size", T)), shape=(T, 1)))
+    gate, up = matmul(n, weight("gate", 150, 2304)), matmul(n, weight("up", 150, 2304))
+    launches = check({"y": make("sub", gate, make("neg", up))}, 2, 2, "sm_90a", weights_dtype, BYTES)
+    (kernel,) = launches.kernels
+    assert kernel.language == "cuda" and kernel.schedule["height"] > 2
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -39,6 +39,7 @@ def gated(n: int, k: int, rows: int, weights_dtype: str, architecture: str) -> l
 
 
 CASES = [(8192, 2048, 1, "bf16"), (14336, 4096, 4, "bf16"), (9728, 2560, 1, "int8"), (2816, 1024, 2, "int4")]
+CASES += [(8192, 2048, 2, "fp8"), (14336, 4096, 1, "int8")]
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])

@@ -26,7 +26,7 @@ from echoc.compiler.targets.gpu.printer import Arguments
 from echoc.compiler.targets.gpu.weights import element, layout
 from echoc.compiler.targets.index import Index, Var, dim_text
 
-BITS = {"bf16": 16, "i8": 8, "i4": 4}
+BITS = {"bf16": 16, "f8": 8, "i8": 8, "i4": 4}
 STAGE = 32 * 1024  # bytes of weights in a stage, about
 FEEDERS = 2  # warps that issue the copies, a row each: one alone is not fast enough; twice as many for scales
 IN_FLIGHT = 2  # stages; more delay the small reads of other blocks
@@ -101,9 +101,10 @@ def shape_for(
     scale_pitch = _up(width // packed.group * 2, 16) if packed.group else 0
     slot = _up(height * (pitch + scale_pitch), 128)
     total = -(-per_block // tile) * -(-k // width)
-    for split in (False,) if narrow else (True, False):
+    for split in (False,) if narrow or packed.group else (True, False):
         columns = rows * (2 if split else 1)
-        fixed = _up(k * 2 * columns, 128) + _up(2 * warps * height * rows * 4, 128) + 256
+        blocks = _up(k // 32 * rows * 8, 128) if packed.group else 0
+        fixed = _up(k * 2 * columns, 128) + blocks + _up(2 * warps * height * rows * 4, 128) + 256
         for budget, most in ((min(BESIDE, device.shared_bytes), 12), (device.shared_bytes, IN_FLIGHT + 1)):
             slots = min((budget - fixed) // slot, max(total, 2), most)
             if slots >= min(IN_FLIGHT + 1, max(total, 2)):
@@ -117,7 +118,7 @@ def shape_for(
 
 def warps_for(packed: Packed) -> int:
     """Warps that multiply: quantised weights keep more of them busy."""
-    return 16 if packed.group else 8
+    return 16 if packed.format != "bf16" else 8
 
 
 def _up(n: int, to: int) -> int:
@@ -343,9 +344,11 @@ def _slice(lines: Sequence[str], names: set[str]) -> list[str]:
 
 
 class _Epilogue(Emitter):
-    """The riders of one segment at row `t` and unit `n`; reads of its own element are made ahead."""
+    """The riders of one segment at row `t` and unit `n`; reads of its own element are made ahead, and of the scales of
+    the weights' rows, one text a sister."""
 
-    def __init__(self, arguments: Arguments, group: Group, stored: Collection[Node], inner: Collection[Node]) -> None:
+    def __init__(self, arguments: Arguments, group: Group, stored: Collection[Node], inner: Collection[Node],
+                 row_scales: Sequence[str]) -> None:  # fmt: skip
         super().__init__(arguments, {*group.nodes, *inner}, stored)
         self.group, self.n = group, group.matmuls[0].n
         self.column = Var("n", 0, self.n, loops=False)
@@ -353,6 +356,10 @@ class _Epilogue(Emitter):
         self.known: dict[tuple[Node, str], str] = {}
         for i, matmul in enumerate(group.matmuls):
             self.places[matmul.node] = Place("acc", f"acc[{i}]")
+        if row_scales:
+            for i, matmul in enumerate(group.matmuls):
+                self.places[matmul.node] = Place("acc", f"(acc[{i}] * early[{i}])")
+            self.ahead = [f"early[{i}] = {text};" for i, text in enumerate(row_scales)]
 
     def own(self, node: Node, scope: emit.Scope) -> tuple[Index, ...]:
         assert self.row is not None
@@ -442,13 +449,18 @@ def _segments(groups: Sequence[Group], weights: Sequence[Packed], shape: Shape, 
     for i, (group, packed) in enumerate(zip(groups, weights, strict=True)):
         form = layout(packed)
         base = arguments.get(packed, element(packed))
-        epilogue = _Epilogue(arguments, group, stored, inner)
+        scales = form.scales * form.element_bytes
+        row_scales = [
+            f"*reinterpret_cast<const float*>({base} + {s * form.nbytes + scales} + n * 4)"
+            for s in range(shape.sisters)
+        ]
+        epilogue = _Epilogue(arguments, group, stored, inner, row_scales if form.row_scaled else ())
         lines = epilogue.render()
         end = begin + form.n
         out.append(
             {
                 "test": "" if i + 1 == len(groups) else f"if (unit < {end}) ", "begin": begin, "end": end,
-                "weight": base, "slab": form.nbytes, "scales": form.scales * form.element_bytes, "epilogue": lines,
+                "weight": base, "slab": form.nbytes, "scales": scales, "epilogue": lines,
                 "ahead": epilogue.ahead,
             }
         )  # fmt: skip

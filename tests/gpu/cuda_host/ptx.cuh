@@ -191,6 +191,7 @@ inline void bulk_copy(void* to, const void* from, uint32_t bytes, uint64_t* full
   settle(at(full));
 }
 
+inline uint32_t float_to_bits(float x) { return std::bit_cast<uint32_t>(x); }
 inline float bits_to_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline float half_of(uint32_t pair, int which) { return bits_to_float(which ? pair & 0xffff0000u : pair << 16); }
 inline uint32_t round_bf16(float x) {
@@ -198,8 +199,8 @@ inline uint32_t round_bf16(float x) {
   return x != x ? 0x7fc0u : (u + 0x7fffu + (u >> 16 & 1)) >> 16;
 }
 inline uint32_t pack_bf16x2(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
-inline uint32_t sub_bf16x2(uint32_t a, uint32_t c) {
-  return pack_bf16x2(half_of(a, 0) - half_of(c, 0), half_of(a, 1) - half_of(c, 1));
+inline uint32_t mul_bf16x2(uint32_t a, uint32_t c) {
+  return pack_bf16x2(half_of(a, 0) * half_of(c, 0), half_of(a, 1) * half_of(c, 1));
 }
 inline float to_float(f16_t x) { return static_cast<float>(std::bit_cast<_Float16>(x.bits)); }
 inline f16_t to_f16(float x) { return {std::bit_cast<uint16_t>(static_cast<_Float16>(x))}; }
@@ -221,6 +222,28 @@ inline void mma_bf16(float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uin
     }
   }
   warp_sync();
+}
+
+template <class A>
+inline void mma_bytes(int32_t (&acc)[4], const std::vector<uint32_t>& operands) {
+  const unsigned lane = threadIdx.x % 32, row = lane / 4, quad = lane % 4;
+  lane_of(lane) = operands;
+  warp_sync();
+  for (int i = 0; i < 4; ++i) {
+    const int lower = i / 2, column = quad * 2 + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      const uint32_t a = lane_of(row * 4 + k % 16 / 4)[k / 16 * 2 + lower];
+      const uint32_t b = lane_of(column * 4 + k % 16 / 4)[4 + k / 16];
+      acc[i] += static_cast<A>(a >> k % 4 * 8) * static_cast<int8_t>(b >> k % 4 * 8);
+    }
+  }
+  warp_sync();
+}
+inline void mma_s8(int32_t (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  mma_bytes<int8_t>(acc, {a0, a1, a2, a3, b0, b1});
+}
+inline void mma_u8(int32_t (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  mma_bytes<uint8_t>(acc, {a0, a1, a2, a3, b0, b1});
 }
 
 }  // namespace echoc
