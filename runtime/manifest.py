@@ -80,7 +80,8 @@ class WeightSpec:
 class BinarySpec:
     """A kernel of a GPU: function `entry` of a cubin or hsaco member, run in blocks of `threads` threads.
 
-    `shared_bytes` of shared memory a block; `extra_pointers` null pointers follow the parameters of a launch.
+    `shared_bytes` of shared memory a block; `extra_pointers` null pointers follow the parameters of a launch;
+    `together`: its blocks wait for each other.
     """
 
     name: str
@@ -89,6 +90,7 @@ class BinarySpec:
     threads: int
     shared_bytes: int
     extra_pointers: int
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +375,7 @@ def _binaries(kernels: _Reader) -> list[BinarySpec]:
                 threads=binary.count("threads", low=1, high=1024),
                 shared_bytes=binary.count("shared_bytes", 0, high=1 << 20),
                 extra_pointers=binary.count("extra_pointers", 0, high=8),
+                together=binary.get("together", bool, False),
             )
         )
     return found

@@ -228,7 +228,13 @@ class GpuDevice:
             if binary.member not in modules:
                 modules[binary.member] = self._executor.add_module(artifact.view(binary.member), name)
             kernels[name] = self._executor.add_kernel(
-                modules[binary.member], name, binary.entry, binary.threads, binary.shared_bytes, binary.extra_pointers
+                modules[binary.member],
+                name,
+                binary.entry,
+                binary.threads,
+                binary.shared_bytes,
+                binary.extra_pointers,
+                binary.together,
             )
         return kernels
 

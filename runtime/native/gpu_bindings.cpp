@@ -139,7 +139,7 @@ void bind_gpu(nb::module_& m) {
           },
           nb::arg("image"), nb::arg("name"))
       .def("add_kernel", &GpuExecutor::add_kernel, nb::arg("module"), nb::arg("name"), nb::arg("entry"),
-           nb::arg("threads"), nb::arg("shared_bytes"), nb::arg("extra_pointers"))
+           nb::arg("threads"), nb::arg("shared_bytes"), nb::arg("extra_pointers"), nb::arg("together") = false)
       .def("add_variant", &GpuExecutor::add_variant, nb::arg("launches"), nb::arg("num_symbols"),
            nb::arg("token_symbol"))
       .def("upload_weight", &upload_weight, nb::arg("weight"), nb::arg("data"))

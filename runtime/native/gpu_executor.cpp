@@ -63,10 +63,11 @@ int GpuExecutor::add_module(std::span<const std::byte> image, const std::string&
 }
 
 int GpuExecutor::add_kernel(int module, const std::string& name, const std::string& entry, int threads,
-                            int shared_bytes, int extra_pointers) {
+                            int shared_bytes, int extra_pointers, bool together) {
   context_.enter();
   auto kernel = std::make_unique<Kernel>();
-  *kernel = {name, nullptr, static_cast<unsigned>(threads), static_cast<unsigned>(shared_bytes), extra_pointers};
+  *kernel = {name, nullptr, static_cast<unsigned>(threads), static_cast<unsigned>(shared_bytes), extra_pointers,
+             together};
   const Handle loaded = modules_.at(static_cast<size_t>(module)).get();
   const int status = context_.api.module_function(&kernel->function, loaded, entry.c_str());
   if (status != 0) context_.driver->fail(status, "entry " + entry + " of kernel " + name);
@@ -107,6 +108,16 @@ int GpuExecutor::add_variant(const std::vector<LaunchSpec>& launches, int num_sy
         for (const uint32_t symbol : term.second) check("symbol", symbol, variant->dims.size());
       }
       launch.axes.push_back({terms, tile});
+    }
+    if (used.together) {
+      const std::vector<int64_t> none(variant->dims.size());
+      const unsigned blocks = evaluate(launch, none)[0], most = resident_blocks(context_, used);
+      if (blocks > most) {
+        throw Failure("the " + std::to_string(blocks) + " blocks of kernel " + used.name + " wait for each other, and " +
+                      context_.info.name + " holds " + std::to_string(most) +
+                      " at once: use a device with more multiprocessors, or compile for a CPU");
+      }
+      variant->together = true;
     }
     variant->launches.push_back(std::move(launch));
   }

@@ -51,7 +51,7 @@ class GpuExecutor {
 
   int add_module(std::span<const std::byte> image, const std::string& name);
   int add_kernel(int module, const std::string& name, const std::string& entry, int threads, int shared_bytes,
-                 int extra_pointers);
+                 int extra_pointers, bool together);
 
   /// Resolves a launch list; returns its index. Steps whose sizes recur are captured and replayed, unless their
   /// symbol `token_symbol` (-1: none) is large: such steps run long and rarely recur.
@@ -152,6 +152,7 @@ class GpuExecutor {
     std::vector<std::pair<uint32_t, uint32_t>> port_uses;  // (argument, port): these change from step to step
     std::vector<int32_t> dims;                             // the symbols' values as kernels get them
     int token_symbol = -1;
+    bool together = false;  // one of its kernels is launched together: no graph
     Counters counters;
     std::vector<Event> marks;  // one before each launch and one behind the last, made when profiling begins
   };

@@ -44,6 +44,7 @@ Grid evaluate(const Launch& launch, std::span<const int64_t> dims) {
 
 void start(const Context& context, Handle stream, const Kernel& kernel, const Grid& grid, void** parameters,
            bool dependent) {
+  if (kernel.together) return start_together(context, stream, kernel, grid[0], parameters);
   int status = 0;
   if (context.api.launch) {
     LaunchAttribute attribute{};

@@ -19,6 +19,7 @@ struct Kernel {
   unsigned threads = 0;
   unsigned shared_bytes = 0;
   int extra_pointers = 0;  // null pointers that the compiler adds behind the parameters
+  bool together = false;   // its blocks wait for each other: all are on the device at once
 };
 
 /// One axis of a grid: ceil(sum of coefficient * product of symbols / tile) blocks.

@@ -143,7 +143,7 @@ void GpuExecutor::run(int index, Variant& variant, const std::vector<int64_t>& d
   const bool profiled = content == Content::profile;
   const int tokens = variant.token_symbol < 0 ? 0 : variant.dims[static_cast<size_t>(variant.token_symbol)];
   const bool recurs = profiled ? static_cast<bool>(context_.api.event_record_in_graph) : tokens <= kMostGraphTokens;
-  if (synchronous_ || !recurs) return launch_all(variant, dims, content);
+  if (synchronous_ || !recurs || variant.together) return launch_all(variant, dims, content);
   const Key key{index, content, dims};
   const Graph* graph = find_graph(key);
   if (!graph) {
