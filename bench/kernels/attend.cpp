@@ -98,7 +98,7 @@ template <class KV>
 void measure(const char* name, int heads, int kv_heads, int dim, int64_t sequences, int64_t cached, int64_t fresh,
              double peak, double rate, bool deterministic) {
   const int64_t length = cached + fresh, blocks = (length + 15) / 16, tokens = sequences * fresh;
-  const int64_t page_elements = int64_t{kv_heads} * dim * 16;
+  const int64_t page_elements = kv_heads * attn::Store<KV>::piece(dim);
   const size_t bytes = static_cast<size_t>(sequences * blocks * page_elements) * sizeof(KV);
   std::byte* const k = pages_of_memory(bytes);
   std::byte* const v = pages_of_memory(bytes);
@@ -106,17 +106,25 @@ void measure(const char* name, int heads, int kv_heads, int dim, int64_t sequenc
   std::vector<int32_t> table(static_cast<size_t>(sequences * blocks));
   for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
   for (size_t i = table.size(); i > 1; --i) std::swap(table[i - 1], table[random() % i]);
-  for (size_t i = 0; i < bytes / sizeof(KV); ++i) {
-    const float x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-    reinterpret_cast<KV*>(k)[i] = from_float<KV>(x);
-    reinterpret_cast<KV*>(v)[i] = from_float<KV>(-x);
-  }
   std::vector<int32_t> seq, pos;
   for (int64_t s = 0; s < sequences; ++s)
     for (int64_t i = 0; i < fresh; ++i) {
       seq.push_back(static_cast<int32_t>(s));
       pos.push_back(static_cast<int32_t>(cached + i));
     }
+  for (int64_t first = 0; first < length; first += 256) {  // the pages' values
+    const int64_t count = std::min<int64_t>(256, length - first);
+    std::vector<float> x(static_cast<size_t>(count * kv_heads * dim));
+    std::vector<int32_t> s(static_cast<size_t>(count)), p(s.size());
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<int32_t>(first + i);
+    for (int64_t one = 0; one < sequences; ++one) {
+      for (auto& each : x) each = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+      std::fill(s.begin(), s.end(), static_cast<int32_t>(one));
+      const Call call{nullptr, nullptr, 0, 1, nullptr};
+      append_k<KV>(call, k, x.data(), kv_heads * dim, count, kv_heads, dim, s.data(), p.data(), table.data(), blocks);
+      append_v<KV>(call, v, x.data(), kv_heads * dim, count, kv_heads, dim, s.data(), p.data(), table.data(), blocks);
+    }
+  }
   std::vector<float> q(static_cast<size_t>(tokens * heads * dim)), out(q.size());
   for (auto& x : q) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
   const int64_t scratch_bytes = attend_scratch_bytes(dim, dim);
@@ -161,6 +169,9 @@ int main(int argc, char** argv) {
     measure<bf16_t>("bf16", 32, 32, 64, 1, 8191, 1, peak, rate, deterministic);
     measure<bf16_t>("bf16", 32, 1, 64, 8, 8191, 1, peak, rate, deterministic);
     measure<float>("f32", 32, 8, 64, 4, 8191, 1, peak, rate, deterministic);
+    measure<i8_t>("i8", 32, 8, 64, 8, 8191, 1, peak, rate, deterministic);
+    measure<i8_t>("i8", 16, 8, 128, 4, 8191, 1, peak, rate, deterministic);
+    measure<f8_t>("f8", 32, 8, 64, 8, 8191, 1, peak, rate, deterministic);
     measure<f16_t>("f16", 32, 8, 64, 8, 8191, 1, peak, rate, deterministic);
     measure<bf16_t>("bf16", 32, 8, 64, 1, 0, 512, peak, rate, deterministic);
     measure<bf16_t>("bf16", 32, 8, 64, 1, 2048, 512, peak, rate, deterministic);

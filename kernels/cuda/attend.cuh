@@ -198,8 +198,9 @@ struct Attend {
           vector(1, r, head, keys + r * S::kDim);
         else
           vector(2, r, head, values + r * S::kValueDim);
-        if constexpr (kScaled) measure(i - S::kGroup, which == 0 ? keys + r * S::kDim : values + r * S::kValueDim,
-                                       which == 0 ? S::kDim : S::kValueDim);
+        if constexpr (kScaled)
+          measure(i - S::kGroup, which == 0 ? keys + r * S::kDim : values + r * S::kValueDim,
+                  which == 0 ? S::kDim : S::kValueDim);
       }
     }
     for (int i = threadIdx.x; i < S::kGroup; i += kThreads)

@@ -340,6 +340,9 @@ NAMED = {
         sinks=True,
         window=450,
     ),
+    "split, i8": Case(
+        contexts=((900, 1), (70, 1)), threads=5, deterministic=False, workspace=True, dtype="i8", heads=7, kv_heads=1
+    ),
     "split of one kv head": Case(
         kv_heads=1,
         heads=12,
@@ -359,6 +362,9 @@ NAMED = {
     "dots, 192 and 128": Case(contexts=RAGGED, head_dim=192, v_head_dim=128, functor=1, **FREE),
     "dots, 16": Case(contexts=RAGGED, head_dim=16, v_head_dim=16, softcap=3.0, functor=2, **FREE),
     "dots, tiny": Case(contexts=RAGGED, head_dim=1, v_head_dim=1, heads=40, kv_heads=1, **FREE),
+    "dots, rows of one to eight": Case(
+        contexts=((77, 1), (300, 2), (31, 1)), heads=8, kv_heads=2, head_dim=64, v_head_dim=80, softcap=4.0, **FREE
+    ),
     "dots, i8": Case(contexts=RAGGED, **(FREE | {"dtype": "i8"})),
     "dots, f8": Case(contexts=RAGGED, **(FREE | {"dtype": "f8"})),
     "dots, i8, 80": Case(contexts=RAGGED, head_dim=80, v_head_dim=80, window=40, **(FREE | {"dtype": "i8"})),
