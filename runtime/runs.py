@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from echoc import _native
 from echoc.errors import ArtifactError, DeviceError, RequestError
+from echoc.runtime.device_runs import DeviceRuns, Sizes
 from echoc.runtime.devices.cpu import default_num_threads
 from echoc.runtime.libraries import open_library
 
@@ -34,10 +35,12 @@ _SLICE = 0.25  # seconds between two looks at signals
 class Runs:
     """A compiled system: its kernel and what the vector of counts means (the layout, see the generator).
 
+    Args:
+        library: the shared library with the kernel, or what puts it on a device.
     Raises: ArtifactError for a layout that is not one, DeviceError when the system does not load the library.
     """
 
-    def __init__(self, library: bytes | memoryview, layout: Mapping[str, Any]) -> None:
+    def __init__(self, library: bytes | memoryview | Callable[[Sizes], DeviceRuns], layout: Mapping[str, Any]) -> None:
         try:
             self.mode = str(layout["mode"])
             self.size = int(layout["size"])
@@ -53,7 +56,8 @@ class Runs:
             entry, scratch = str(layout["entry"]), int(layout["scratch_bytes"])
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise ArtifactError(f"the layout of the runs is not valid: {error!r}; compile the system again") from None
-        self._kernel = _load(library, entry, self.size, len(self.cells), len(self.instances), scratch)
+        sizes = Sizes(self.size, len(self.cells), len(self.instances), scratch)
+        self.kernel = library(sizes) if callable(library) else HostRuns(library, entry, sizes)
 
     def place(self, cell: int | str, obj: str) -> int | None:
         """Where the vector holds an object of a cell (an index, or the label of the only such cell); None where the
@@ -120,20 +124,21 @@ class Batch:
         self.time: Times = np.zeros(count)
         self.steps = np.zeros(count, np.int64)
         self.index = np.arange(first, first + count, dtype=np.uint64)
-        self._halted = np.zeros(count, np.int32)
+        self.halts = np.zeros(count, np.int32)
         self.applications: Counts | None = None
+        self.memory: object = None  # of a device
 
     @property
     def halted(self) -> npt.NDArray[np.bool_]:
-        return self._halted.astype(np.bool_)
+        return self.halts.astype(np.bool_)
 
     def wake(self, row: int) -> None:
         """A run whose counts were changed from outside may go on."""
-        self._halted[row] = 0
+        self.halts[row] = 0
 
     def halt(self, rows: npt.NDArray[np.bool_]) -> None:
         """Marks runs, all of them told, as those to which nothing applies."""
-        self._halted[:] = rows
+        self.halts[:] = rows
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -162,20 +167,21 @@ class Batch:
         Raises: RequestError for bad arguments; DeviceError for a count beyond 2^63 - 1 or a rate that is no rate: the
             run stands at the start of its failing step, the others somewhere on their way.
         """
-        plan = _Plan(self, steps, until, record, every, times)
+        plan = Plan(self, steps, until, record, every, times)
         if applications:
             self.applications = np.zeros((len(self), len(self.runs.instances)), np.int64)
-        error, where = np.zeros(len(self), np.int32), np.zeros(len(self), np.int64)
-        for part in plan.slices():
-            self.runs._kernel.advance(
-                counts=self.counts, charges=self.charges, time=self.time, step=self.steps, index=self.index,
-                seed=self.seed, steps=part, until=plan.until, recorded=plan.recorded, every=plan.every,
-                times=plan.times, records=plan.records, records_done=plan.done,
-                applications=self.applications if applications else None, halted=self._halted, error=error,
-                where=where, num_threads=self.threads,
-            )  # fmt: skip
-            if error.any():
-                self._fail(error, where)
+        turn = self.runs.kernel.turn(self, plan, applications)
+        try:
+            for part in plan.slices(turn.piece):
+                turn.advance(part)
+                if plan.error.any():
+                    break
+        except KeyboardInterrupt:
+            turn.finish()
+            raise
+        turn.finish()
+        if plan.error.any():
+            self._fail(plan.error, plan.where)
         return plan.records
 
     def _fail(self, error: npt.NDArray[np.int32], where: npt.NDArray[np.int64]) -> None:
@@ -201,7 +207,55 @@ class Batch:
         )
 
 
-class _Plan:
+class Turn(Protocol):
+    """One call of `Batch.advance` on a device. `piece`: steps of its first slice."""
+
+    piece: int
+
+    def advance(self, steps: int) -> None:
+        """Steps in every run; `steps` and `halts` of the batch, `error`, `where` and `done` of the plan are told."""
+
+    def finish(self) -> None:
+        """Behind it all arrays are."""
+
+
+class HostRuns:
+    """A compiled system in a shared library. Raises DeviceError when the system does not load it."""
+
+    def __init__(self, library: bytes | memoryview, entry: str, sizes: Sizes) -> None:
+        try:
+            with open_library(library) as path:
+                self.native = _native.RunKernel(
+                    path, entry, sizes.places, sizes.cells, sizes.instances, sizes.scratch_bytes
+                )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DeviceError(f"the system does not load the compiled runs: {error}; compile on this machine") from None
+
+    def turn(self, batch: Batch, plan: Plan, applications: bool) -> Turn:
+        """Begins an advance."""
+        return _HostTurn(self.native, batch, plan, applications)
+
+
+class _HostTurn:
+    def __init__(self, native: _native.RunKernel, batch: Batch, plan: Plan, applications: bool) -> None:
+        self.native, self.batch, self.plan, self.applications = native, batch, plan, applications
+        self.piece = max(1, 4096 // len(batch))
+
+    def advance(self, steps: int) -> None:
+        batch, plan = self.batch, self.plan
+        self.native.advance(
+            counts=batch.counts, charges=batch.charges, time=batch.time, step=batch.steps, index=batch.index,
+            seed=batch.seed, steps=steps, until=plan.until, recorded=plan.recorded, every=plan.every,
+            times=plan.times, records=plan.records, records_done=plan.done,
+            applications=batch.applications if self.applications else None, halted=batch.halts, error=plan.error,
+            where=plan.where, num_threads=batch.threads,
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        pass
+
+
+class Plan:
     """The checked arguments of one call of `Batch.advance`, and its records."""
 
     def __init__(
@@ -237,7 +291,8 @@ class _Plan:
                 raise RequestError(f"place {bad} was asked for; wanted 0 to {batch.runs.size - 1}")
             self.recorded = np.array(chosen, np.int32)
         self.records = self._allocate()
-        self.done = np.zeros(len(batch), np.int64)
+        self.done, self.where = np.zeros(len(batch), np.int64), np.zeros(len(batch), np.int64)
+        self.error = np.zeros(len(batch), np.int32)
 
     def _allocate(self) -> Counts:
         count = 0
@@ -252,10 +307,9 @@ class _Plan:
             raise RequestError(f"no memory for records of shape {list(shape)}; record less")
         return np.full(shape, -1, np.int64)
 
-    def slices(self) -> Iterable[int]:
+    def slices(self, piece: int) -> Iterable[int]:
         """Steps for one call of the kernel after another, so that an interrupt is seen between them."""
         batch, left = self.batch, self.steps
-        piece = max(1, 4096 // len(batch))
         while left is None or left > 0:
             part = piece if left is None else min(piece, left)
             before, begin = batch.steps.copy(), time.perf_counter()
@@ -272,13 +326,3 @@ class _Plan:
 def _memory() -> int:
     """Bytes of memory that this machine has: more is refused before the system lends what it does not have."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _load(
-    library: bytes | memoryview, entry: str, places: int, cells: int, instances: int, scratch: int
-) -> _native.RunKernel:
-    try:
-        with open_library(library) as path:
-            return _native.RunKernel(path, entry, places, cells, instances, scratch)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise DeviceError(f"the system does not load the compiled runs: {error}; compile on this machine") from None

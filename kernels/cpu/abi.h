@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__NVPTX__) || defined(__AMDGCN__)
+#if defined(ECHOC_DEVICE)
 #define ECHOC_EXPORT static inline  // for the kernel that calls it
 #elif defined(_WIN32)
 #define ECHOC_EXPORT extern "C" __declspec(dllexport)

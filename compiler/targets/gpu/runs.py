@@ -7,8 +7,6 @@ whose runs go their own ways, one behind the other.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jinja2
 
 from echoc.compiler.bundle import Code, Progress
@@ -18,6 +16,7 @@ from echoc.compiler.targets.gpu import weights
 from echoc.compiler.targets.gpu.cpp import build_cpp, versions
 from echoc.compiler.targets.gpu.levels import Level
 
+ABI = 1  # of kernels/gpu/runs.h: struct Batch and what its fields mean
 STRIDES = {"dcba": 32, "gillespie": 1}
 """How many runs lie interleaved, by mode; a warp of every vendor is a multiple or they are alone."""
 
@@ -27,29 +26,25 @@ _TEMPLATES = jinja2.Environment(
 )  # fmt: skip
 
 
-def code(generated: Generated, level: Level, report: Progress) -> tuple[Code, dict[str, Any]]:
-    """The machine code of a generated kernel for a GPU, and what the layout says of it besides: `kernel` (among the
-    manifest's binaries) and `stride`.
+def runs_code(generated: Generated, level: Level, report: Progress) -> Code:
+    """The machine code of a generated kernel for a GPU; the manifest's entry of it says which `stride` its runs have.
 
-    Raises CompileError as `build_cpp` does, and for kernels that need more than the architecture has.
+    Raises: CompileError as `build_cpp` does, and for kernels that need more than the architecture has.
     """
     ((name, text),) = generated.sources.items()
-    stride, entry = STRIDES[str(generated.layout["mode"])], f"{name}_runs"
-    threads = level.device.warp
-    source = _TEMPLATES.get_template("runs.cpp.j2").render(
-        stride=stride, source=text, threads=threads, entry=entry, name=generated.entry
-    )
+    stride, threads = STRIDES[str(generated.layout["mode"])], level.device.warp
+    source = _TEMPLATES.get_template("runs.cpp.j2").render(stride=stride, source=text, threads=threads, name=name)
     report("compile kernels", 0, 1)
-    built = build_cpp(source, [entry], level, threads=threads, blocks=1)
+    built = build_cpp(source, [name], level, threads=threads, blocks=1)
     report("compile kernels", 1, 1)
-    image, path = f"kernels/{name}.{level.suffix}", f"kernels/{name}.cpp"
-    found = Code(
-        target={"device": level.device.vendor, "level": level.runs_on or level.name},
-        kernels={
-            "binaries": {entry: {"member": image, "entry": entry, "extra_pointers": 0, **built.facts()[entry]}},
-            "sources": {name: path},
-        },
-        members={image: built.image, path: source.encode()}, tools={"clang": versions(level.device.vendor)},
+    image, path, facts = f"kernels/{name}.{level.suffix}", f"kernels/{name}.cpp", built.facts()[name]
+    binary = {
+        "member": image, "entry": name, "extra_pointers": 0, **facts, "shared_bytes": 0,
+        "static_shared_bytes": facts["shared_bytes"], "stride": stride, "abi": ABI,
+    }  # fmt: skip
+    return Code(
+        target={"device": level.device.vendor, "level": level.name},
+        kernels={"binaries": {name: binary}, "sources": {name: path}},
+        members={image: built.image, path: source.encode()}, tools={"compiler": versions(level.device.vendor)},
         nbytes=weights.nbytes, parts=weights.parts,
     )  # fmt: skip
-    return found, {"kernel": entry, "stride": stride}
