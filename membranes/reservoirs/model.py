@@ -34,7 +34,8 @@ class Reservoir:
         squares: the readout sees the states (`none`), the states with every second one squared (`half`; Pathak et al.,
             Phys. Rev. Lett. 120, 024102, 2018), or the states and all their squares (`all`).
         input_to_readout: whether the readout sees the inputs too.
-        device: `cpu` or `cpu:LEVEL` (a kernel, compiled when first needed), or `ref` (numpy).
+        device: `cpu`, `cpu:LEVEL`, `cuda:LEVEL` or `rocm:LEVEL` (a kernel, compiled when first needed), or `ref`
+            (numpy).
         dtype: of the states on the device, f64 or f32; the readout is learnt and applied in f64.
         membranes: how many layers stand together in each membrane of `program`; default: each in one of its own.
     """
@@ -222,7 +223,7 @@ class Reservoir:
         """Compiles `program` into an artifact: a step takes `u` [T, inputs] and gives `y` [T, outputs], or
         `x` [T, units] where no readout was learnt. Raises CompileError.
         """
-        from echoc.compiler.targets.cpu.reservoir_artifact import compile_reservoir
+        from echoc.compiler.targets.reservoir_artifact import compile_reservoir
 
         from .nesting import flatten
 

@@ -342,10 +342,11 @@ def open_device(
     """
     if num_threads is not None and num_threads < 1:
         raise DeviceError(f"num_threads is {num_threads}, wanted 1 or more")
-    return GpuDevice(artifact, num_pages, _index() if device_index is None else device_index, progress)
+    return GpuDevice(artifact, num_pages, device_number() if device_index is None else device_index, progress)
 
 
-def _index() -> int:
+def device_number() -> int:
+    """The device that ECHOC_DEVICE_INDEX names, else 0. Raises DeviceError."""
     text = os.environ.get("ECHOC_DEVICE_INDEX", "0")
     if not text.isascii() or not text.isdigit():
         raise DeviceError(f"ECHOC_DEVICE_INDEX is {text!r}, wanted the number of a device, from 0")

@@ -129,7 +129,7 @@ def pack_layers(layers: Sequence[LayerPlan], dtype: str, wide: bool) -> PackedNe
 def with_readout(packed: PackedNetwork, network: NetworkPlan) -> PackedNetwork:
     """A plan of the network's layers with its sizes and its readout. Raises CompileError for one that does not fit."""
     units = sum(layer.units for layer in network.layers)
-    features = 1 + network.inputs * network.reads_inputs + units * (2 if network.squares == "all" else 1)
+    features = feature_count(network)
     outputs, weights = 0, b""
     if network.readout is not None:
         outputs = len(network.readout)
@@ -143,6 +143,12 @@ def with_readout(packed: PackedNetwork, network: NetworkPlan) -> PackedNetwork:
     data = np.concatenate([packed.data, np.frombuffer(weights, np.uint8)])
     data[: len(header)] = np.frombuffer(header, np.uint8)
     return replace(packed, data=data, scratch_bytes=packed.scratch_bytes + _padded(features * 8))
+
+
+def feature_count(network: NetworkPlan) -> int:
+    """How many numbers the network's readout sees."""
+    units = sum(layer.units for layer in network.layers)
+    return 1 + network.inputs * network.reads_inputs + units * (2 if network.squares == "all" else 1)
 
 
 def _padded(nbytes: int) -> int:

@@ -10,7 +10,7 @@ import echoc
 from echoc.compiler.ir import Membrane, Node, Port, Program, Rule, make
 from echoc.compiler.ir.interpret import run_rule
 from echoc.compiler.ir.text import parse, show
-from echoc.compiler.targets.cpu.reservoir_artifact import compile_reservoir
+from echoc.compiler.targets.reservoir_artifact import compile_reservoir
 from echoc.errors import CompileError, IRError
 from echoc.membranes.reservoirs import ESN, DeepESN, Layer, Reservoir, ReservoirError
 from echoc.membranes.reservoirs.nesting import flatten
