@@ -24,7 +24,7 @@ MORE: dict[str, dict[str, Any]] = {
        "max_position_embeddings": 512, "use_parallel_residual": True},
 }  # fmt: skip
 FAMILIES = ("llama", "qwen3", "gemma2", "gpt_neox", "gpt_oss", "qwen3_moe")
-TOLERANCE = {"f32": 1e-4, "bf16": 0.03, "int8": 0.05}  # of the largest logit
+TOLERANCE = {"f32": 1e-4, "bf16": 0.03, "int8": 0.05, "i8": 0.05, "f8": 0.1}  # of the largest logit
 VOCABULARY = 48
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -65,41 +65,44 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return made
 
 
-def machine(folder: Path, weights_dtype: str) -> Machine:
+def machine(folder: Path, weights_dtype: str, state: DType) -> Machine:
     imported = _import(folder, None, None, lambda stage, done, total: None)
-    state = DType.F32 if weights_dtype == "f32" else DType.BF16
     program = run_passes(imported.program, language_model_passes(state))
     low = lower(program, weights_dtype, 32, Device("cuda"))
     return Machine(low, Weights(program.skin, imported.source, imported.buffers), num_pages=12)
 
 
-def check(checkpoint: Checkpoint, weights_dtype: str) -> None:
+def check(checkpoint: Checkpoint, weights_dtype: str, state: DType) -> None:
     found: dict[int, list[np.ndarray]] = {0: [], 1: []}
     sequences = [[t % VOCABULARY for t in random_tokens(length, seed=length)] for length in (10, 2)]
-    batch = Batch(machine(checkpoint.folder, weights_dtype), 2, 4)
+    batch = Batch(machine(checkpoint.folder, weights_dtype, state), 2, 4)
     # a prompt in the form for many tokens, then a prompt beside another's token
     for cuts, many in (({0: 9}, True), ({0: 1, 1: 2}, False)):
         parts = {s: sequences[s][batch.lengths[s] :][:n] for s, n in cuts.items()}
         for s, rows in batch.step(parts, many).items():
             found[s].append(rows)
     for s, tokens in enumerate(sequences):
-        assert relative_error(np.concatenate(found[s]), checkpoint.logits(tokens)) < TOLERANCE[weights_dtype]
+        assert relative_error(np.concatenate(found[s]), checkpoint.logits(tokens)) < max(
+            TOLERANCE[weights_dtype], TOLERANCE[state]
+        )
 
 
 def test_logits_are_those_of_transformers(checkpoint: Checkpoint) -> None:
-    check(checkpoint, "f32")
+    check(checkpoint, "f32", DType.F32)
 
 
-@pytest.mark.parametrize("weights_dtype", ["bf16", "int8"])
-def test_narrow_weights_and_states(tmp_path: Path, weights_dtype: str) -> None:
-    check(save(tmp_path, "llama", num_hidden_layers=1, vocab_size=VOCABULARY), weights_dtype)
+@pytest.mark.parametrize(
+    ("weights_dtype", "state"), [("bf16", "bf16"), ("int8", "bf16"), ("f32", "i8"), ("bf16", "f8")]
+)
+def test_narrow_weights_and_states(tmp_path: Path, weights_dtype: str, state: str) -> None:
+    check(save(tmp_path, "llama", num_hidden_layers=1, vocab_size=VOCABULARY), weights_dtype, DType(state))
 
 
 def test_deterministic_rows_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     folder = save(tmp_path, "llama", num_hidden_layers=1, vocab_size=VOCABULARY).folder
-    made = machine(folder, "bf16")
+    made = machine(folder, "bf16", DType.BF16)
     prompt, other = ([t % VOCABULARY for t in random_tokens(length, seed=length)] for length in (5, 7))
-    alone, beside = Batch(made, 2, 4), Batch(machine(folder, "bf16"), 2, 4)
+    alone, beside = Batch(made, 2, 4), Batch(machine(folder, "bf16", DType.BF16), 2, 4)
     found = [alone.step({1: prompt}, True)[1], alone.step({1: [9]}, True)[1]]
     wanted = [beside.step({0: other, 1: prompt}, True)[1], beside.step({0: [3, 4], 1: [9]}, True)[1]]
     for a, c in zip(found, wanted, strict=True):
