@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import echoc
 from echoc.compiler.artifact import ArtifactWriter
-from echoc.compiler.bundle import LIBRARY, SCHEMA, Progress
+from echoc.compiler.bundle import SCHEMA, Progress, cpu_code
 from echoc.compiler.ir import Membrane, Program
 from echoc.compiler.ir.algebra import Mode, System, bag
 from echoc.compiler.ir.systems import system_of
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
-from echoc.compiler.targets.backends import cpu_level
-from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
+from echoc.compiler.targets.backends import Cpu, Gpu, backend
+from echoc.compiler.targets.cpu.build import build_library
 from echoc.compiler.targets.cpu.rewriting import population, runs
+from echoc.compiler.targets.gpu import cpp
+from echoc.compiler.targets.gpu.systems import population_code
+from echoc.errors import CompileError
 
 if TYPE_CHECKING:
     from echoc.runtime.artifact import Artifact
@@ -39,7 +41,7 @@ def compile_system(
     """Compile the program of a P system (`echoc.compiler.ir.systems.program_of`).
 
     Args:
-        target: `cpu`, or `cpu:LEVEL` as for models.
+        target: `cpu`, `cpu:LEVEL`, `cuda:LEVEL` or `rocm:LEVEL` as for models.
         output: the artifact's path.
         source: what the manifest says of where it comes from.
         incoming: (cell, object) pairs that `SystemRun.put` brings in from outside, so that kernels reckon with them.
@@ -50,9 +52,11 @@ def compile_system(
     from echoc.runtime.artifact import Artifact
 
     report = progress or (lambda stage, done, total: None)
-    level = cpu_level(target)
-    find_compiler()
-    features = target_features(level)
+    chosen = backend(target)
+    if isinstance(chosen, Cpu):
+        chosen.check()
+    else:
+        cpp.versions(chosen.level.device.vendor)
     verify(program)
     system = system_of(program)
     report("generate", 0, 1)
@@ -61,17 +65,17 @@ def compile_system(
     generated = runs.generate(primed) if engine == "runs" else population.generate(primed)
     layout = _without(dict(generated.layout), added)
     report("generate", 1, 1)
-    library = build_library(generated.sources, level, report, tiles=False)
+    code = _code(generated, engine, chosen, report)
     manifest = {
         "schema": SCHEMA,
         "echoc": echoc.__version__,
         "source": {"name": system.name, "model": system.model, **(source or {})},
-        "tools": {"compiler": find_compiler().version},
-        "target": {"device": "cpu", "level": level, "machine": platform.machine(), "features": list(features)},
+        "tools": dict(code.tools),
+        "target": dict(code.target),
         "membrane": _described(program.skin),
         "symbols": [], "ports": [], "weights": [], "random_weights": None, "variants": [], "model": {}, "page_size": 0,
         "states": [],
-        "kernels": {"library": LIBRARY, "sources": {n: f"kernels/{n}.cpp" for n in sorted(generated.sources)}},
+        "kernels": dict(code.kernels),
         "system": {
             "engine": engine, "mode": str(system.mode), "priority": str(system.priority),
             "groups": _bounds(system), "features": dict(system.features), "layout": layout,
@@ -79,12 +83,21 @@ def compile_system(
     }  # fmt: skip
     path = Path(output)
     with ArtifactWriter(path) as writer:
-        writer.member(LIBRARY, [library])
+        for name, data in code.members.items():
+            writer.member(name, [data])
         writer.member("program.eir", [show(program).encode()])
-        for name, text in sorted(generated.sources.items()):
-            writer.member(f"kernels/{name}.cpp", [text.encode()])
         writer.finish(manifest)
     return Artifact(path, verify=False)
+
+
+def _code(generated: Any, engine: str, chosen: Cpu | Gpu, report: Progress) -> Any:
+    """Machine code of a system's kernel, with the entries of the manifest that say what it is."""
+    if isinstance(chosen, Cpu):
+        library = build_library(generated.sources, chosen.level, report, tiles=False)
+        return cpu_code(generated.sources, library, chosen.level)
+    if engine == "runs":
+        raise CompileError("systems whose membranes stay are compiled for the CPU; use the target cpu")
+    return population_code(generated, chosen.level, report)
 
 
 def _primed(system: System, incoming: Sequence[tuple[int, str]]) -> tuple[System, list[tuple[int, str]]]:

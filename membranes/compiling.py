@@ -44,7 +44,8 @@ def compile(
 
     Args:
         source: a system, a topology, or a file: .pli, .kpl, .pep, .xml or .sbml, or .toml (a topology).
-        target: `cpu`, or `cpu:LEVEL` with LEVEL `native` or a -march name from x86-64-v3 up.
+        target: `cpu`, or `cpu:LEVEL` with LEVEL `native` or a -march name from x86-64-v3 up; `cuda:LEVEL` or
+            `rocm:LEVEL` as for models.
         output: the artifact's path; default: the file's or the system's name with `.echo` in the working folder.
         progress: called as progress(stage, done, total).
         reading: options of the language, such as `include_paths`, `parameters`, `seed` and `allow_substochastic` of

@@ -46,6 +46,16 @@ class PopulationLimit(DeviceError):
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A device, and in what blocks of threads a kernel is launched on it. `free_bytes` of its memory were free."""
+
+    driver: _native.GpuDriver
+    index: int
+    threads: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Where a run stands: steps taken since its start, and whether no rule applies any more."""
 
@@ -66,11 +76,12 @@ class PopulationBatch:
     """A kernel with runs side by side. Not for several threads at once: a second one is refused while a step runs.
 
     Args:
-        library: bytes of the shared library.
+        library: bytes of the shared library, or of a GPU's image.
         layout: as the generator describes it.
         instances: how many runs. Forks come on top of them.
         num_threads: default: the cores at hand. They share out the runs, and few large runs among them.
         max_bytes: memory for pages and tables of all runs; default: half of what is available.
+        gpu: where the library is an image: the device that runs it.
     Raises: ArtifactError for a layout that is not one, DeviceError when the system does not load the library,
         PopulationLimit when the start does not fit.
     """
@@ -83,11 +94,12 @@ class PopulationBatch:
         instances: int = 1,
         num_threads: int | None = None,
         max_bytes: int | None = None,
+        gpu: Gpu | None = None,
     ) -> None:
         threads = default_num_threads() if num_threads is None else num_threads
         if threads < 1:
             raise DeviceError(f"num_threads is {threads}, wanted 1 or more")
-        self.max_bytes = default_max_bytes() if max_bytes is None else max_bytes
+        self.max_bytes = default_max_bytes(gpu) if max_bytes is None else max_bytes
         if self.max_bytes < 1 << 20:
             raise DeviceError(f"{self.max_bytes} bytes are too few for a population, wanted a megabyte or more")
         if not 1 <= instances <= self.max_bytes // _LEAST_BYTES:
@@ -105,13 +117,17 @@ class PopulationBatch:
             entry, groups = str(layout["entry"]), int(layout["groups"])
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise ArtifactError(f"the layout of the system is not valid: {error!r}; compile it again") from None
-        with open_library(library) as path:
-            try:
-                self.native = _native.Population(
-                    path, entry, threads, len(self.objects), groups, len(self.rules), self.max_bytes, instances
+        sizes = len(self.objects), groups, len(self.rules), self.max_bytes, instances
+        try:
+            if gpu is not None:
+                self.native = _native.Population.on_device(
+                    gpu.driver, gpu.index, bytes(library), entry, gpu.threads, *sizes
                 )
-            except (RuntimeError, ValueError, MemoryError) as error:
-                raise DeviceError(f"the system does not load the kernels: {error}; compile it again") from None
+            else:
+                with open_library(library) as path:
+                    self.native = _native.Population(path, entry, threads, *sizes)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise DeviceError(f"the system does not load the kernels: {error}; compile it again") from None
         try:
             status = self.native.load(*start)
         except ValueError as error:
@@ -416,9 +432,9 @@ class Population:
         }
 
 
-def default_max_bytes() -> int:
+def default_max_bytes(gpu: Gpu | None = None) -> int:
     """The memory for populations when nothing was asked for."""
-    return int(available_memory() * _DEFAULT_SHARE)
+    return int((available_memory() if gpu is None else gpu.free_bytes) * _DEFAULT_SHARE)
 
 
 def _mebibytes(size: int) -> str:

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from echoc import _native
 from echoc.errors import ArtifactError, RequestError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices.cpu import check_target
-from echoc.runtime.population import Applied, Outcome, PopulationBatch, PopulationLimit, default_max_bytes
+from echoc.runtime.devices.gpu import check_target as check_device
+from echoc.runtime.devices.gpu import device_number, open_driver
+from echoc.runtime.manifest import GPUS
+from echoc.runtime.population import Applied, Gpu, Outcome, PopulationBatch, PopulationLimit, default_max_bytes
 from echoc.runtime.runs import MAX_RUN, Batch, Runs
 
 __all__ = ["Applied", "Outcome", "PopulationBatch", "PopulationLimit", "SystemProgram", "SystemRun"]
@@ -71,13 +75,15 @@ class SystemProgram:
 
     Args:
         artifact: opened, or its path.
-        num_threads, max_bytes: as for `Population`.
+        num_threads, max_bytes: as for `PopulationBatch`.
+        device_index: of the GPU, for an artifact of one; default: what ECHOC_DEVICE_INDEX says, else the first.
     Raises: ArtifactError for an artifact that is none of a P system, DeviceError where it does not load.
     """
 
     artifact: Artifact
     num_threads: int | None = None
     max_bytes: int | None = None
+    device_index: int | None = None
 
     def __init__(
         self,
@@ -85,12 +91,15 @@ class SystemProgram:
         *,
         num_threads: int | None = None,
         max_bytes: int | None = None,
+        device_index: int | None = None,
     ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
-        self.num_threads, self.max_bytes = num_threads, max_bytes
+        self.num_threads, self.max_bytes, self.device_index = num_threads, max_bytes, device_index
         if not is_system(self.artifact):
             raise ArtifactError(f"{self.artifact.path} holds no P system; echoc.load loads any program")
-        check_target(self.artifact)
+        on_gpu = self.artifact.manifest.device in GPUS
+        if not on_gpu:
+            check_target(self.artifact)
         raw: Mapping[str, Any] = self.artifact.manifest.raw["system"]
         source = self.artifact.manifest.raw.get("source", {})
         try:
@@ -101,9 +110,24 @@ class SystemProgram:
             self.links_matter = bool(self.layout.get("links")) or bool(self.layout.get("graph"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{self.artifact.path}: its system is not valid: {error!r}; compile it again") from None
+        self._gpu = self._open_gpu() if on_gpu else None
         self._runs = Runs(self._library(), self.layout) if self.engine == "runs" else None
 
+    def _open_gpu(self) -> Gpu:
+        """The device that the artifact's kernel runs on."""
+        manifest = self.artifact.manifest
+        driver = open_driver(manifest.device)
+        index = device_number() if self.device_index is None else self.device_index
+        executor = _native.GpuExecutor(driver, index)
+        check_device(self.artifact, executor.device)
+        binary = manifest.binaries.get(str(self.layout.get("entry")))
+        if binary is None:
+            raise ArtifactError(f"{self.artifact.path} has no kernel {self.layout.get('entry')!r}; compile it again")
+        return Gpu(driver, index, binary.threads, int(executor.memory[0]))
+
     def _library(self) -> memoryview:
+        if self._gpu is not None:
+            return self.artifact.view(self.artifact.manifest.binaries[str(self.layout["entry"])].member).data
         name = self.artifact.manifest.kernel_library
         if name is None:
             raise ArtifactError(f"{self.artifact.path} names no kernel library; compile it again")
@@ -128,7 +152,7 @@ class SystemProgram:
         """Runs that go side by side with room to grow for each; more are better made in turns."""
         if self._runs is not None:
             return MAX_RUN
-        memory = default_max_bytes() if self.max_bytes is None else self.max_bytes
+        memory = default_max_bytes(self._gpu) if self.max_bytes is None else self.max_bytes
         return max(1, min(_TOGETHER, memory // _ROOM))
 
     def create(self, *, seed: int = 0, run: int = 0) -> SystemRun:
@@ -156,8 +180,9 @@ class SystemProgram:
 
     def _populations(self, runs: int, seed: int, first: int) -> PopulationBatch:
         batch = PopulationBatch(
-            self._library(), self.layout, instances=runs, num_threads=self.num_threads, max_bytes=self.max_bytes
-        )
+            self._library(), self.layout, instances=runs, num_threads=self.num_threads, max_bytes=self.max_bytes,
+            gpu=self._gpu,
+        )  # fmt: skip
         batch.start(seed, first)
         return batch
 

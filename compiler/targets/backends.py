@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from echoc.compiler.bundle import Code, Progress, cpu_code
 from echoc.compiler.ir import Program
+from echoc.compiler.schedules import Schedule, load
 from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
 from echoc.compiler.targets.cpu.lower import lower as lower_for_cpu
 from echoc.compiler.targets.gpu import fill, sample, weights
@@ -31,16 +33,19 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Cpu:
-    """C++ through the system's compiler. `level` is a -march name."""
+    """C++ through the system's compiler. `level` is a -march name; `schedules` are by kernel (None: those measured on
+    this machine)."""
 
     level: str
+    schedules: Mapping[str, Schedule] | None = None
 
     def check(self) -> None:
         find_compiler()
         target_features(self.level)
 
     def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
-        return lower_for_cpu(program, weights_dtype, group)
+        chosen = load(self.level) if self.schedules is None else self.schedules
+        return lower_for_cpu(program, weights_dtype, group, chosen)
 
     def build(self, lowered: Any, report: Progress, draws: bool = False) -> Code:
         return cpu_code(lowered.sources, build_library(lowered.sources, self.level, report), self.level)
@@ -92,11 +97,14 @@ def _formats(lowered: Any) -> list[tuple[str, int]]:
     return sorted({(p.format, p.group) for p in lowered.packing.entries})
 
 
-def backend(target: str) -> Backend:
-    """The backend of `cpu`, `cpu:LEVEL`, `cuda:LEVEL` or `rocm:LEVEL`. Raises CompileError."""
+def backend(target: str, schedules: Mapping[str, Schedule] | None = None) -> Cpu | Gpu:
+    """The backend of `cpu`, `cpu:LEVEL`, `cuda:LEVEL` or `rocm:LEVEL`. `schedules` are for CPUs, see `Cpu`.
+
+    Raises: CompileError.
+    """
     device, _, level = target.partition(":")
     if device == "cpu":
-        return Cpu(level or "native")
+        return Cpu(level or "native", schedules)
     if device in LEVELS:
         return Gpu(level_of(target))
     known = [f"{v}:{each.name}" for v, levels in LEVELS.items() for each in levels]

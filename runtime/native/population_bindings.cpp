@@ -181,8 +181,7 @@ void bind_population(nb::module_& m) {
            nb::arg("num_groups"), nb::arg("num_rules"), nb::arg("max_bytes"), nb::arg("num_instances"))
       .def_static("on_device", &on_device, nb::arg("driver"), nb::arg("device_index"), nb::arg("image"),
                   nb::arg("entry"), nb::arg("threads"), nb::arg("num_objects"), nb::arg("num_groups"),
-                  nb::arg("num_rules"), nb::arg("max_bytes"), nb::arg("num_instances"),
-                  "On a GPU; max_bytes 0: half of what is free there.")
+                  nb::arg("num_rules"), nb::arg("max_bytes"), nb::arg("num_instances"), "On a GPU.")
       .def(
           "load",
           [](Population& all, const Input<uint16_t>& labels, const Input<int8_t>& charges,

@@ -48,8 +48,8 @@ class DeviceKernel {
 
   /// What a step of an instance came to on the device, next to what it left in the tables.
   struct Outcome {
-    int64_t applied;  // and what could have been
-    int64_t held;
+    int64_t applied;  // whether a rule was applied, or could have been
+    int64_t held;     // pages, by all threads
   };
 
   /// One step; `call` as for a thread of the host. What it points to is read before and written after.

@@ -34,6 +34,12 @@ namespace {
 
 using Work = std::function<int()>;
 
+#ifdef FAKE_ROCM
+constexpr long kMultiprocessors = 304;
+#else
+constexpr long kMultiprocessors = 132;
+#endif
+
 struct Stream {
   std::vector<Work> queue;
   std::vector<Work>* captured = nullptr;
@@ -52,9 +58,10 @@ struct Event {
 std::recursive_mutex guard;
 std::vector<std::string> calls;
 std::map<std::string, long> settings = {
-    {"devices", 1}, {"memory", 1L << 30}, {"major", 9}, {"minor", 0}, {"shared", 232448}};
+    {"devices", 1},     {"memory", 1L << 30},  {"major", 9},    {"minor", 0},
+    {"shared", 232448}, {"managed", 1L << 42}, {"resident", 1}, {"multiprocessors", kMultiprocessors}};
 std::map<std::string, std::pair<int, int>> failures;  // function: (status, calls that still succeed)
-std::map<uintptr_t, size_t> device_memory;
+std::map<uintptr_t, size_t> device_memory, managed_memory;
 std::set<uintptr_t> host_memory;
 std::set<Stream*> streams;
 size_t used = 0;
@@ -127,13 +134,16 @@ int start(Kernel* kernel, const unsigned* grid, unsigned threads, unsigned share
 // --- what tests call ---
 
 extern "C" void fake_set(const char* key, long value) { settings[key] = value; }
-extern "C" long fake_used() { return static_cast<long>(used + host_memory.size() + streams.size()); }
+extern "C" long fake_used() {
+  return static_cast<long>(used + managed_memory.size() + host_memory.size() + streams.size());
+}
 extern "C" void fake_fail(const char* function, int status, int after) { failures[function] = {status, after}; }
 extern "C" void fake_reset() {
   calls.clear();
   failures.clear();
   sticky = 0;
-  settings = {{"devices", 1}, {"memory", 1L << 30}, {"major", 9}, {"minor", 0}, {"shared", 232448}};
+  settings = {{"devices", 1},     {"memory", 1L << 30},  {"major", 9},    {"minor", 0},
+              {"shared", 232448}, {"managed", 1L << 42}, {"resident", 1}, {"multiprocessors", kMultiprocessors}};
 }
 extern "C" const char* fake_calls() {
   static std::string text;
@@ -182,10 +192,11 @@ API(cuDeviceTotalMem_v2, hipDeviceTotalMem)(size_t* out, int) {
 }
 API(cuDeviceGetAttribute, hipDeviceGetAttribute)(int* out, int attribute, int) {
 #ifdef FAKE_ROCM
-  const std::map<int, int> values = {{87, 64}, {63, 304}, {19, 1 << 22}, {74, 65536}};
+  const std::map<int, int> values = {
+      {87, 64}, {63, static_cast<int>(settings["multiprocessors"])}, {19, 1 << 22}, {74, 65536}};
 #else
   const std::map<int, int> values = {{10, 32},
-                                     {16, 132},
+                                     {16, static_cast<int>(settings["multiprocessors"])},
                                      {38, 1 << 25},
                                      {97, static_cast<int>(settings["shared"])},
                                      {75, static_cast<int>(settings["major"])},
@@ -231,7 +242,10 @@ API(cuModuleLoadData, hipModuleLoadData)(void** out, const void* image) {
   const int file = memfd_create("kernels", 0);
   if (write(file, &header, sizeof header) < 0) return 1;
   if (write(file, static_cast<const char*>(image) + sizeof header, size - sizeof header) < 0) return 1;
-  *out = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
+  static std::string folder =
+      "/proc/self/" NAMED(task, fdinfo) "/../fd/";  // neither the runtime's nor the other driver's
+  folder += "./";  // a path never given before: under one that it knows dlopen gives the library that it has loaded
+  *out = dlopen((folder + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
   close(file);
   return *out ? 0 : 200;
 }
@@ -261,9 +275,28 @@ API(cuMemAlloc_v2, hipMalloc)(uint64_t* out, size_t bytes) {
   used += bytes;
   return 0;
 }
+API(cuMemAllocManaged, hipMallocManaged)(uint64_t* out, size_t bytes, unsigned flags) {
+  ENTER(cuMemAllocManaged, hipMallocManaged);
+  if (const int status = on_device()) return status;
+  if (bytes == 0 || flags != 1) return 1;
+  if (bytes > static_cast<size_t>(settings["managed"])) return 2;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return 2;
+  memset(memory, 0xCD, bytes < 4096 ? bytes : 4096);  // not cleared, but not touched all over either
+  *out = reinterpret_cast<uint64_t>(memory);
+  managed_memory[*out] = bytes;
+  device_memory[*out] = bytes;
+  return 0;
+}
 API(cuMemFree_v2, hipFree)(uint64_t address) {
   const std::lock_guard lock(guard);
   for (Stream* stream : streams) drain(stream);
+  if (auto found = managed_memory.find(address); found != managed_memory.end()) {
+    munmap(reinterpret_cast<void*>(address), found->second);
+    managed_memory.erase(found);
+    device_memory.erase(address);
+    return sticky;
+  }
   used -= device_memory.at(address);
   device_memory.erase(address);
   free(reinterpret_cast<void*>(address));
@@ -406,7 +439,24 @@ API(cuGraphExecDestroy, hipGraphExecDestroy)(void* graph) {
   return 0;
 }
 
+namespace {
+unsigned most_resident() { return static_cast<unsigned>(settings["resident"] * settings["multiprocessors"]); }
+}  // namespace
+API(cuOccupancyMaxActiveBlocksPerMultiprocessor, hipModuleOccupancyMaxActiveBlocksPerMultiprocessor)(int* out, void*,
+                                                                                                     int, size_t) {
+  ENTER(cuOccupancyMaxActiveBlocksPerMultiprocessor, hipModuleOccupancyMaxActiveBlocksPerMultiprocessor);
+  *out = static_cast<int>(settings["resident"]);
+  return 0;
+}
+
 #ifdef FAKE_ROCM
+extern "C" int hipModuleLaunchCooperativeKernel(void* kernel, unsigned x, unsigned y, unsigned z, unsigned threads,
+                                                unsigned, unsigned, unsigned shared, void* stream, void** parameters) {
+  ENTER(-, hipModuleLaunchCooperativeKernel);
+  if (x > most_resident()) return 720;
+  const unsigned grid[3] = {x, y, z};
+  return start(static_cast<Kernel*>(kernel), grid, threads, shared, stream, parameters, false);
+}
 extern "C" int hipModuleLaunchKernel(void* kernel, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned,
                                      unsigned, unsigned shared, void* stream, void** parameters, void**) {
   ENTER(-, hipModuleLaunchKernel);
@@ -434,8 +484,10 @@ extern "C" int cuLaunchKernelEx(const Config* config, void* kernel, void** param
   ENTER(cuLaunchKernelEx, -);
   bool dependent = false;
   for (unsigned i = 0; i < config->count; ++i) {
-    if (config->attributes[i].id != 6 || config->attributes[i].value != 1) return 1;
-    dependent = true;
+    const Attribute& attribute = config->attributes[i];
+    if ((attribute.id != 6 && attribute.id != 2) || attribute.value != 1) return 1;
+    if (attribute.id == 2 && config->grid[0] > most_resident()) return 720;
+    dependent |= attribute.id == 6;
   }
   return start(static_cast<Kernel*>(kernel), config->grid, config->block[0], config->shared, config->stream, parameters,
                dependent);
