@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from echoc.errors import EchoError
 
 # Bits a weight, scales included: groups of 32 with one f16 scale, as in Q8_0 and Q4_0; those of rows do not count.
 WEIGHT_BITS = {"f32": 32.0, "bf16": 16.0, "fp8": 8.0, "int8": 8.5, "int4": 4.5}
-KV_BYTES = 2  # bf16 or f16 elements
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ModelShape:
 
     `block_weights`: elements of the matrices every token is multiplied with (active experts only), the output head
     excepted. `head_weights`: elements of the output head. `layers`, `heads`, `kv_heads`, `head_dim`: attention.
+    `kv_value_bytes`: of a key's or value's element, its share of scales included; 2 for bf16 and f16.
     """
 
     block_weights: int
@@ -31,16 +32,17 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_dim: int
+    kv_value_bytes: float = 2.0
 
     def weight_bytes(self, weights_dtype: str) -> float:
         """Bytes of weights that one decoded token has to read."""
         return (self.block_weights + self.head_weights) * weight_bits(weights_dtype) / 8
 
-    def kv_bytes(self, context: int) -> int:
+    def kv_bytes(self, context: int) -> float:
         """Bytes of keys and values that one token at this context length has to read."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * KV_BYTES * context
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_value_bytes * context
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int | float]:
         """Plain numbers for the report."""
         return asdict(self)
 
@@ -162,4 +164,6 @@ def shape_of_manifest(manifest: dict[str, Any]) -> ModelShape:
             block += count
     pages = [state for state in manifest.get("states", []) if state.get("kind") == "pages"]
     kv_heads, head_dim = (int(extent) for extent in pages[0]["shape"]) if pages else (0, 0)
-    return ModelShape(block, head, len(pages) // 2, kv_heads, kv_heads, head_dim)
+    values = sum(math.prod(map(int, state["shape"])) * int(state["page_size"]) for state in pages)
+    per_value = sum(int(state["bytes_per_page"]) for state in pages) / values if values else 2.0
+    return ModelShape(block, head, len(pages) // 2, kv_heads, kv_heads, head_dim, per_value)

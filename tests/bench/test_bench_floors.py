@@ -85,11 +85,12 @@ def test_shape_from_a_manifest() -> None:
             {"shape": [8, 16], "interleave": 2, "experts": 1},
             {"shape": [16]},
         ],
-        "states": [{"kind": "pages", "shape": [2, 4]}] * 4,
+        "states": [{"kind": "pages", "shape": [2, 4], "page_size": 16, "bytes_per_page": 16 * 2 * (4 + 4)}] * 4,
     }
     shape = shape_of_manifest(manifest)
     assert (shape.block_weights, shape.head_weights, shape.layers) == (256, 1600, 2)
     assert (shape.kv_heads, shape.head_dim) == (2, 4)
+    assert shape.kv_bytes(10) == 2 * 2 * 2 * (4 + 4) * 10  # a byte a value, and a scale for each head
 
 
 def test_truncated_weights_are_refused(tmp_path: Path) -> None:
