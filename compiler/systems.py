@@ -20,8 +20,8 @@ from echoc.compiler.targets.backends import Cpu, Gpu, backend
 from echoc.compiler.targets.cpu.build import build_library
 from echoc.compiler.targets.cpu.rewriting import population, runs
 from echoc.compiler.targets.gpu import cpp
+from echoc.compiler.targets.gpu.runs import runs_code
 from echoc.compiler.targets.gpu.systems import population_code
-from echoc.errors import CompileError
 
 if TYPE_CHECKING:
     from echoc.runtime.artifact import Artifact
@@ -96,7 +96,7 @@ def _code(generated: Any, engine: str, chosen: Cpu | Gpu, report: Progress) -> A
         library = build_library(generated.sources, chosen.level, report, tiles=False)
         return cpu_code(generated.sources, library, chosen.level)
     if engine == "runs":
-        raise CompileError("systems whose membranes stay are compiled for the CPU; use the target cpu")
+        return runs_code(generated, chosen.level, report)
     return population_code(generated, chosen.level, report)
 
 

@@ -17,9 +17,11 @@ from typing import Any
 
 from echoc.errors import ArtifactError, DeviceError, EchoError, RequestError
 from echoc.runtime.artifact import Artifact
-from echoc.runtime.compound_contents import Content, content, load_member
+from echoc.runtime.compound_contents import Content, Place, content, load_member
 from echoc.runtime.compound_wires import Adapter, Value, adapter, checked, plain, prepared
 from echoc.runtime.devices.cpu import check_target
+from echoc.runtime.devices.gpu import check_device
+from echoc.runtime.manifest import GPUS
 
 __all__ = ["CompoundProgram", "CompoundRun", "is_compound", "plain"]
 Crossing = Callable[[int, str, str, Value], None]
@@ -32,15 +34,25 @@ class CompoundProgram:
     Args:
         artifact: opened, or its path.
         num_threads: for every content; default: one, and for language models the cores at hand.
+        device_index: of the GPU, for contents compiled for one; default: what ECHOC_DEVICE_INDEX says, else the first.
     Raises: ArtifactError for an artifact that is none of a topology, DeviceError where a content does not load.
     """
 
-    def __init__(self, artifact: Artifact | str | os.PathLike[str], *, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        num_threads: int | None = None,
+        device_index: int | None = None,
+    ) -> None:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
-        self.num_threads = num_threads
+        self.place = Place(num_threads, device_index)
         if not is_compound(self.artifact):
             raise ArtifactError(f"{self.artifact.path} holds no topology; echoc.load loads any program")
-        check_target(self.artifact)
+        if self.artifact.manifest.device in GPUS:
+            check_device(self.artifact, device_index)
+        else:
+            check_target(self.artifact)
         raw = self.artifact.manifest.raw
         self.wiring: Mapping[str, Any] = raw["compound"]
         self.name = str(raw.get("source", {}).get("name", ""))
@@ -61,9 +73,7 @@ class CompoundProgram:
         kinds = {str(entry["member"]): str(entry["kind"]) for entry in self.wiring["membranes"]}
         count = sum(entry["kind"] != "tensors" for entry in self.wiring["membranes"])
         share = _SHARE / max(count, 1)
-        return {
-            name: load_member(kind, self.artifact.inside(name), self.num_threads, share) for name, kind in kinds.items()
-        }
+        return {name: load_member(kind, self.artifact.inside(name), self.place, share) for name, kind in kinds.items()}
 
     def create(self, *, seed: int = 0) -> CompoundRun:
         """A run at the start. The same seed and inputs give the same run. Raises RequestError for a seed out of range,
@@ -109,7 +119,7 @@ class CompoundRun:
         entries = program.wiring["membranes"]
         self._membranes = [
             _Membrane(
-                i, str(e["path"]), content(e, program.loaded[e["member"]], program.num_threads or 1), len(e["out"])
+                i, str(e["path"]), content(e, program.loaded[e["member"]], program.place), len(e["out"])
             )
             for i, e in enumerate(entries)
         ]  # fmt: skip

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from echoc.errors import ArtifactError
 from echoc.runtime.compound_wires import DTYPES, Value
+from echoc.runtime.devices.gpu import check_device, free_memory
+from echoc.runtime.manifest import GPUS
+from echoc.runtime.memory import available_memory
 from echoc.runtime.program import Program
 from echoc.runtime.systems import SystemProgram, SystemRun
 
@@ -18,6 +22,14 @@ if TYPE_CHECKING:
     from echoc.runtime.llm import LLM
 
 Arrivals = list[tuple[int, Value]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where contents run: threads of the host for each (None: as many as suits it), and which GPU."""
+
+    num_threads: int | None = None
+    device_index: int | None = None
 
 
 class Content(Protocol):
@@ -86,8 +98,8 @@ class SystemContent(Content):
 class TensorContent(Content):
     """A program from vectors to vectors, such as a reservoir: it steps when one of its inputs is new."""
 
-    def __init__(self, entry: Mapping[str, Any], artifact: Artifact, num_threads: int) -> None:
-        self.artifact, self.steps, self.num_threads = artifact, int(entry["steps"]), num_threads
+    def __init__(self, entry: Mapping[str, Any], artifact: Artifact, place: Place) -> None:
+        self.artifact, self.steps, self.place = artifact, int(entry["steps"]), place
         self.ports = {p.name: p for p in artifact.manifest.ports}
         self.inputs = [str(port["name"]) for port in entry["in"]]
         self.outputs = [str(port["name"]) for port in entry["out"]]
@@ -96,7 +108,8 @@ class TensorContent(Content):
 
     def start(self, seed: int, number: int) -> None:
         if self.program is None or self.used:  # its state is the program's own
-            self.program = Program(self.artifact, num_threads=self.num_threads)
+            index = self.place.device_index if self.artifact.manifest.device in GPUS else None
+            self.program = Program(self.artifact, num_threads=self.place.num_threads or 1, device_index=index)
         self.used = False
         self.awake = not self.inputs
         self.held: dict[str, Value] = {
@@ -150,26 +163,30 @@ class ModelContent(Content):
         return [(0, (p if self.with_prompt else "") + t) for p, t in zip(prompts, texts, strict=True)]
 
 
-def content(entry: Mapping[str, Any], loaded: Any, num_threads: int) -> Content:
+def content(entry: Mapping[str, Any], loaded: Any, place: Place) -> Content:
     """What an entry of the manifest is at run time, over what `load_member` made of its artifact."""
     if entry["kind"] == "system":
         return SystemContent(entry, loaded)
-    return ModelContent(entry, loaded) if entry["kind"] == "model" else TensorContent(entry, loaded, num_threads)
+    return ModelContent(entry, loaded) if entry["kind"] == "model" else TensorContent(entry, loaded, place)
 
 
-def load_member(kind: str, artifact: Artifact, num_threads: int | None, share: float) -> Any:
-    """A member's artifact on this machine, for all membranes that hold it: `share` is their part of the memory."""
-    from echoc.runtime.memory import available_memory
-
-    memory = int(available_memory() * share)
-    if kind == "system":
-        return SystemProgram(artifact, num_threads=num_threads or 1, max_bytes=max(memory, 1 << 24))
+def load_member(kind: str, artifact: Artifact, place: Place, share: float) -> Any:
+    """A member's artifact on its device, for all membranes that hold it: `share` is their part of the memory."""
+    on_gpu = artifact.manifest.device in GPUS
+    if on_gpu:
+        check_device(artifact, place.device_index)
     if kind == "tensors":
         return artifact
+    free = free_memory(artifact.manifest.device, place.device_index) if on_gpu else available_memory()
+    memory, index = int(free * share), place.device_index if on_gpu else None
+    if kind == "system":
+        return SystemProgram(
+            artifact, num_threads=place.num_threads or 1, max_bytes=max(memory, 1 << 24), device_index=index
+        )
     if kind == "model":
         from echoc.runtime.llm import LLM
 
-        return LLM(artifact, num_threads=num_threads, kv_cache_bytes=max(memory, 1 << 26))
+        return LLM(artifact, num_threads=place.num_threads, kv_cache_bytes=max(memory, 1 << 26), device_index=index)
     raise ArtifactError(
         f"{artifact.path} is a membrane of kind {kind!r}, which this echoc does not know; upgrade echoc"
     )

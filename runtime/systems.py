@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from echoc import _native
 from echoc.errors import ArtifactError, RequestError
 from echoc.runtime.artifact import Artifact
+from echoc.runtime.device_runs import DeviceRuns, Sizes
 from echoc.runtime.devices.cpu import check_target
 from echoc.runtime.devices.gpu import check_target as check_device
 from echoc.runtime.devices.gpu import device_number, open_driver
@@ -111,7 +112,9 @@ class SystemProgram:
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{self.artifact.path}: its system is not valid: {error!r}; compile it again") from None
         self._gpu = self._open_gpu() if on_gpu else None
-        self._runs = Runs(self._library(), self.layout) if self.engine == "runs" else None
+        self._runs: Runs | None = None
+        if self.engine == "runs":
+            self._runs = Runs(self._library() if self._gpu is None else self._on_gpu, self.layout)
 
     def _open_gpu(self) -> Gpu:
         """The device that the artifact's kernel runs on."""
@@ -124,6 +127,13 @@ class SystemProgram:
         if binary is None:
             raise ArtifactError(f"{self.artifact.path} has no kernel {self.layout.get('entry')!r}; compile it again")
         return Gpu(driver, index, binary.threads, int(executor.memory[0]))
+
+    def _on_gpu(self, sizes: Sizes) -> DeviceRuns:
+        """The kernel of runs on the device."""
+        entry, manifest = str(self.layout["entry"]), self.artifact.manifest
+        assert self._gpu is not None
+        facts = manifest.raw["kernels"]["binaries"][entry]
+        return DeviceRuns(self._gpu.driver, self._gpu.index, self._library(), manifest.binaries[entry], facts, sizes)
 
     def _library(self) -> memoryview:
         if self._gpu is not None:

@@ -12,8 +12,7 @@ from echoc.compiler.artifact import ArtifactWriter
 from echoc.compiler.bundle import SCHEMA, Progress
 from echoc.compiler.ir import Membrane as IRMembrane
 from echoc.compiler.ir.text import show
-from echoc.compiler.targets.backends import cpu_level
-from echoc.compiler.targets.cpu.build import find_compiler
+from echoc.compiler.targets.backends import Cpu, backend
 from echoc.errors import CompileError, EchoError
 
 from .checking import Path as TreePath
@@ -40,7 +39,8 @@ def compile(
 
     Args:
         source: a Membrane, or a topology file (.toml).
-        target: `cpu`, or `cpu:LEVEL` as for models; for all contents.
+        target: `cpu`, `cpu:LEVEL`, `cuda:LEVEL` or `rocm:LEVEL` as for models; for all contents but those that are
+            artifacts already.
         output: the artifact's path; default: the file's or the membrane's name with `.echo` in the working folder.
         progress: called as progress(stage, done, total).
     Returns: the opened artifact; `echoc.runtime.compound.CompoundProgram` runs it.
@@ -65,14 +65,15 @@ def compile(
         report("read", i, len(leaves))
         contents[at] = resolve(membrane)
     program = lower(root, joints, contents)
-    level = cpu_level(target)
+    chosen = backend(target)
+    device = ("cpu", chosen.level) if isinstance(chosen, Cpu) else (chosen.level.device.vendor, chosen.level.name)
     with tempfile.TemporaryDirectory(prefix="echoc-") as folder:
         members = _build(leaves, contents, Path(folder), target, report)
         manifest: dict[str, Any] = {
             "schema": SCHEMA, "echoc": echoc.__version__,
             "source": {"kind": "compound", "name": root.name, **({} if path is None else {"file": path.name})},
-            "tools": {"compiler": find_compiler().version},
-            "target": {"device": "cpu", "level": level, "features": []},
+            "tools": _tools(Path(folder), members),
+            "target": {"device": device[0], "level": device[1], "features": []},
             "membrane": _described(program.skin), "symbols": [], "ports": [], "weights": [], "random_weights": None,
             "variants": [], "model": {}, "page_size": 0, "states": [],
             "compound": _wiring(root, leaves, contents, members, found),
@@ -84,6 +85,16 @@ def compile(
             writer.member("program.eir", [show(program).encode()])
             writer.finish(manifest)
     return Artifact(where, verify=False)
+
+
+def _tools(folder: Path, members: dict[TreePath, str]) -> dict[str, Any]:
+    """Whatever made one of the members."""
+    from echoc.runtime.artifact import Artifact
+
+    tools: dict[str, Any] = {}
+    for member in sorted(set(members.values())):
+        tools |= Artifact(folder / member, verify=False).manifest.raw.get("tools", {})
+    return tools
 
 
 def _wrapped(content: Membrane) -> Membrane:

@@ -58,6 +58,22 @@ def check_target(artifact: Artifact, device: dict[str, Any]) -> None:
     )
 
 
+def check_device(artifact: Artifact, device_index: int | None = None) -> None:
+    """Raises DeviceError unless the artifact's kernels run on the device: `device_index`, else what
+    ECHOC_DEVICE_INDEX says, else the first."""
+    devices = open_driver(artifact.manifest.device).devices()
+    index = device_number() if device_index is None else device_index
+    if not 0 <= index < len(devices):
+        raise DeviceError(f"device {index} was asked for; the driver of {artifact.manifest.device} has {len(devices)}")
+    check_target(artifact, devices[index])
+
+
+def free_memory(vendor: str, device_index: int | None = None) -> int:
+    """Bytes of a device that nobody has taken."""
+    index = device_number() if device_index is None else device_index
+    return int(_native.GpuExecutor(open_driver(vendor), index).memory[0])
+
+
 class GpuDevice:
     """An artifact's kernels, weights and pages on one device.
 
