@@ -15,6 +15,7 @@ from echoc.compiler.bundle import Progress, Provenance, write_artifact
 from echoc.compiler.ir import DType, Program
 from echoc.compiler.passes.pack import FORMATS, GROUPS
 from echoc.compiler.pipeline import language_model_passes, program_passes, run_passes
+from echoc.compiler.schedules import Schedule
 from echoc.compiler.targets.backends import backend
 from echoc.compiler.targets.cpu.build import cache_folder
 from echoc.compiler.weights import Source, Weights, random_source
@@ -36,6 +37,7 @@ def compile(
     output: str | os.PathLike[str] | None = None,
     context_length: int | None = None,
     kv_dtype: str | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a causal language model.
@@ -52,6 +54,7 @@ def compile(
         context_length: tokens a sequence may have; default: what the configuration says.
         kv_dtype: how keys and values are held: f32, bf16, f16, or int8 or fp8 (e4m3) with an f32 scale for each token
             and kv head; default: f32 for f32 weights, else bf16.
+        schedules: for CPUs, by kernel; default: those that `echoc tune` has measured on this machine.
         progress: called as progress(stage, done, total).
     Returns: the opened artifact.
     Raises: CompileError.
@@ -59,7 +62,7 @@ def compile(
     from echoc.runtime.artifact import Artifact
 
     report = progress or (lambda stage, done, total: None)
-    device = backend(target)
+    device = backend(target, schedules)
     _check_options(weights_dtype, group)
     state_dtype = _state_dtype(kv_dtype or ("f32" if weights_dtype == "f32" else "bf16"))
     seed = _seed(weights)

@@ -45,6 +45,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
         ["compile", "model", "--weights", "random"],
         ["compile", "model", "--weights", "random:-1"],
         ["compile", "model", "--context-length", "0"],
+        ["tune", "model", "--target", "cuda:sm_90a"],
         ["inspect", "x.echo", "--program", "--kernel", "k"],
         ["run", "--interactive", "--json"],
         ["run", "--interactive", "--prompt", "x"],
@@ -70,7 +71,7 @@ def refused(done: CompletedProcess[str], *words: str) -> None:
         assert word in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["inspect", "run", "compile", "bench"])
+@pytest.mark.parametrize("verb", ["inspect", "run", "compile", "bench", "tune"])
 def test_a_missing_file_is_named(echoc: Echoc, verb: str) -> None:
     options = ["--prompt", "x"] if verb == "run" else []
     refused(echoc(verb, "nowhere.echo", *options), "nowhere.echo")

@@ -15,6 +15,7 @@ from echoc.compiler.ir.text import show_attrs
 from echoc.compiler.ir.types import Dim
 from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
 from echoc.compiler.passes.pack import Packed, Packing
+from echoc.compiler.schedules import Schedule, matmul_key
 from echoc.compiler.targets.cpu.emit import Argument, Arguments, Emitter, Place, Scope
 from echoc.compiler.targets.cpu.loops import PackedRows
 from echoc.compiler.targets.cpu.rows import RowKernel
@@ -26,6 +27,7 @@ STATE_TYPES = {
     DType.F32: "float", DType.BF16: "echoc::bf16_t", DType.F16: "echoc::f16_t", DType.I8: "echoc::i8_t",
     DType.F8: "echoc::f8_t",
 }  # fmt: skip
+SCHEDULE = ("rows", "panels", "ahead")  # the fields of echoc::Schedule, in order
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     keep_trailing_newline=True, autoescape=False,
@@ -58,11 +60,13 @@ class Renderer:
     """Renders groups for one program: knows the symbols, the packing and which nodes lie in buffers."""
 
     def __init__(
-        self, symbols: Sequence[str], packing: Packing, stored: set[Node], boundary: frozenset[Node] = frozenset()
-    ) -> None:
+        self, symbols: Sequence[str], packing: Packing, stored: set[Node], boundary: frozenset[Node] = frozenset(),
+        schedules: Mapping[str, Schedule] | None = None,
+    ) -> None:  # fmt: skip
         self.symbols = list(symbols)
         self.boundary = boundary
         self.packing = packing
+        self.schedules = schedules or {}
         self.stored = stored
         self.prepared: dict[tuple[Node, str, int], Prepared] = {}
         self.wanted: dict[Node, list[Prepared]] = {}
@@ -150,11 +154,13 @@ class Renderer:
             "n": first.n, "k": first.k, "deterministic": "true" if deterministic else "false", "body": body,
             "rows_per_x": dim_text(rows_per_x),
         }  # fmt: skip
+        measured = self.schedules.get(matmul_key(packed.format, packed.group, len(group.matmuls), first.n, first.k), {})
+        holes["chosen"] = [measured.get(name, 0) for name in SCHEDULE] if measured else []
         if first.ids is not None:
             holes |= {"ids": arguments.get(root(first.ids)), "experts": packed.experts}
         schedule = {
             "format": packed.format, "group": packed.group, "interleave": len(group.matmuls), "n": first.n,
-            "k": first.k, "deterministic": deterministic,
+            "k": first.k, "deterministic": deterministic, **measured,
         }  # fmt: skip
         out.append(self.finish(group.family, listing(group), arguments, schedule, **holes))
         return out

@@ -12,6 +12,7 @@ from echoc.compiler.ir.types import Dim
 from echoc.compiler.passes.fuse import Fuser, Group, root
 from echoc.compiler.passes.pack import Packed, Packing, plan_packing
 from echoc.compiler.passes.plan import Access, Launch, place_buffers, set_barriers
+from echoc.compiler.schedules import Schedule
 from echoc.compiler.targets.cpu.emit import Argument, storage_bytes
 from echoc.compiler.targets.cpu.kernels import Kernel, Prepared, Renderer
 from echoc.compiler.targets.cpu.loops import Workspace
@@ -55,8 +56,8 @@ def sizes_for(program: Program) -> list[Size]:
     return [Size(c, False) for c in counts] + [Size(counts[-1], True)]
 
 
-def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
-    """Fuse, pack, render and plan the skin's rules.
+def lower(program: Program, weights_dtype: str, group: int, schedules: Mapping[str, Schedule] | None = None) -> Lowered:
+    """Fuse, pack, render and plan the skin's rules. `schedules` are by kernel; others have the default.
 
     Raises:
         CompileError: a node that no kernel family can express.
@@ -71,7 +72,9 @@ def lower(program: Program, weights_dtype: str, group: int) -> Lowered:
     for size in sizes_for(program):
         if size.deterministic not in done:
             boundary = frozenset(root(n) for _, n in rule.outputs)
-            renderer = Renderer(list(program.symbols), packing, {n for g in groups for n in g.outputs}, boundary)
+            renderer = Renderer(
+                list(program.symbols), packing, {n for g in groups for n in g.outputs}, boundary, schedules
+            )
             renderer.announce(groups)
             done[size.deterministic] = [
                 (kernel, g) for g in groups for kernel in renderer.kernels(g, size.deterministic)

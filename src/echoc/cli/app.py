@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import echoc
-from echoc.cli import bench, compile, doctor, inspect, run, trees
+from echoc.cli import bench, compile, doctor, inspect, run, trees, tune
 
 app = typer.Typer(
     name="echoc",
@@ -37,5 +37,6 @@ app.command("compile")(compile.command)
 app.command("run")(run.command)
 app.command("inspect")(inspect.command)
 app.command("bench", context_settings=bench.PASS_ON)(bench.command)
+app.command("tune")(tune.command)
 app.command("doctor")(doctor.command)
 app.add_typer(trees.app, name="trees")
