@@ -103,7 +103,8 @@ struct Attend {
   static constexpr int kSums = kTeams * S::kGroup * S::kValueDim;
   static constexpr int kFloats = S::kGroup * (S::kDim + kTilePositions + 3) + kMade;
   static constexpr int kWork = (kFloats * 4 + 127) / 128 * 128;
-  static constexpr int kBytes = kWork + (2 * kTileBytes > kSums * 4 ? 2 * kTileBytes : kSums * 4);
+  static constexpr int kAhead = S::kBuffers - 1;  // tiles on their way
+  static constexpr int kBytes = kWork + (S::kBuffers * kTileBytes > kSums * 4 ? S::kBuffers * kTileBytes : kSums * 4);
 
   static_assert(S::kDim % kEach == 0 && S::kValueDim % kEach == 0 && S::kValueDim <= 512 && S::kGroup <= 16);
 
@@ -137,28 +138,49 @@ struct Attend {
   }
   static int64_t place(int page, int slot, int head, int dim) { return piece(page, head, dim) + slot * dim; }
 
+  // The pages of one tile.
+  struct Pages {
+    int id[kTilePositions / kPage];
+
+    int of(int position) const {
+      int out = id[0];
+#pragma unroll
+      for (int i = 1; i < kTilePositions / kPage; ++i) out = position / kPage == i ? id[i] : out;
+      return out;
+    }
+  };
+
+  // Asked for a tile before they are needed: a copy that waits for its page makes the block wait.
   template <class Table>
-  void fetch(int buffer, int start, const Share& share, const Table& table, int64_t row, int head, const KV* k,
-             const KV* v) {
+  static Pages pages(const Table& table, int64_t row, int start, const Share& share) {
+    Pages out;
+#pragma unroll
+    for (int i = 0; i < kTilePositions / kPage; ++i)
+      out.id[i] = start + i * kPage < share.end ? table[row + start / kPage + i] : 0;
+    return out;
+  }
+
+  void fetch(int buffer, int start, const Share& share, const Pages& pages, int head, const KV* k, const KV* v) {
     if (start < share.end) {
       char* to = tiles + buffer * kTileBytes;
       constexpr int kKeys = S::kDim / kEach, kValues = S::kValueDim / kEach;
       const int count = share.end - start < kTilePositions ? share.end - start : kTilePositions;
+#pragma unroll 4
       for (int i = threadIdx.x; i < count * kKeys; i += kThreads) {
-        const int p = start + i / kKeys, e = i % kKeys;
-        async_copy16(to + i / kKeys * kKeyPitch + e * 16,
-                     k + place(table[row + p / kPage], p % kPage, head, S::kDim) + e * kEach);
+        const int p = i / kKeys, e = i % kKeys;
+        async_copy16(to + p * kKeyPitch + e * 16, k + place(pages.of(p), p % kPage, head, S::kDim) + e * kEach);
       }
+#pragma unroll 4
       for (int i = threadIdx.x; i < count * kValues; i += kThreads) {
-        const int p = start + i / kValues, e = i % kValues;
-        async_copy16(to + kKeyBytes + i / kValues * kValuePitch + e * 16,
-                     v + place(table[row + p / kPage], p % kPage, head, S::kValueDim) + e * kEach);
+        const int p = i / kValues, e = i % kValues;
+        async_copy16(to + kKeyBytes + p * kValuePitch + e * 16,
+                     v + place(pages.of(p), p % kPage, head, S::kValueDim) + e * kEach);
       }
       if constexpr (kScaled) {  // four copies for the scales of a page's keys, four for those of its values
         const int i = threadIdx.x, at = i / 8, part = i % 4;
         const bool second = i / 4 % 2;
         if (at * kPage < count) {
-          const int page = table[row + start / kPage + at];
+          const int page = pages.of(at * kPage);
           const KV* from = second ? v + piece(page, head, S::kValueDim) + kPage * S::kValueDim
                                   : k + piece(page, head, S::kDim) + kPage * S::kDim;
           async_copy16(to + kCodeBytes + (second ? kTilePositions * 4 : 0) + at * 64 + part * 16, from + part * 16);
@@ -180,8 +202,14 @@ struct Attend {
     const int sequence = sequences[t], position = positions[t];
     const Share share(position, S::kWindow, split, S::kSplits);
     const int64_t row = int64_t(sequence) * blocks;
-    fetch(0, share.begin, share, table, row, head, k, v);
-    fetch(1, share.begin + kTilePositions, share, table, row, head, k, v);
+    {
+      Pages first[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) first[i] = pages(table, row, share.begin + i * kTilePositions, share);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) fetch(i, share.begin + i * kTilePositions, share, first[i], head, k, v);
+    }
+    Pages soon = pages(table, row, share.begin + kAhead * kTilePositions, share);
     if constexpr (S::kEarly) wait_dependencies();
     if (share.begin >= share.end) return;
     int at[S::kRows];  // positions of the rows of this sequence up to this one, else -1
@@ -222,14 +250,13 @@ struct Attend {
     }
     const int pair = threadIdx.x % kPairs, team = threadIdx.x / kPairs;
     float acc[S::kGroup][2] = {};
-    int buffer = 0;
-    for (int start = share.begin; start < share.end; start += kTilePositions, buffer ^= 1) {
-      if (start == share.begin)
-        async_wait<1>();
-      else
-        async_wait<0>();
+    int buffer = 0, free = kAhead;
+    for (int start = share.begin; start < share.end; start += kTilePositions) {
+      async_wait<kAhead - 1>();
       block_sync();
-      if (start > share.begin) fetch(buffer ^ 1, start + kTilePositions, share, table, row, head, k, v);
+      const int next = start + kAhead * kTilePositions;
+      fetch(free, next, share, soon, head, k, v);
+      soon = pages(table, row, next + kTilePositions, share);
       char* tile = tiles + buffer * kTileBytes;
       insert(tile, start, share.end, at);
       block_sync();
@@ -253,6 +280,8 @@ struct Attend {
           }
         }
       }
+      buffer = buffer + 1 < S::kBuffers ? buffer + 1 : 0;
+      free = free + 1 < S::kBuffers ? free + 1 : 0;
     }
     async_wait<0>();
     block_sync();

@@ -23,7 +23,7 @@ from echoc.compiler.targets.gpu.printer import Arguments, Workspace
 from echoc.compiler.targets.index import Index, Var, dim_text
 
 LOG2_E = 1.4426950408889634
-BUSY = 64  # blocks of one row
+BUSY = 128  # blocks of one row
 MAX_GROUP = 16
 TILE = 64
 STATE_TYPES = {
@@ -195,14 +195,18 @@ def attend(
             f"score = {value};",
         ]
     weigh.append("return score;" if plain else f"return score * {LOG2_E!r}f;")
+    group_size = heads // k.shape[0]
+    most = device.shared_bytes // 2  # two blocks for each multiprocessor
+    buffers = next((b for b in (4, 3) if shared_bytes(group_size, k, v, rows, b) <= most), 2)
     shape = {
-        "kRows": rows, "kHeads": heads, "kKvHeads": k.shape[0], "kGroup": heads // k.shape[0], "kDim": k.shape[1],
+        "kRows": rows, "kHeads": heads, "kKvHeads": k.shape[0], "kGroup": group_size, "kDim": k.shape[1],
         "kValueDim": v.shape[1], "kSplits": splits, "kWindow": node["window"], "kEarly": int(early),
+        "kBuffers": buffers,
     }  # fmt: skip
     kernel = finish(
         "attend_decode", [*listing(group)], arguments_with(arguments, parts, appends, element(k)), symbols,
         ((k.shape[0], 1), (splits, 1), (count, 1)), 256, device,
-        shared_bytes(heads // k.shape[0], k, v, rows), {"splits": splits, "rows": rows},
+        shared_bytes(group_size, k, v, rows, buffers), {"splits": splits, "rows": rows, "buffers": buffers},
         shape=shape, kv=STATE_TYPES[k.dtype], vectors=vectors, weigh=weigh,
         sequences=arguments.get(node.inputs[3]), positions=arguments.get(node.inputs[4]),
         table=arguments.get(node.inputs[5]), blocks=dim_text(node.inputs[5].shape[1]),
@@ -223,7 +227,7 @@ def arguments_with(arguments: Arguments, parts: Parts, appends: Sequence[Node], 
     return arguments
 
 
-def shared_bytes(group: int, k: StateType, v: StateType, rows: int) -> int:
+def shared_bytes(group: int, k: StateType, v: StateType, rows: int, buffers: int) -> int:
     """As kernels/cuda/attend.cuh lays it out."""
     dim, value_dim, bits = k.shape[1], v.shape[1], k.dtype.bits
     scales = 4 if k.scaled else 0
@@ -231,7 +235,7 @@ def shared_bytes(group: int, k: StateType, v: StateType, rows: int) -> int:
     tile = -(-(TILE * (key_pitch + value_dim * bits // 8 + 2 * scales)) // 128) * 128
     floats = group * (dim + TILE + 3) + rows * (dim + value_dim + scales)
     sums = 256 // (value_dim // 2) * group * value_dim * 4
-    return -(-floats * 4 // 128) * 128 + max(2 * tile, sums)
+    return -(-floats * 4 // 128) * 128 + max(buffers * tile, sums)
 
 
 def merge(parts: Parts, arguments: Arguments, symbols: Sequence[str], device: Device) -> Kernel:
