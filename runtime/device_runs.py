@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from echoc.runtime.runs import Batch, Plan
 
 ABI = 1  # of kernels/gpu/runs.h: struct Batch and what its fields mean
-_WARPS = 32  # of a multiprocessor: with fewer, runs that part ways wait for each other less
+_WARPS = 8  # of a multiprocessor that are wanted before runs share one: in a warp, those that part ways wait
 _FIRST = 64  # steps of the first slice
 _STATE, _PLAN, _RECORDS, _APPLICATIONS, _SCRATCH = range(5)  # the pieces of memory
 _STATUS = (("step", np.int64), ("done", np.int64), ("where", np.int64), ("halted", np.int32), ("error", np.int32))

@@ -16,6 +16,10 @@ namespace echoc::dcba {
 
 constexpr int kAccuracy = 2;  // loops of the distribution phase: A of the paper
 
+// Runs that a device advances side by side take every block at the same time, one that is not chosen as well: a list of
+// the chosen ones would have them part ways.
+constexpr bool kTogether = runs::kStride > 1;
+
 struct Range {
   int32_t begin, end;
 };
@@ -282,21 +286,31 @@ bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, cons
   if (t.conflicts) make_consistent(t, stream, run.counts, w);
   runs::copy(w.charge, run.charges, t.cells);
   int32_t listed = 0;
+  bool alone = false;
   for (int32_t c = 0; c < t.conditions; ++c) {
-    if (!w.holds[c]) continue;
+    if (!kTogether && !w.holds[c]) continue;
     for (int32_t b = t.single[c].begin; b < t.single[c].end; ++b) {
       const BlockRules& block = t.block[b];
-      const int64_t n = most(t, block, w.left);
-      if (n <= 0 || (t.conflicts && !w.allowed[b])) continue;
+      const int64_t n = w.holds[c] && (!t.conflicts || w.allowed[b]) ? most(t, block, w.left) : 0;
+      if (kTogether) w.chosen[b] = n;
+      if (n <= 0) continue;
       consume(t, block, n, w.left);
+      alone = true;
+      if (kTogether) continue;
       w.chosen[b] = n;
       w.list[listed++] = b;
     }
   }
   for (int32_t f = 0; f < t.families; ++f) listed = distribute(t, t.family[f], stream, w, listed);
-  if (listed == 0) {
+  if (listed == 0 && !alone) {
     run.halted = 1;
     return false;
+  }
+  for (int32_t c = 0; kTogether && c < t.conditions; ++c) {
+    for (int32_t b = t.single[c].begin; b < t.single[c].end; ++b) {
+      const int64_t n = w.chosen[b];
+      if (n > 0 && !execute(t, t.block[b], n, stream, w, run)) return false;
+    }
   }
   for (int32_t i = 0; i < listed; ++i) {
     const int32_t b = w.list[i];
