@@ -139,6 +139,7 @@ def test_a_kernel_that_fails_is_named(on_device: Callable[..., PopulationBatch],
     generated = generate(read("dividing.pli", text=DIVIDING))
     batch = on_device(generated)
     batch.start(seed=1)
+    batch.advance(2)
     gpu.fail("cuStreamSynchronize", 719)
     with pytest.raises(DeviceError, match=f"kernel {generated.entry} on Fake GPU: .*FAKE_ERROR_719"):
         batch.advance(1)
@@ -187,7 +188,9 @@ def test_machine_code_for_every_level(level: Level) -> None:
     binary = code.kernels["binaries"][generated.entry]
     assert code.members[binary["member"]][:4] == b"\x7fELF"
     assert binary["threads"] == systems.THREADS and 16 <= binary["registers"] <= level.registers
-    assert not binary["calls"]
+    assert (
+        level.device.vendor == "rocm" or not binary["calls"]
+    )  # there a barrier might call back, as far as clang knows
     assert code.target == {"device": level.device.vendor, "level": level.name}
 
 

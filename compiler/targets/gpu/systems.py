@@ -12,7 +12,7 @@ from echoc.compiler.targets.gpu import cpp
 from echoc.compiler.targets.gpu.levels import Level
 from echoc.errors import CompileError
 
-THREADS = 256  # of a block
+THREADS = 64  # of a block: few, so that the threads of a grid are on all multiprocessors
 STACK = {"cuda": 512 << 10, "rocm": 64 << 10}  # the most bytes of local memory that a thread may have
 
 
