@@ -10,6 +10,7 @@
 namespace echoc::gpu {
 namespace {
 
+constexpr int64_t kStaging = 1 << 20;
 constexpr int64_t kMostShared = 48 << 10;  // of dynamic shared memory without asking for more
 
 size_t check(const std::string& kind, int64_t value, size_t count) {
@@ -66,8 +67,8 @@ int GpuExecutor::add_kernel(int module, const std::string& name, const std::stri
                             int shared_bytes, int extra_pointers, bool together) {
   context_.enter();
   auto kernel = std::make_unique<Kernel>();
-  *kernel = {name, nullptr, static_cast<unsigned>(threads), static_cast<unsigned>(shared_bytes), extra_pointers,
-             together};
+  *kernel = {name,           nullptr, static_cast<unsigned>(threads), static_cast<unsigned>(shared_bytes),
+             extra_pointers, together};
   const Handle loaded = modules_.at(static_cast<size_t>(module)).get();
   const int status = context_.api.module_function(&kernel->function, loaded, entry.c_str());
   if (status != 0) context_.driver->fail(status, "entry " + entry + " of kernel " + name);
@@ -113,8 +114,8 @@ int GpuExecutor::add_variant(const std::vector<LaunchSpec>& launches, int num_sy
       const std::vector<int64_t> none(variant->dims.size());
       const unsigned blocks = evaluate(launch, none)[0], most = resident_blocks(context_, used);
       if (blocks > most) {
-        throw Failure("the " + std::to_string(blocks) + " blocks of kernel " + used.name + " wait for each other, and " +
-                      context_.info.name + " holds " + std::to_string(most) +
+        throw Failure("the " + std::to_string(blocks) + " blocks of kernel " + used.name +
+                      " wait for each other, and " + context_.info.name + " holds " + std::to_string(most) +
                       " at once: use a device with more multiprocessors, or compile for a CPU");
       }
       variant->together = true;
@@ -136,10 +137,22 @@ void GpuExecutor::upload_weight(int weight, std::span<const std::byte> data) {
   if (static_cast<int64_t>(data.size()) > bytes) throw std::invalid_argument("more bytes than the weight has");
   const Turn turn(busy_);
   enter();
+  const Address to = weight_memory_.address() + static_cast<Address>(offset);
+  if (static_cast<int64_t>(data.size()) <= kStaging) {
+    if (data.empty()) return;
+    HostMemory own;
+    const HostMemory& memory = staging(own, static_cast<int64_t>(data.size()));
+    std::memcpy(memory.data(), data.data(), data.size());
+    guarded([] { return "upload of a weight"; },
+            [&] {
+              const void* from = memory.data();
+              context_.driver->call(context_.api.copy_in, to, from, data.size(), stream_.get());
+              synchronize();
+            });
+    return;
+  }
   if (!chunks_.data()) chunks_ = HostMemory(context_, kUploadBytes);
-  guarded(
-      [] { return "upload of a weight"; },
-      [&] { upload(context_, stream_.get(), chunks_, weight_memory_.address() + static_cast<Address>(offset), data); });
+  guarded([] { return "upload of a weight"; }, [&] { upload(context_, stream_.get(), chunks_, to, data); });
 }
 
 void GpuExecutor::launch(int kernel, std::vector<int64_t> arguments, const std::vector<unsigned>& grid) {
@@ -186,7 +199,8 @@ std::string GpuExecutor::read(const std::string& kind, int64_t index, int64_t of
   }
   if (bytes == 0) return {};
   const Address from = resolve(kind, index) + static_cast<Address>(offset);
-  const HostMemory memory(context_, bytes);
+  HostMemory own;
+  const HostMemory& memory = staging(own, bytes);
   guarded([] { return "reading memory"; },
           [&] {
             void* to = memory.data();
@@ -278,6 +292,13 @@ std::vector<double> GpuExecutor::between(const std::vector<Event>& marks) const 
   std::vector<double> seconds;
   for (size_t i = 1; i < marks.size(); ++i) seconds.push_back(elapsed(marks[i - 1], marks[i]));
   return seconds;
+}
+
+/// Page-locked memory for a transfer: the block that is kept, or, for a large one, `own`.
+HostMemory& GpuExecutor::staging(HostMemory& own, int64_t bytes) {
+  if (bytes > kStaging) return own = HostMemory(context_, bytes);
+  if (!staging_.data()) staging_ = HostMemory(context_, kStaging);
+  return staging_;
 }
 
 DeviceMemory GpuExecutor::zeroed(int64_t bytes, const std::string& what) {

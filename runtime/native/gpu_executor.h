@@ -172,6 +172,7 @@ class GpuExecutor {
   std::vector<double> between(const std::vector<Event>& marks) const;
   DeviceMemory zeroed(int64_t bytes, const std::string& what);
   void fill_zero(const DeviceMemory& memory);
+  HostMemory& staging(HostMemory& own, int64_t bytes);
 
   Variant& find_variant(int index, const std::vector<int64_t>& dims);
   Address resolve(const std::string& kind, int64_t value) const;
@@ -213,6 +214,7 @@ class GpuExecutor {
   std::vector<std::pair<int64_t, int64_t>> weights_;  // (offset, bytes)
   std::vector<State> states_;
   HostMemory chunks_;
+  HostMemory staging_;  // for transfers of a few bytes; kept, as to take it costs more than they do
   std::vector<bool> ports_out_;
   Block in_, out_;
   std::vector<std::unique_ptr<Variant>> variants_;
