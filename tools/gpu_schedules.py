@@ -174,14 +174,17 @@ def attentions(writer: Writer, only: str) -> None:
 
     t, b, m = map(symbol, "TBM")
     for model, (_, _, heads, kv_heads, dim) in SHAPES.items():
-        for sequences, rows, past in ((1, 1, 511), (16, 1, 255), (64, 1, 255), (256, 1, 255), (4, 2048, 0)):
-            name = f"{model} attention {sequences} x {rows} after {past}"
+        cases = [(sequences, rows, past, "bf16") for sequences, rows, past in
+                 ((1, 1, 511), (16, 1, 255), (64, 1, 255), (256, 1, 255), (4, 2048, 0))]  # fmt: skip
+        cases += [(*sizes, kv) for sizes in ((16, 1, 8191), (4, 2048, 0)) for kv in ("i8", "f8")]
+        for sequences, rows, past, kv in (*cases, (16, 1, 8191, "bf16")):
+            name = f"{model} attention {sequences} x {rows} after {past} {kv}"
             if not name.startswith(only):
                 continue
             ports = [make("port", name=n, shape=(t,), dtype="i32") for n in ("sequences", "positions")]
             where = (*ports, make("port", name="block_table", shape=(b, m), dtype="i32"))
             q = make("port", name="q", shape=(t, heads, dim), dtype="f32")
-            states = [make("state", name=n, shape=(kv_heads, dim), dtype="bf16", kind="pages") for n in "kv"]
+            states = [make("state", name=n, shape=(kv_heads, dim), dtype=kv, kind="pages") for n in "kv"]
             node = make("attend", q, *states, *where, causal=True, scale=dim**-0.5, window=0, softcap=0.0, sinks=False,
                         body=False)  # fmt: skip
             group = Group("attend", 0, [node], t, [node])
@@ -190,14 +193,19 @@ def attentions(writer: Writer, only: str) -> None:
             renderer.narrow = {node}
             total, pages = sequences * rows, (past + rows) // 16
             symbols = {"T": total, "B": sequences, "M": pages}
-            shape = attention.Shape(heads, kv_heads, dim, dim, "bf16")
+            shape = attention.Shape(heads, kv_heads, dim, dim, kv)
             default = attention.schedule_for(shape, total)
             if default.form == "decode":
                 options = [replace(default, splits=s, tile=n, num_warps=w) for s in (1, 2, 4, 8, 16, 32)
                            for n, w in ((32, 2), (64, 4), (128, 4)) if s * sequences <= 512]  # fmt: skip
+                if past > 4096:
+                    options = [replace(default, splits=s, tile=n, num_warps=w, num_stages=g) for s in (4, 16)
+                               for n, w in ((32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8))
+                               for g in (2, 4)]  # fmt: skip
             else:
                 options = [replace(default, lines=n, tile=k, num_warps=w, num_stages=g) for n in (64, 128)
                            for k in (64, 128) for w in (4, 8) for g in (2, 3) if n * 8 >= 128 * (w // 4)]  # fmt: skip
+            entry = kv_heads * (2 * dim if kv == "bf16" else dim + 4)
             keys = sequences * sum(past + i + 1 for i in range(rows))
             seen = set()
             for schedule in (default, *options):
@@ -207,8 +215,8 @@ def attentions(writer: Writer, only: str) -> None:
                 kernels = attention.scheduled(renderer, group, node, shape, schedule, False)
                 writer.add(
                     name, kernels, symbols, schedule, schedule is default, flops=4 * keys * heads * dim,
-                    bytes=sequences * (past + rows) * kv_heads * dim * 4, past=past, rows=rows, pages=pages,
-                    state=sequences * pages * 16 * kv_heads * dim * 2,
+                    bytes=2 * sequences * (past + rows) * entry, past=past, rows=rows, pages=pages,
+                    state=sequences * pages * 16 * entry,
                 )  # fmt: skip
 
 

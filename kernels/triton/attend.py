@@ -28,12 +28,11 @@ def piece(state, pages, head, HEADS: tl.constexpr, DIM: tl.constexpr):
 
 
 @triton.jit
-def tile(state, table_row, kpos, end, head, HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+def tile(state, pages, kpos, end, head, HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
          CODE: tl.constexpr):  # fmt: skip
-    """The entries [N, WIDTH] of one head at positions `kpos` [N] of a sequence, without scales and, of 8 bits, in bf16;
-    0 from position `end` on. WIDTH is the power of two that holds DIM."""
+    """The entries [N, WIDTH] of one head at positions `kpos` [N], which lie in `pages` [N], without scales and, of 8
+    bits, in bf16; 0 from position `end` on. WIDTH is the power of two that holds DIM."""
     there = kpos < end
-    pages = tl.load(table_row + kpos // PAGE, mask=there, other=0)
     column = tl.arange(0, WIDTH)[None, :]
     pointers = state + (piece(state, pages, head, HEADS, DIM) + kpos % PAGE * DIM)[:, None] + column
     if WIDTH == DIM:
@@ -58,10 +57,9 @@ def widened(codes, CODE: tl.constexpr):
 
 
 @triton.jit
-def scales(state, table_row, kpos, end, head, HEADS: tl.constexpr, DIM: tl.constexpr):
+def scales(state, pages, kpos, end, head, HEADS: tl.constexpr, DIM: tl.constexpr):
     """What products with a tile's entries are multiplied by: [N] f32, 0 from position `end` on."""
     there = kpos < end
-    pages = tl.load(table_row + kpos // PAGE, mask=there, other=0)
     place = state + piece(state, pages, head, HEADS, DIM) + PAGE * DIM + kpos % PAGE * 4
     out = tl.load(place.to(tl.pointer_type(tl.float32)), mask=there, other=0.0)
     if state.dtype.element_ty == tl.uint8:
