@@ -29,7 +29,10 @@ FUNCTIONS = """p = { m = { var = {x, y, z};
 CHOICES = """p = { H = {a, b}; structure = [a [b ]b ]a;
     a = { var = {x, y}; pr = {x/2 + 1 -> 1|y + 1|u}; pr = {y/3 -> 1|x}; pr = {1 -> 1|x + 2|u}; var0 = (1, 2); };
     b = { var = {u}; E = {e}; pr = {u -> 1|x}; pr = {u/2 - x [e -> ] 1|u}; pr = {2 -> 1|u}; E0 = (1); }; }"""
-SYSTEMS = {"functions": FUNCTIONS, "choices": CHOICES} | {str(seed): seed for seed in range(8)}
+NESTED = """p = { m = { var = {x, y}; pr = {x - (0 - x) - (2 - (y - 1)) -> 1|x + 2|y};
+    pr = {1/(2 + y*y) - (3 - x) -> 1|y};
+    var0 = (0.3, 1); }; }"""
+SYSTEMS = {"functions": FUNCTIONS, "choices": CHOICES, "nested": NESTED} | {str(seed): seed for seed in range(8)}
 STEPS = 6
 
 

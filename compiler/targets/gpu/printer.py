@@ -66,7 +66,7 @@ OPS = {"round": "round_even"}  # by another name in ops.py
 WIDE = 2**31
 K = TypeVar("K")
 V = TypeVar("V")
-_NUMBER = re.compile(r"-?\d")
+_LITERAL = re.compile(r"True|False|float\(\"(?:nan|-?inf)\"\)|-?\d[\d.]*(?:e[-+]?\d+)?")
 _NAME = re.compile(r"\b[A-Za-z_]\w*")
 
 
@@ -395,7 +395,8 @@ def _is_name(text: str) -> bool:
 
 
 def is_literal(text: str) -> bool:
-    return text in ("True", "False") or text.startswith('float("') or _NUMBER.match(text) is not None
+    """Whether a text is a constant alone, as `literal` writes it."""
+    return _LITERAL.fullmatch(text) is not None
 
 
 def literal(value: float | int | bool, dtype: DType) -> str:
