@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from echoc.membranes.reservoirs import Reservoir
     from echoc.runtime.artifact import Artifact
 
-MODEL_BUILD = ("weights_dtype", "group", "context_length")
+MODEL_BUILD = ("weights_dtype", "group", "context_length", "kv_dtype")
 MODEL_SAMPLING = (
     "max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "ignore_eos",
     "include_prompt",
