@@ -69,12 +69,60 @@ def floordiv(a, b):
 
 @triton.jit
 def mod(a, b):
-    """a - b * floor(a / b), with the divisor's sign; by integer zero it is 0."""
+    """a - b * floor(a / b), with the divisor's sign; by integer zero it is 0. Floats are rounded at most once."""
     if a.dtype.is_floating():
-        rest = (a.to(tl.float64) % b.to(tl.float64)).to(a.dtype)
-        return tl.where((rest != 0.0) & ((rest < 0.0) != (b < 0.0)), rest + b, rest)
+        if a.dtype == tl.float64:
+            rest = _rest(a, b, tl.int64, 52, 0x7FF)
+        else:
+            rest = _rest(a.to(tl.float32), b.to(tl.float32), tl.int32, 23, 0xFF)
+        signed = tl.where(a < 0.0, -rest, rest)
+        turned = tl.where((a < 0.0) != (b < 0.0), signed + b, signed)
+        return tl.where(rest == 0.0, tl.where(b < 0.0, -0.0, 0.0), turned).to(a.dtype)
     else:
         return tl.where(b == 0, 0, a - b * floordiv(a, b))
+
+
+@triton.jit
+def _rest(x, y, words: tl.constexpr, bits: tl.constexpr, fields: tl.constexpr):
+    """|x| modulo |y|, exact: significands as integers, the quotient taken off in steps of as many bits as an integer has
+    room for above them. NaN where it has no value."""
+    left, field = _significand(x, words, bits, fields)
+    divisor, base = _significand(y, words, bits, fields)
+    divisor = tl.where(divisor == 0, 1, divisor)
+    ahead = field - base
+    left = left % divisor
+    while _largest(ahead) > 0:
+        step = tl.minimum(tl.maximum(ahead, 0), 63 - bits)
+        left = (left << step.to(tl.uint64)) % divisor
+        ahead = ahead - step
+    power = base - bits - fields // 2
+    value = left.to(tl.float64) * _power_of_two(power >> 1) * _power_of_two(power - (power >> 1))
+    value = tl.where(field < base, tl.abs(x), value.to(x.dtype))
+    return tl.where((field == fields) | (y != y) | (y == 0.0), float("nan"), value)
+
+
+@triton.jit
+def _significand(x, words: tl.constexpr, bits: tl.constexpr, fields: tl.constexpr):
+    """The significand of a float as u64 and its exponent's field, which is 1 for subnormal numbers too."""
+    word = x.to(words, bitcast=True).to(tl.int64)
+    field = (word >> bits) & fields
+    fraction = word & ((1 << bits) - 1)
+    return tl.where(field > 0, fraction | (1 << bits), fraction).to(tl.uint64), tl.maximum(field, 1)
+
+
+@triton.jit
+def _power_of_two(exponent):
+    """2 to the power of an i64, as f64."""
+    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _largest(x):
+    """The largest value of a block, or the scalar."""
+    if x.type.is_block():
+        return tl.max(x)
+    else:
+        return x
 
 
 @triton.jit
