@@ -84,8 +84,8 @@ def mod(a, b):
 
 @triton.jit
 def _rest(x, y, words: tl.constexpr, bits: tl.constexpr, fields: tl.constexpr):
-    """|x| modulo |y|, exact: significands as integers, the quotient taken off in steps of as many bits as an integer has
-    room for above them. NaN where it has no value."""
+    """|x| modulo |y|, exact: significands as integers, the quotient taken off in steps of as many bits as an integer
+    has room for above them. NaN where it has no value."""
     left, field = _significand(x, words, bits, fields)
     divisor, base = _significand(y, words, bits, fields)
     divisor = tl.where(divisor == 0, 1, divisor)
