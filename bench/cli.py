@@ -25,6 +25,7 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
     parser.add_argument("--weights-dtype", help="f32, bf16, fp8, int8, int4, or several with commas")
     parser.add_argument("--threads", type=int, default=defaults.threads)
     parser.add_argument("--prefill", type=_numbers, default=list(defaults.prefill), help="prompt lengths, or 0")
+    parser.add_argument("--prompts", type=int, default=defaults.prompts, help="prompts prefilled at once (echoc only)")
     parser.add_argument("--decode", type=int, default=defaults.decode_tokens, help="tokens to decode, or 0")
     parser.add_argument("--context", type=_numbers, default=list(defaults.contexts), help="tokens before decoding")
     parser.add_argument("--batch", type=_numbers, default=list(defaults.batches), help="sequences at once, or 0")
@@ -52,6 +53,7 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
         weights_dtypes=parsed.weights_dtype.split(",") if parsed.weights_dtype else (),
         threads=parsed.threads,
         prefill=parsed.prefill,
+        prompts=parsed.prompts,
         decode_tokens=parsed.decode,
         contexts=parsed.context,
         batches=parsed.batch,

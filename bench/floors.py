@@ -77,21 +77,25 @@ def floor_of(workload: Workload, shape: ModelShape, weights_dtype: str, limits: 
     weights once and the keys and values of each sequence. The larger of reading time and arithmetic time binds.
     """
     name, dot_rate = limits.dot_peak(weights_dtype)
+    num_bytes, operations = cost_of(workload, shape, weights_dtype)
+    reading, computing = num_bytes / limits.read_all, operations / dot_rate
+    if reading >= computing:
+        return Floor(reading, num_bytes, operations, "read", limits.read_all)
+    return Floor(computing, num_bytes, operations, name, dot_rate)
+
+
+def cost_of(workload: Workload, shape: ModelShape, weights_dtype: str) -> tuple[float, float]:
+    """Bytes that a workload reads and operations it makes at least, as `floor_of` says."""
     length, steps, sequences = workload.context, workload.num_tokens, workload.sequences
     pair_operations = 4.0 * shape.layers * shape.heads * shape.head_dim
     if workload.kind == "prefill":
         operations = 2.0 * shape.block_weights * length + 2.0 * shape.head_weights
         operations += pair_operations * length * (length + 1) / 2
-        num_bytes = shape.weight_bytes(weights_dtype)
-    else:
-        contexts = sum(length + step + 1 for step in range(steps))
-        operations = 2.0 * (shape.block_weights + shape.head_weights) * sequences * steps
-        operations += pair_operations * sequences * contexts
-        num_bytes = steps * shape.weight_bytes(weights_dtype) + sequences * shape.kv_bytes(contexts)
-    reading, computing = num_bytes / limits.read_all, operations / dot_rate
-    if reading >= computing:
-        return Floor(reading, num_bytes, operations, "read", limits.read_all)
-    return Floor(computing, num_bytes, operations, name, dot_rate)
+        return shape.weight_bytes(weights_dtype), operations * sequences
+    contexts = sum(length + step + 1 for step in range(steps))
+    operations = 2.0 * (shape.block_weights + shape.head_weights) * sequences * steps
+    operations += pair_operations * sequences * contexts
+    return steps * shape.weight_bytes(weights_dtype) + sequences * shape.kv_bytes(contexts), operations
 
 
 def read_headers(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
-"""The benchmark of an artifact for GPUs: its steps beside the copy bandwidth that its driver gives, and its start-up.
+"""The benchmark of an artifact for GPUs: its steps beside what the device can read and multiply, and its start-up.
 
-The host's cores do not bind here, so samples are not judged by them. The limit for reading is a copy within the
-device's memory, bytes read and written; matrix products have no limit of their own measured, so that prefill and large
-batches have a floor by reading alone, or none.
+The host's cores do not bind here, so samples are not judged by them. The limits are measured in the same run by kernels
+that the artifact brings (echoc.compiler.targets.gpu.probe): one only reads, the other multiplies bf16 tiles at hand. An
+artifact without them has copies within the device's memory as its limit for reading, and none for products.
 """
 
 from __future__ import annotations
@@ -13,23 +13,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from echoc import _native
 from echoc.bench.engines import Model, Setting, make_engine, own_environment
-from echoc.bench.floors import ModelShape
+from echoc.bench.floors import ModelShape, cost_of
 from echoc.bench.machine import describe_versions
 from echoc.bench.process import EngineError, EngineProcess, EngineSpec
 from echoc.bench.report import format_seconds
 from echoc.bench.stats import Summary, summarise
 from echoc.bench.workloads import Workload
+from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices.gpu import open_driver
+from echoc.runtime.manifest import ProbeSpec
 
 SCHEMA = "echoc-bench-gpu/1"
 COPY_BYTES = 1 << 30
-COLUMNS = ["workload", "time", "range", "a step", "tokens/s", "of reading's floor"]
-NOT_MEASURED = "matrix products: not measured (no kernel of known size is at hand)"
+READ_BYTES, DOT_COUNT = 4 << 30, 4096
+COLUMNS = ["workload", "time", "range", "a step", "tokens/s", "floor"]
+NOT_MEASURED = "matrix products: not measured (the artifact brings no kernel for it; compile it again)"
 
 FIRST_TOKEN = """
 import json, sys, time
@@ -46,12 +50,22 @@ print(json.dumps(parts | {f"load: {name}": value for name, value in llm.model.pr
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Bytes a second of copies (read and written) and of reads, bf16 operations a second; None: not measured."""
+
+    copy: float
+    read: float | None
+    dot: float | None
+
+
+@dataclass(frozen=True)
 class GpuResult:
-    """One workload: seconds of its samples, and the least seconds that reading its bytes takes (None for prefill)."""
+    """One workload: seconds of its samples, the least seconds that it can take, and by which limit."""
 
     workload: Workload
     seconds: Summary
-    floor: float | None
+    floor: float
+    limit: str
 
     @property
     def steps(self) -> int:
@@ -70,7 +84,8 @@ class GpuResult:
             "seconds_per_step": self.seconds.median / self.steps,
             "tokens_per_second": rate.as_dict(),
             "floor_seconds": self.floor,
-            "floor_fraction": None if self.floor is None else self.floor / self.seconds.median,
+            "floor_fraction": self.floor / self.seconds.median,
+            "limit": self.limit,
         }
 
     def row(self) -> list[str]:
@@ -82,7 +97,7 @@ class GpuResult:
             f"{low} to {high}",
             f"{self.seconds.median / self.steps * 1e3:.3f} ms",
             f"{self.workload.tokens / self.seconds.median:.0f}",
-            "" if self.floor is None else f"{self.floor / self.seconds.median:.0%}",
+            f"{self.floor / self.seconds.median:.0%} of {self.limit}",
         ]
 
 
@@ -95,7 +110,7 @@ class GpuReport:
     device: dict[str, Any]
     versions: dict[str, str]
     model: dict[str, Any]
-    copy_bandwidth: float
+    limits: Limits
     start_up: list[dict[str, float]] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
     results: list[GpuResult] = field(default_factory=list)
@@ -109,8 +124,8 @@ class GpuReport:
             "device": self.device,
             "versions": self.versions,
             "model": self.model,
-            "limits": {"copy_bytes_per_second": self.copy_bandwidth, "matmul": None},
-            "not_measured": [NOT_MEASURED],
+            "limits": asdict(self.limits),
+            "not_measured": [] if self.limits.dot is not None else [NOT_MEASURED],
             "start_up": self.start_up,
             "engine": self.engine,
             "results": [result.as_dict() for result in self.results],
@@ -121,10 +136,15 @@ class GpuReport:
         device = self.device
         lines = [
             f"{device['name']} ({device['architecture']}), driver {device['driver']}; model {self.model['name']}",
-            f"  copy within memory {self.copy_bandwidth / 1e9:.0f} GB/s (bytes read and written, over "
-            f"{2 * COPY_BYTES / 1e9:.1f} GB), the limit for reading",
-            f"  {NOT_MEASURED}",
+            f"  copy within memory {self.limits.copy / 1e9:.0f} GB/s (bytes read and written, over "
+            f"{2 * COPY_BYTES / 1e9:.1f} GB)",
         ]
+        if self.limits.read is not None and self.limits.dot is not None:
+            lines.append(
+                f"  reads {self.limits.read / 1e9:.0f} GB/s, multiplies bf16 at {self.limits.dot / 1e12:.0f} TFLOP/s"
+            )
+        else:
+            lines.append(f"  {NOT_MEASURED}")
         for start in self.start_up:
             parts = ", ".join(f"{name} {value:.2f} s" for name, value in start.items() if name != "process")
             lines.append(f"  process to first token {start['process']:.2f} s: {parts}")
@@ -142,14 +162,14 @@ def run_gpu_benchmark(
     on_step: Callable[[str], None],
 ) -> GpuReport:
     """Times an artifact's workloads on the GPU that it was compiled for."""
-    device, bandwidth = measure_device(str(manifest["target"]["device"]))
+    device, limits = measure_device(model, str(manifest["target"]["device"]))
     report = GpuReport(
         command=list(sys.argv),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         device=device,
         versions=describe_versions(),
         model={"name": model.name, "vocab_size": model.vocab_size, "shape": shape.as_dict()},
-        copy_bandwidth=bandwidth,
+        limits=limits,
     )
     spec = make_engine("echoc", model, setting)
     spec.options["max_num_seqs"] = max(workload.sequences for workload in workloads)
@@ -167,20 +187,48 @@ def run_gpu_benchmark(
             for number in range(rounds):
                 on_step(f"{workload.label}: round {number + 1}")
                 seconds.append(engine.request(op, **arguments).seconds)
-            floor = reading_floor(workload, shape, setting.weights_dtype, bandwidth)
-            report.results.append(GpuResult(workload, summarise(seconds), floor))
+            floor, limit = least_seconds(workload, shape, setting.weights_dtype, limits)
+            report.results.append(GpuResult(workload, summarise(seconds), floor, limit))
     return report
 
 
-def measure_device(vendor: str) -> tuple[dict[str, Any], float]:
-    """The first device's description, and bytes/s read and written by a copy within its memory."""
-    from echoc import _native
-
-    driver = open_driver(vendor)
-    executor = _native.GpuExecutor(driver, 0)
+def measure_device(model: Model, vendor: str) -> tuple[dict[str, Any], Limits]:
+    """The first device's description, and what it can copy, read and multiply."""
+    executor = _native.GpuExecutor(open_driver(vendor), 0)
     device: dict[str, Any] = executor.device
-    seconds = min(executor.time_copies(COPY_BYTES, 20))
-    return device | {"driver": driver.version}, 2 * COPY_BYTES / seconds
+    copy = 2 * COPY_BYTES / min(executor.time_copies(COPY_BYTES, 20))
+    read, dot = None, None
+    if model.artifact is not None:
+        artifact = Artifact(model.artifact)
+        if artifact.manifest.probes is not None:
+            read, dot = _probe(executor, artifact, artifact.manifest.probes)
+    return device | {"driver": open_driver(vendor).version}, Limits(copy, read, dot)
+
+
+def _probe(executor: _native.GpuExecutor, artifact: Artifact, spec: ProbeSpec) -> tuple[float, float]:
+    """Bytes/s of the kernel that reads and operations/s of the one that multiplies, the best of several launches."""
+    blocks = max(1, READ_BYTES // spec.read_bytes)
+    tiles = 8 * int(executor.device["multiprocessors"])
+    executor.bind(blocks * spec.read_bytes + max(4 * blocks, tiles * spec.dot_bytes), [], [], [])
+    data = executor.address("arena", 0)
+    out = executor.address("arena", blocks * spec.read_bytes)
+
+    def best(name: str, arguments: list[int], grid: int) -> float:
+        binary = artifact.manifest.binaries[name]
+        kernel = executor.add_kernel(
+            executor.add_module(artifact.view(binary.member), name), name, binary.entry, binary.threads,
+            binary.shared_bytes, binary.extra_pointers,
+        )  # fmt: skip
+        seconds = []
+        for _ in range(12):
+            begin = time.perf_counter()
+            executor.launch(kernel, arguments, [grid, 1, 1])
+            executor.wait()
+            seconds.append(time.perf_counter() - begin)
+        return min(seconds[2:])
+
+    read = blocks * spec.read_bytes / best(spec.read, [data, out], blocks)
+    return read, tiles * DOT_COUNT * spec.dot_operations / best(spec.dot, [out, DOT_COUNT], tiles)
 
 
 def first_token(spec: EngineSpec, timeout: float) -> dict[str, float]:
@@ -196,10 +244,10 @@ def first_token(spec: EngineSpec, timeout: float) -> dict[str, float]:
     return {"process": time.perf_counter() - begin} | parts
 
 
-def reading_floor(workload: Workload, shape: ModelShape, weights_dtype: str, bandwidth: float) -> float | None:
-    """Least seconds in which a decode workload's weights, keys and values are read; None for prefill."""
-    if workload.kind == "prefill":
-        return None
-    contexts = sum(workload.context + step + 1 for step in range(workload.num_tokens))
-    num_bytes = workload.num_tokens * shape.weight_bytes(weights_dtype)
-    return (num_bytes + workload.sequences * shape.kv_bytes(contexts)) / bandwidth
+def least_seconds(workload: Workload, shape: ModelShape, weights_dtype: str, limits: Limits) -> tuple[float, str]:
+    """The least seconds that a workload takes on the device, and the limit that says so."""
+    num_bytes, operations = cost_of(workload, shape, weights_dtype)
+    reading, limit = (num_bytes / limits.copy, "copy") if limits.read is None else (num_bytes / limits.read, "read")
+    if limits.dot is None or operations / limits.dot < reading:
+        return reading, limit
+    return operations / limits.dot, "dot"

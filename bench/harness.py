@@ -43,8 +43,9 @@ class BenchOptions:
 
     `model`: artifact, checkpoint folder or shape preset. `checkpoint`: the folder behind an artifact, for peers.
     `weights_dtypes`: formats to time, each against the peers' nearest; none means an artifact's own, or bf16.
-    `prefill`: prompt lengths. `decode_tokens`, `contexts`, `batches`: decode steps after each context, alone and for
-    each batch size. `vs`: peers. `peer_pythons`: interpreter by peer. `work`: folder for converted models.
+    `prefill`: prompt lengths; `prompts`: how many are given at once. `decode_tokens`, `contexts`, `batches`: decode
+    steps after each context, alone and for each batch size. `vs`: peers. `peer_pythons`: interpreter by peer.
+    `work`: folder for converted models.
     """
 
     model: str
@@ -52,6 +53,7 @@ class BenchOptions:
     weights_dtypes: Sequence[str] = ()
     threads: int = field(default_factory=available_cpus)
     prefill: Sequence[int] = (512,)
+    prompts: int = 1
     decode_tokens: int = 32
     contexts: Sequence[int] = (512,)
     batches: Sequence[int] = (8,)
@@ -74,6 +76,10 @@ class BenchOptions:
                 raise EchoError(f"unknown weights dtype {dtype!r}: wanted one of {', '.join(WEIGHT_BITS)}")
         if not self.own and not self.vs:
             raise EchoError("nothing to run: echoc itself is switched off and no peer is named")
+        if self.prompts > 1 and self.vs:
+            raise EchoError(
+                f"{self.prompts} prompts at once: peers are given one at a time; leave out --vs or --prompts"
+            )
         if not 1 <= self.threads <= available_cpus():
             raise EchoError(f"{self.threads} threads: this process may use 1 to {available_cpus()} CPUs")
         if self.plan.rounds < 1 or self.plan.max_rounds < self.plan.rounds:
@@ -85,7 +91,9 @@ def run_benchmark(
 ) -> Report | GpuReport:
     """Runs everything the options name and returns the report; engines are child processes, ended in any case."""
     options.check()
-    workloads = make_workloads(options.prefill, options.decode_tokens, options.contexts, options.batches)
+    workloads = make_workloads(
+        options.prefill, options.decode_tokens, options.contexts, options.batches, options.prompts
+    )
     model = open_model(options.model, options.checkpoint, options.work)
     manifest = read_manifest(model.artifact) if model.artifact is not None else {}
     if manifest.get("target", {}).get("device") in GPUS:

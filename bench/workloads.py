@@ -13,7 +13,7 @@ class Workload:
     """One thing to time.
 
     `kind`: "prefill", "decode" or "batched". `context`: tokens of the prompt (prefill) or held before decoding
-    starts. `num_tokens`: decode steps timed (0 for prefill). `sequences`: rows decoded at once.
+    starts. `num_tokens`: decode steps timed (0 for prefill). `sequences`: rows decoded, or prompts given, at once.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Workload:
     def label(self) -> str:
         """Short name for tables."""
         if self.kind == "prefill":
-            return f"prefill {self.context}"
+            return f"prefill {self.context}" if self.sequences == 1 else f"prefill {self.sequences} x {self.context}"
         if self.kind == "decode":
             return f"decode {self.num_tokens} after {self.context}"
         return f"decode {self.num_tokens} x {self.sequences} after {self.context}"
@@ -41,22 +41,24 @@ class Workload:
     @property
     def tokens(self) -> int:
         """Tokens that the timed part handles, for tokens/s."""
-        return self.context if self.kind == "prefill" else self.num_tokens * self.sequences
+        return (self.context if self.kind == "prefill" else self.num_tokens) * self.sequences
 
     def request(self) -> tuple[str, dict[str, int]]:
         """Operation and arguments for an engine process (peers/worker.py)."""
         if self.kind == "prefill":
-            return "prefill", {"num_tokens": self.context}
+            several = {"sequences": self.sequences} if self.sequences > 1 else {}
+            return "prefill", {"num_tokens": self.context, **several}
         if self.kind == "decode":
             return "decode", {"context": self.context, "num_tokens": self.num_tokens}
         return "batched", {"sequences": self.sequences, "context": self.context, "num_tokens": self.num_tokens}
 
 
 def make_workloads(
-    prefill: Sequence[int], decode_tokens: int, contexts: Sequence[int], batches: Sequence[int]
+    prefill: Sequence[int], decode_tokens: int, contexts: Sequence[int], batches: Sequence[int], prompts: int = 1
 ) -> list[Workload]:
-    """All workloads of a run: each prefill length, then decode at each context alone and for each batch size."""
-    workloads = [Workload("prefill", length) for length in prefill]
+    """All workloads of a run: each prefill length for `prompts` at once, then decode at each context alone and for each
+    batch size."""
+    workloads = [Workload("prefill", length, sequences=prompts) for length in prefill]
     if decode_tokens:
         workloads += [Workload("decode", context, decode_tokens) for context in contexts]
         workloads += [

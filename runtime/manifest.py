@@ -115,6 +115,18 @@ class SampleSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """The kernels that measure the device: a block of `read` reads `read_bytes`; one of `dot` makes `dot_operations` on
+    the matrix units for each count, and writes `dot_bytes`."""
+
+    read: str
+    dot: str
+    read_bytes: int
+    dot_operations: int
+    dot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class AxisSpec:
     """One axis of a grid: ceil(sum of coefficient * product of symbols / tile) blocks."""
 
@@ -169,6 +181,7 @@ class Manifest:
     binaries: Mapping[str, BinarySpec]
     fills: tuple[FillSpec, ...]
     sampler: SampleSpec | None
+    probes: ProbeSpec | None
     model: Mapping[str, Any]
     page_size: int
     hashes: Mapping[str, str]
@@ -256,6 +269,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
         binaries=binaries,
         fills=tuple(_fill(fill, binaries) for fill in kernels.each("fill")),
         sampler=_sampler(kernels.child("sample"), binaries),
+        probes=_probes(kernels.child("probe"), binaries),
         model=top.child("model").value,
         page_size=top.count("page_size", 0),
         hashes={str(name): str(digest) for name, digest in top.child("hashes").value.items()},
@@ -400,6 +414,21 @@ def _sampler(sample: _Reader, binaries: Mapping[str, BinarySpec]) -> SampleSpec 
     )
     _check_kernel(sample, "peaks", spec.peaks, binaries)
     _check_kernel(sample, "sample", spec.sample, binaries)
+    return spec
+
+
+def _probes(probe: _Reader, binaries: Mapping[str, BinarySpec]) -> ProbeSpec | None:
+    if not probe.value:
+        return None
+    spec = ProbeSpec(
+        probe.get("read", str),
+        probe.get("dot", str),
+        probe.count("read_bytes", low=1, high=_MOST),
+        probe.count("dot_operations", low=1, high=_MOST),
+        probe.count("dot_bytes", low=1, high=_MOST),
+    )
+    _check_kernel(probe, "read", spec.read, binaries)
+    _check_kernel(probe, "dot", spec.dot, binaries)
     return spec
 
 

@@ -43,13 +43,14 @@ class Own:
         params = self.params(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
         return self.llm.engine.add(prompt, params)
 
-    def prefill(self, num_tokens: int) -> None:
-        """Times one fresh prompt up to its first token; random tokens never share a prefix."""
-        request = self._add(self._prompts(1, num_tokens)[0], 1)
+    def prefill(self, num_tokens: int, sequences: int = 1) -> None:
+        """Times fresh prompts up to their first tokens; random tokens never share a prefix."""
+        requests = [self._add(prompt, 1) for prompt in self._prompts(sequences, num_tokens)]
         with self.meter:
-            while not request.finished:
+            while not all(request.finished for request in requests):
                 self.llm.engine.step()
-        raise_failure(request)
+        for request in requests:
+            raise_failure(request)
 
     def decode(self, context: int, num_tokens: int) -> None:
         """Times greedy steps of one sequence."""

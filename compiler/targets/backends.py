@@ -11,7 +11,7 @@ from echoc.compiler.ir import Program
 from echoc.compiler.schedules import Schedule, load
 from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
 from echoc.compiler.targets.cpu.lower import lower as lower_for_cpu
-from echoc.compiler.targets.gpu import fill, sample, weights
+from echoc.compiler.targets.gpu import fill, probe, sample, weights
 from echoc.compiler.targets.gpu.build import build_kernels, check_tools
 from echoc.compiler.targets.gpu.levels import LEVELS, Level, level_of
 from echoc.compiler.targets.gpu.lower import lower as lower_for_gpu
@@ -67,7 +67,8 @@ class Gpu:
         fills = [fill.fill(f, g, self.level.device) for f, g in _formats(lowered)] if draws else []
         count = sample.vocabulary(lowered.program)
         samplers = {f.__name__: f(count, self.level.device) for f in (sample.peaks, sample.sample)} if count else {}
-        kernels = lowered.kernels | {k.name: k for k in (*fills, *samplers.values())}
+        limits = probe.probes(self.level.device) if count else {}
+        kernels = lowered.kernels | {k.name: k for k in (*fills, *samplers.values(), *limits.values())}
         built = build_kernels(kernels, self.level, report)
         images = {n: f"kernels/{n}.{self.level.suffix}" for n in sorted(kernels)}
         sources = {n: f"kernels/{n}.{'py' if kernels[n].language == 'triton' else 'cu'}" for n in sorted(kernels)}
@@ -83,6 +84,7 @@ class Gpu:
                 "sample": {n: k.name for n, k in samplers.items()} | {
                     "parts": sample.parts(count), "dependent": self.level.device.dependent,
                 } if count else {},
+                "probe": probe.facts(limits) if limits else {},
             },
             members={images[n]: built[n].image for n in images}
             | {sources[n]: kernels[n].source.encode() for n in sources},
