@@ -6,7 +6,6 @@ slice, looks at what stands where after each, and brings the arrays back at its 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from echoc.runtime.manifest import BinarySpec
     from echoc.runtime.runs import Batch, Plan
 
-ABI = 1  # of kernels/gpu/runs.h: struct Batch and what its fields mean
+ABI = 2  # of kernels/gpu/runs.h: struct Batch and what its fields mean
 _WARPS = 8  # of a multiprocessor that are wanted before runs share one: in a warp, those that part ways wait
 _FIRST = 64  # steps of the first slice
-_STATE, _PLAN, _RECORDS, _APPLICATIONS, _SCRATCH = range(5)  # the pieces of memory
+_NUMBERS, _CHARGES, _COUNTS, _PLAN, _RECORDS, _APPLICATIONS, _SCRATCH = range(7)  # the pieces of memory
 _STATUS = (("step", np.int64), ("done", np.int64), ("where", np.int64), ("halted", np.int32), ("error", np.int32))
 
 
@@ -40,7 +39,7 @@ class Sizes:
 
 
 class DeviceRuns:
-    """A compiled system on one device. `stride` runs lie interleaved in the kernel's arrays.
+    """A compiled system on one device. The scratch of `stride` runs lies interleaved.
 
     Raises: DeviceError where the device does not take the kernel; ArtifactError for one of another version.
     """
@@ -82,21 +81,21 @@ class _Memory:
     def __init__(self, device: DeviceRuns, wanted: tuple[int, tuple[int, ...], int, bool]) -> None:
         self.wanted = wanted
         rows, (records, recorded), times, applications = wanted
-        sizes, padded = device.sizes, -(-rows // device.stride) * device.stride
-        self.rows, self.padded = rows, padded
-        self.fields, end = {}, 0
+        sizes = device.sizes
+        self.rows, self.fields, end = rows, {}, 0
         for name, dtype in (*_STATUS, ("time", np.float64), ("index", np.uint64)):
             self.fields[name] = (end, dtype)
             end += rows * np.dtype(dtype).itemsize
         self.status_bytes = self.fields["time"][0]
-        self.charges_at, self.counts_at = end, -(-(end + padded * sizes.cells) // 8) * 8
         self.scratch_bytes = -(-max(sizes.scratch_bytes, 1) // 64) * 64
         needs = [
-            self.counts_at + 8 * padded * sizes.places,
+            end,
+            rows * sizes.cells,
+            8 * rows * sizes.places,
             8 * len(_BATCH) + 8 * times + 4 * recorded,
-            8 * padded * records * recorded,
-            8 * padded * sizes.instances * applications,
-            padded * self.scratch_bytes,
+            8 * rows * records * recorded,
+            8 * rows * sizes.instances * applications,
+            -(-rows // device.stride) * device.stride * self.scratch_bytes,
         ]
         self.executor, self.kernel = device.executor()
         free = self.executor.memory[0]
@@ -107,16 +106,20 @@ class _Memory:
             )
         self.executor.bind(0, needs, [], [])
         self.needs = needs
-        self.state = np.zeros(needs[_STATE], np.uint8)
+        self.numbers = np.zeros(needs[_NUMBERS], np.uint8)
         self.address = [self.executor.address("weight", i) for i in range(len(needs))]
 
     def field(self, name: str) -> npt.NDArray[Any]:
         """The host's copy of one number for each run."""
         begin, dtype = self.fields[name]
-        return self.state[begin : begin + self.rows * np.dtype(dtype).itemsize].view(dtype)
+        return self.numbers[begin : begin + self.rows * np.dtype(dtype).itemsize].view(dtype)
 
-    def read(self, piece: int, begin: int, size: int) -> npt.NDArray[np.uint8]:
-        return np.frombuffer(self.executor.read("weight", piece, begin, size), np.uint8)
+    def send(self, piece: int, values: npt.NDArray[Any]) -> None:
+        self.executor.upload_weight(piece, values.reshape(-1).view(np.uint8))
+
+    def fetch(self, piece: int, values: npt.NDArray[Any], begin: int = 0) -> None:
+        """Into an array of the host, from byte `begin` on."""
+        self.executor.read_into("weight", piece, begin, values.reshape(-1).view(np.uint8))
 
 
 _BATCH = (
@@ -144,7 +147,7 @@ class DeviceTurn:
         blocks = -(-memory.rows // self.lanes)
         try:
             memory.executor.launch(memory.kernel, [memory.address[_PLAN], steps], [blocks, 1, 1])
-            memory.state[: memory.status_bytes] = memory.read(_STATE, 0, memory.status_bytes)
+            memory.fetch(_NUMBERS, memory.numbers[: memory.status_bytes])
         except DeviceError as error:
             raise DeviceError(f"kernel {self.device.binary.name}, {memory.rows} runs: {error}") from None
         batch.steps[:], batch.halts[:] = memory.field("step"), memory.field("halted")
@@ -153,36 +156,31 @@ class DeviceTurn:
 
     def finish(self) -> None:
         """Brings the arrays back to the host."""
-        memory, batch, plan, sizes = self.memory, self.batch, self.plan, self.device.sizes
-        begin = memory.status_bytes
-        memory.state[begin:] = memory.read(_STATE, begin, memory.needs[_STATE] - begin)
+        memory, batch, plan = self.memory, self.batch, self.plan
+        memory.fetch(_NUMBERS, memory.numbers[memory.status_bytes :], memory.status_bytes)
         batch.time[:] = memory.field("time")
-        charges = memory.state[memory.charges_at : memory.charges_at + memory.padded * sizes.cells]
-        batch.charges[:] = self._apart(charges.view(np.int8), sizes.cells)
-        batch.counts[:] = self._apart(memory.state[memory.counts_at :].view(np.int64), sizes.places)
+        memory.fetch(_CHARGES, batch.charges)
+        memory.fetch(_COUNTS, batch.counts)
         if plan.records.size:
-            found = memory.read(_RECORDS, 0, memory.needs[_RECORDS]).view(np.int64)
-            records = self._apart(found, math.prod(plan.records.shape[1:])).reshape(plan.records.shape)
-            made = np.arange(plan.records.shape[1]) < plan.done[:, None]
-            plan.records[made] = records[made]
+            memory.fetch(_RECORDS, plan.records)
+            plan.records[np.arange(plan.records.shape[1]) >= plan.done[:, None]] = -1
         if memory.needs[_APPLICATIONS]:
-            found = memory.read(_APPLICATIONS, 0, memory.needs[_APPLICATIONS]).view(np.int64)
             assert batch.applications is not None
-            batch.applications[:] = self._apart(found, sizes.instances)
+            memory.fetch(_APPLICATIONS, batch.applications)
 
     def _send(self) -> None:
-        memory, batch, plan, sizes = self.memory, self.batch, self.plan, self.device.sizes
+        memory, batch, plan = self.memory, self.batch, self.plan
         for name, values in (("step", batch.steps), ("done", plan.done), ("halted", batch.halts),
                              ("time", batch.time), ("index", batch.index)):  # fmt: skip
             memory.field(name)[:] = values
         memory.field("error")[:] = 0
-        charges = memory.state[memory.charges_at : memory.charges_at + memory.padded * sizes.cells].view(np.int8)
-        charges[:] = self._together(batch.charges)
-        memory.state[memory.counts_at :].view(np.int64)[:] = self._together(batch.counts)
-        memory.executor.upload_weight(_STATE, memory.state)
+        memory.send(_NUMBERS, memory.numbers)
+        memory.send(_CHARGES, batch.charges)
+        memory.send(_COUNTS, batch.counts)
         if memory.needs[_APPLICATIONS]:
-            memory.executor.upload_weight(_APPLICATIONS, np.zeros(memory.needs[_APPLICATIONS], np.uint8))
-        memory.executor.upload_weight(_PLAN, self._described())
+            assert batch.applications is not None
+            memory.send(_APPLICATIONS, batch.applications)
+        memory.send(_PLAN, self._described())
 
     def _described(self) -> npt.NDArray[np.uint8]:
         """Struct Batch, the times and the recorded places."""
@@ -195,25 +193,11 @@ class DeviceTurn:
             "every": plan.every, "num_recorded": plan.records.shape[2], "num_records": plan.records.shape[1],
             "scratch_bytes": memory.scratch_bytes, "recorded": at + times.nbytes,
             "times": 0 if plan.times is None else at,
-            **{name: memory.address[_STATE] + begin for name, (begin, _) in memory.fields.items()},
-            "charges": memory.address[_STATE] + memory.charges_at, "counts": memory.address[_STATE] + memory.counts_at,
+            **{name: memory.address[_NUMBERS] + begin for name, (begin, _) in memory.fields.items()},
+            "charges": memory.address[_CHARGES], "counts": memory.address[_COUNTS],
             "records": memory.address[_RECORDS],
             "applications": memory.address[_APPLICATIONS] if memory.needs[_APPLICATIONS] else 0,
             "scratch": memory.address[_SCRATCH],
         }  # fmt: skip
         words = np.array([fields[name] % (1 << 64) for name in _BATCH], np.uint64)
         return np.concatenate([words.view(np.uint8), times.view(np.uint8), plan.recorded.view(np.uint8)])
-
-    def _together(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[runs, n] as the kernel has it: `stride` runs entry by entry."""
-        stride, (count, size) = self.device.stride, rows.shape
-        if stride == 1:
-            return rows.reshape(-1)
-        out = np.zeros((self.memory.padded, size), rows.dtype)
-        out[:count] = rows
-        return out.reshape(-1, stride, size).transpose(0, 2, 1).reshape(-1)
-
-    def _apart(self, values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-        """The inverse of `_together`."""
-        shaped = values.reshape(-1, size, self.device.stride).transpose(0, 2, 1)
-        return shaped.reshape(-1, size)[: self.memory.rows]

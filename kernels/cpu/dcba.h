@@ -64,16 +64,28 @@ struct Tables {
   bool conflicts;  // blocks applicable together may ask for different charges of a cell
 };
 
+// An array of one run in its scratch: its entries are kStride apart.
+template <class T>
+struct Lane {
+  T* first;
+  T& operator[](int64_t i) const { return first[i * runs::kStride]; }
+};
+
+template <class To, class From>
+void copy(To to, From from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
 // Arrays of one run, in its scratch. Layout: see scratch_bytes() of the generator.
 struct Work {
-  runs::Counts left;           // [places] counts not yet consumed, then the next counts
-  runs::Lane<double> share;    // [places] sums of the distribution table's rows
-  runs::Counts chosen;         // [blocks]
-  runs::Lane<int32_t> list;    // [blocks] blocks with applications
-  runs::Lane<int32_t> active;  // [blocks]
-  runs::Charges charge;        // [cells] next charges
-  runs::Lane<bool> holds;      // [conditions]
-  runs::Lane<bool> allowed;    // [blocks] consistent with the charges that others ask for
+  Lane<int64_t> left;    // [places] counts not yet consumed, then the next counts
+  Lane<double> share;    // [places] sums of the distribution table's rows
+  Lane<int64_t> chosen;  // [blocks]
+  Lane<int32_t> list;    // [blocks] blocks with applications
+  Lane<int32_t> active;  // [blocks]
+  Lane<int8_t> charge;   // [cells] next charges
+  Lane<bool> holds;      // [conditions]
+  Lane<bool> allowed;    // [blocks] consistent with the charges that others ask for
 };
 
 inline Work carve(const Tables& t, const runs::Run& run) {
@@ -83,8 +95,8 @@ inline Work carve(const Tables& t, const runs::Run& run) {
 #if ECHOC_RUN_STRIDE > 1
   lane = run.lane;
 #endif
-  auto take = [&]<class T>(runs::Lane<T>& to, int64_t count) {
-    to = reinterpret_cast<T*>(scratch) + lane;
+  auto take = [&]<class T>(Lane<T>& to, int64_t count) {
+    to.first = reinterpret_cast<T*>(scratch) + lane;
     scratch += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64 * runs::kStride;
   };
   take(w.left, t.places);
@@ -98,7 +110,7 @@ inline Work carve(const Tables& t, const runs::Run& run) {
   return w;
 }
 
-inline int64_t most(const Tables& t, const BlockRules& block, runs::Counts left) {
+inline int64_t most(const Tables& t, const BlockRules& block, Lane<int64_t> left) {
   int64_t n = INT64_MAX;
   for (int32_t i = block.consume.begin; i < block.consume.end; ++i) {
     const Amount& a = t.amount[i];
@@ -108,23 +120,24 @@ inline int64_t most(const Tables& t, const BlockRules& block, runs::Counts left)
   return n;
 }
 
-inline void consume(const Tables& t, const BlockRules& block, int64_t n, runs::Counts left) {
+inline void consume(const Tables& t, const BlockRules& block, int64_t n, Lane<int64_t> left) {
   for (int32_t i = block.consume.begin; i < block.consume.end; ++i) left[t.amount[i].place] -= n * t.amount[i].count;
 }
 
-inline bool fits(const Tables& t, const BlockRules& block, runs::Counts left) {
+template <class Counts>
+bool fits(const Tables& t, const BlockRules& block, Counts left) {
   for (int32_t i = block.consume.begin; i < block.consume.end; ++i) {
     if (left[t.amount[i].place] < t.amount[i].count) return false;
   }
   return true;
 }
 
-inline void shuffle(random::Stream& stream, runs::Lane<int32_t> items, int32_t count) {
+inline void shuffle(random::Stream& stream, Lane<int32_t> items, int32_t count) {
   for (int32_t i = count - 1; i > 0; --i) std::swap(items[i], items[stream.below(static_cast<uint32_t>(i) + 1)]);
 }
 
 // Blocks applicable at once must agree on charges: a maximal consistent set of them, in random order.
-inline void make_consistent(const Tables& t, random::Stream& stream, runs::Counts counts, const Work& w) {
+inline void make_consistent(const Tables& t, random::Stream& stream, const int64_t* counts, const Work& w) {
   constexpr int8_t kOpen = 127;
   int32_t applicable = 0;
   for (int32_t b = 0; b < t.blocks; ++b) {
@@ -132,8 +145,8 @@ inline void make_consistent(const Tables& t, random::Stream& stream, runs::Count
     if (w.allowed[b]) w.active[applicable++] = b;
   }
   shuffle(stream, w.active, applicable);
-  const runs::Charges decided = w.charge;
-  runs::fill(decided, kOpen, t.cells);
+  const Lane<int8_t> decided = w.charge;
+  for (int32_t c = 0; c < t.cells; ++c) decided[c] = kOpen;
   for (int32_t i = 0; i < applicable; ++i) {
     const BlockRules& block = t.block[w.active[i]];
     bool agrees = true;
@@ -281,10 +294,10 @@ template <class Conditions>
 bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, const Work& w, runs::Run& run) {
   stream.at(static_cast<uint64_t>(run.step));
   find_conditions(t, conditions, run, w);
-  runs::copy(w.left, run.counts, t.places);
-  if (run.applications) runs::fill(run.applications, int64_t{0}, t.instances);
+  copy(w.left, run.counts, t.places);
+  if (run.applications) std::fill_n(run.applications, t.instances, 0);
   if (t.conflicts) make_consistent(t, stream, run.counts, w);
-  runs::copy(w.charge, run.charges, t.cells);
+  copy(w.charge, run.charges, t.cells);
   int32_t listed = 0;
   bool alone = false;
   for (int32_t c = 0; c < t.conditions; ++c) {
@@ -316,8 +329,8 @@ bool step(const Tables& t, Conditions&& conditions, random::Stream& stream, cons
     const int32_t b = w.list[i];
     if (!execute(t, t.block[b], w.chosen[b], stream, w, run)) return false;
   }
-  runs::copy(run.counts, w.left, t.places);
-  runs::copy(run.charges, w.charge, t.cells);
+  copy(run.counts, w.left, t.places);
+  copy(run.charges, w.charge, t.cells);
   return true;
 }
 

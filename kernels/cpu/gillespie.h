@@ -96,7 +96,7 @@ inline void record_until(runs::Run& run, double time) {
 
 inline void report(runs::Run& run, int32_t instances, int32_t last) {
   if (!run.applications) return;
-  runs::fill(run.applications, int64_t{0}, instances);
+  std::fill_n(run.applications, instances, 0);
   if (last >= 0) run.applications[last] = 1;
 }
 
@@ -350,21 +350,21 @@ class Kept {
  public:
   Kept(std::byte* memory, int32_t numbers, int32_t cells)
       : counts_(reinterpret_cast<int64_t*>(memory)),
-        charges_(reinterpret_cast<int8_t*>(memory) + static_cast<int64_t>(numbers) * 8),
+        charges_(reinterpret_cast<int8_t*>(counts_ + numbers)),
         numbers_(numbers),
         cells_(cells) {}
   void keep(const runs::Run& run) {
-    runs::copy(counts_, run.counts, numbers_);
-    runs::copy(charges_, run.charges, cells_);
+    std::copy_n(run.counts, numbers_, counts_);
+    std::copy_n(run.charges, cells_, charges_);
   }
   void restore(runs::Run& run) const {
-    runs::copy(run.counts, counts_, numbers_);
-    runs::copy(run.charges, charges_, cells_);
+    std::copy_n(counts_, numbers_, run.counts);
+    std::copy_n(charges_, cells_, run.charges);
   }
 
  private:
-  runs::Counts counts_;
-  runs::Charges charges_;
+  int64_t* counts_;
+  int8_t* charges_;
   int32_t numbers_, cells_;
 };
 

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-// Runs that threads of a GPU advance side by side lie interleaved, so that what they read together is together.
+// Of runs that threads of a GPU advance side by side, so many work in arrays that lie interleaved.
 #if !defined(ECHOC_RUN_STRIDE)
 #define ECHOC_RUN_STRIDE 1
 #endif
@@ -12,35 +12,6 @@
 namespace echoc::runs {
 
 constexpr int64_t kStride = ECHOC_RUN_STRIDE;
-
-// An array of one run: its entries are kStride apart.
-template <class T>
-struct Lane {
-  T* first = nullptr;
-
-  Lane() = default;
-  Lane(T* first) : first(first) {}
-  T& operator[](int64_t i) const { return first[i * kStride]; }
-  explicit operator bool() const { return first != nullptr; }
-  operator T*() const
-    requires(kStride == 1)
-  {
-    return first;
-  }
-};
-
-using Counts = Lane<int64_t>;
-using Charges = Lane<int8_t>;
-
-template <class T>
-void copy(Lane<T> to, Lane<T> from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-}
-
-template <class T>
-void fill(Lane<T> to, T value, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = value;
-}
 
 enum class Error : int32_t {
   kNone = 0,
@@ -53,8 +24,8 @@ enum class Error : int32_t {
 // One run. A kernel advances it in place and never allocates or throws; after an error the run is as it was at the
 // start of the failing step.
 struct Run {
-  Counts counts;
-  Charges charges;
+  int64_t* counts;
+  int8_t* charges;
   double time;           // of the last event (GILLESPIE); in steps otherwise
   uint64_t seed, index;  // of the run: random numbers depend on these and on the step alone
   int64_t step;          // steps (events) taken since the start
@@ -67,11 +38,11 @@ struct Run {
   int64_t every;
   const double* times;
   int64_t num_records;  // capacity; with `times`, how many there are
-  Counts records;       // [num_records, num_recorded]
+  int64_t* records;     // [num_records, num_recorded]
   int64_t records_done;
 
-  Counts applications;  // null, or per instance, how often it was applied in the last step
-  std::byte* scratch;   // as many bytes as the layout says, 64-byte aligned
+  int64_t* applications;  // null, or per instance, how often it was applied in the last step
+  std::byte* scratch;     // as many bytes as the layout says, 64-byte aligned
 
   int32_t halted;  // out: nothing is applicable any more
   Error error;
@@ -87,8 +58,8 @@ constexpr int64_t kAbi = kVersion << 32 | sizeof(Run);
 
 inline void record(Run& run) {
   if (run.records_done >= run.num_records) return;
-  const int64_t begin = run.records_done++ * run.num_recorded;
-  for (int64_t i = 0; i < run.num_recorded; ++i) run.records[begin + i] = run.counts[run.recorded[i]];
+  int64_t* out = run.records + run.records_done++ * run.num_recorded;
+  for (int64_t i = 0; i < run.num_recorded; ++i) out[i] = run.counts[run.recorded[i]];
 }
 
 // Records the state at every time that lies before `time`.

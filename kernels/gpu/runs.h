@@ -6,8 +6,8 @@
 
 namespace echoc::runs {
 
-// What a launch is told: arrays with an entry for every run, and arrays with `places`, `cells`, ... entries for each,
-// interleaved in groups of kStride runs. As runtime/device_runs.py fills it in.
+// What a launch is told, as runtime/device_runs.py fills it in: arrays with an entry for every run, and arrays with
+// `places`, `cells`, ... entries for each, one run behind the other. Only the scratch of kStride runs is interleaved.
 struct Batch {
   int64_t count;  // of runs
   int64_t lanes;  // runs of a block, at most its threads
@@ -33,19 +33,13 @@ struct Batch {
   std::byte* scratch;
 };
 
-// Where the array of a run begins.
-template <class T>
-T* lane(T* arrays, int64_t run, int64_t size) {
-  return arrays + run / kStride * kStride * size + run % kStride;
-}
-
 template <class Kernel>
 void serve(const Batch& batch, int64_t steps, int64_t block, int64_t thread, Kernel&& kernel) {
   const int64_t i = block * batch.lanes + thread;
   if (thread >= batch.lanes || i >= batch.count) return;
   Run run{};
-  run.counts = lane(batch.counts, i, batch.places);
-  run.charges = lane(batch.charges, i, batch.cells);
+  run.counts = batch.counts + i * batch.places;
+  run.charges = batch.charges + i * batch.cells;
   run.time = batch.time[i];
   run.seed = batch.seed;
   run.index = batch.index[i];
@@ -57,9 +51,9 @@ void serve(const Batch& batch, int64_t steps, int64_t block, int64_t thread, Ker
   run.every = batch.every;
   run.times = batch.times;
   run.num_records = batch.num_records;
-  run.records = lane(batch.records, i, batch.num_records * batch.num_recorded);
+  run.records = batch.records + i * batch.num_records * batch.num_recorded;
   run.records_done = batch.records_done[i];
-  if (batch.applications) run.applications = lane(batch.applications, i, batch.instances);
+  if (batch.applications) run.applications = batch.applications + i * batch.instances;
   run.scratch = batch.scratch + i / kStride * kStride * batch.scratch_bytes;
 #if ECHOC_RUN_STRIDE > 1
   run.lane = i % kStride;

@@ -18,6 +18,7 @@ namespace {
 using namespace gpu;
 using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Writable = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Waits = nb::call_guard<nb::gil_scoped_release>;
 
 std::span<const std::byte> span(const Bytes& data) {
@@ -63,6 +64,11 @@ nb::bytes read(GpuExecutor& self, const std::string& kind, int64_t index, int64_
     return self.read(kind, index, offset, nbytes);
   }();
   return nb::bytes(found.data(), found.size());
+}
+
+void read_into(GpuExecutor& self, const std::string& kind, int64_t index, int64_t offset, const Writable& out) {
+  const nb::gil_scoped_release release;
+  self.read_into(kind, index, offset, {reinterpret_cast<std::byte*>(out.data()), out.size()});
 }
 
 std::vector<HostArray> host_arrays(const std::vector<Array>& ports) {
@@ -157,6 +163,7 @@ void bind_gpu(nb::module_& m) {
       .def("wait", &GpuExecutor::wait, Waits())
       .def("write_state", &write_state, nb::arg("state"), nb::arg("data"))
       .def("read", &read, nb::arg("kind"), nb::arg("index"), nb::arg("offset"), nb::arg("nbytes"))
+      .def("read_into", &read_into, nb::arg("kind"), nb::arg("index"), nb::arg("offset"), nb::arg("out"))
       .def("address", &GpuExecutor::address, nb::arg("kind"), nb::arg("index"))
       .def("time_copies", &GpuExecutor::time_copies, nb::arg("nbytes"), nb::arg("count"), Waits())
       .def("counters", &counters)

@@ -10,7 +10,7 @@
 namespace echoc::gpu {
 namespace {
 
-constexpr int64_t kStaging = 1 << 20;
+constexpr int64_t kStaging = 1 << 21;
 constexpr int64_t kMostShared = 48 << 10;  // of dynamic shared memory without asking for more
 
 size_t check(const std::string& kind, int64_t value, size_t count) {
@@ -140,8 +140,7 @@ void GpuExecutor::upload_weight(int weight, std::span<const std::byte> data) {
   const Address to = weight_memory_.address() + static_cast<Address>(offset);
   if (static_cast<int64_t>(data.size()) <= kStaging) {
     if (data.empty()) return;
-    HostMemory own;
-    const HostMemory& memory = staging(own, static_cast<int64_t>(data.size()));
+    const HostMemory& memory = staging();
     std::memcpy(memory.data(), data.data(), data.size());
     guarded([] { return "upload of a weight"; },
             [&] {
@@ -188,26 +187,36 @@ void GpuExecutor::write_state(int index, std::span<const std::byte> data) {
 }
 
 std::string GpuExecutor::read(const std::string& kind, int64_t index, int64_t offset, int64_t bytes) {
+  std::string out(static_cast<size_t>(std::max<int64_t>(bytes, 0)), '\0');
+  if (bytes < 0) throw std::out_of_range("bytes outside of " + kind + " " + std::to_string(index));
+  read_into(kind, index, offset, {reinterpret_cast<std::byte*>(out.data()), out.size()});
+  return out;
+}
+
+void GpuExecutor::read_into(const std::string& kind, int64_t index, int64_t offset, std::span<std::byte> out) {
   const Turn turn(busy_);
   enter();
+  const auto bytes = static_cast<int64_t>(out.size());
   int64_t size = 0;
   if (kind == "arena") size = arena_.bytes() - index;
   if (kind == "weight") size = weights_.at(static_cast<size_t>(index)).second;
   if (kind == "state") size = states_.at(static_cast<size_t>(index)).memory.bytes();
-  if (offset < 0 || bytes < 0 || offset > size || bytes > size - offset) {
+  if (offset < 0 || offset > size || bytes > size - offset) {
     throw std::out_of_range("bytes outside of " + kind + " " + std::to_string(index));
   }
-  if (bytes == 0) return {};
+  if (bytes == 0) return;
   const Address from = resolve(kind, index) + static_cast<Address>(offset);
-  HostMemory own;
-  const HostMemory& memory = staging(own, bytes);
+  const HostMemory& memory = staging();
   guarded([] { return "reading memory"; },
           [&] {
-            void* to = memory.data();
-            context_.driver->call(context_.api.copy_out, to, from, static_cast<size_t>(bytes), stream_.get());
-            synchronize();
+            for (int64_t at = 0; at < bytes; at += kStaging) {
+              void* to = memory.data();
+              const auto part = static_cast<size_t>(std::min(kStaging, bytes - at));
+              context_.driver->call(context_.api.copy_out, to, from + static_cast<Address>(at), part, stream_.get());
+              synchronize();
+              std::memcpy(out.data() + at, to, part);
+            }
           });
-  return {reinterpret_cast<const char*>(memory.data()), static_cast<size_t>(bytes)};
 }
 
 std::vector<double> GpuExecutor::time_copies(int64_t bytes, int count) {
@@ -294,9 +303,8 @@ std::vector<double> GpuExecutor::between(const std::vector<Event>& marks) const 
   return seconds;
 }
 
-/// Page-locked memory for a transfer: the block that is kept, or, for a large one, `own`.
-HostMemory& GpuExecutor::staging(HostMemory& own, int64_t bytes) {
-  if (bytes > kStaging) return own = HostMemory(context_, bytes);
+/// Page-locked memory for a transfer, kStaging bytes.
+const HostMemory& GpuExecutor::staging() {
   if (!staging_.data()) staging_ = HostMemory(context_, kStaging);
   return staging_;
 }

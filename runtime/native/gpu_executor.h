@@ -114,6 +114,7 @@ class GpuExecutor {
 
   /// Reads memory back: `kind` and `index` as in launch arguments, bytes from `offset` on.
   std::string read(const std::string& kind, int64_t index, int64_t offset, int64_t bytes);
+  void read_into(const std::string& kind, int64_t index, int64_t offset, std::span<std::byte> out);
 
   /// Where a weight or state lies, for launches by themselves.
   int64_t address(const std::string& kind, int64_t index) const { return static_cast<int64_t>(resolve(kind, index)); }
@@ -172,7 +173,7 @@ class GpuExecutor {
   std::vector<double> between(const std::vector<Event>& marks) const;
   DeviceMemory zeroed(int64_t bytes, const std::string& what);
   void fill_zero(const DeviceMemory& memory);
-  HostMemory& staging(HostMemory& own, int64_t bytes);
+  const HostMemory& staging();
 
   Variant& find_variant(int index, const std::vector<int64_t>& dims);
   Address resolve(const std::string& kind, int64_t value) const;
@@ -214,7 +215,7 @@ class GpuExecutor {
   std::vector<std::pair<int64_t, int64_t>> weights_;  // (offset, bytes)
   std::vector<State> states_;
   HostMemory chunks_;
-  HostMemory staging_;  // for transfers of a few bytes; kept, as to take it costs more than they do
+  HostMemory staging_;  // for transfers; kept, as to take it costs more than a few bytes do
   std::vector<bool> ports_out_;
   Block in_, out_;
   std::vector<std::unique_ptr<Variant>> variants_;

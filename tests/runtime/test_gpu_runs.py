@@ -153,7 +153,7 @@ def test_too_many_runs_for_the_device(gpu: Driver, tmp_path: Path, monkeypatch: 
 def test_a_fault_names_the_kernel(gpu: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = on_device([generate(failing())], gpu.vendor, tmp_path, monkeypatch)[0]
     batch = device.start(2)
-    gpu.fail("cuStreamSynchronize", 700, after=3)  # binding, two uploads, the kernel
+    gpu.fail("cuStreamSynchronize", 700, after=5)  # binding and four uploads
     with pytest.raises(DeviceError, match=r"kernel dcba_\w+, 2 runs: the device is lost to this process"):
         batch.advance(1)
     gpu.reset()

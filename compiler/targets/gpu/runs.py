@@ -1,8 +1,8 @@
 """Runs of systems whose membranes stay (population dynamics, chemical systems) on GPUs: the CPU's kernel, a thread of
 the device for each run, so that the same seeds give the same runs.
 
-The arrays of population dynamics, whose runs walk the same tables in step, lie interleaved; those of chemical systems,
-whose runs go their own ways, one behind the other.
+What runs of population dynamics work in, as they walk the same tables in step, lies interleaved; what runs of chemical
+systems work in, as they go their own ways, one behind the other.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from echoc.compiler.targets.gpu import weights
 from echoc.compiler.targets.gpu.cpp import build_cpp, versions
 from echoc.compiler.targets.gpu.levels import Level
 
-ABI = 1  # of kernels/gpu/runs.h: struct Batch and what its fields mean
+ABI = 2  # of kernels/gpu/runs.h: struct Batch and what its fields mean
 STRIDES = {"dcba": 32, "gillespie": 1}
-"""How many runs lie interleaved, by mode; a warp of every vendor is a multiple or they are alone."""
+"""How many runs are interleaved, by mode; a warp of every vendor is a multiple or they are alone."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(KERNELS.parent / "templates" / "gpu"), undefined=jinja2.StrictUndefined,
