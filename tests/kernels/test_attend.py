@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cpu_levels import build, levels
 from numpy.typing import NDArray
 
-from echoc.compiler.ir.ops.entries import held
+from echoc.compiler.ir.ops.entries import GREATEST, held, quantise
 from echoc.compiler.ir.types import DType
 from echoc.compiler.targets.cpu import lower
 
@@ -475,6 +476,32 @@ def test_a_query_that_sees_nothing_gives_zeros(library: ctypes.CDLL) -> None:
     problem.slopes = np.full(case.heads, np.inf, np.float32)  # (kpos - qpos) * inf = -inf for all earlier keys
     out = machine.attend([(0, 20)])
     assert np.isnan(out).all()  # 0 * inf on its own key: NaN is not swallowed
+
+
+@pytest.mark.parametrize("dtype", ["i8", "f8"])
+@pytest.mark.parametrize("dim", [16, 33, 64])
+def test_codes_and_scales_are_those_of_the_reference(library: ctypes.CDLL, dtype: str, dim: int) -> None:
+    """To the bit; entries of zeros, tiny and huge values, ties, and some that are not finite are among them."""
+    case = Case(dtype=dtype, heads=2, kv_heads=2, head_dim=dim, v_head_dim=dim, contexts=((0, 40),), threads=3)
+    problem = Problem(case)
+    rng = np.random.default_rng(dim)
+    for given in (problem.k[0], problem.v[0]):
+        given *= np.exp2(rng.integers(-30, 30, (40, 2, 1))).astype(np.float32)
+        given[3], given[4], given[5, 0, 2], given[6, 1, 3] = 0, 1e-36, np.inf, np.nan
+        given[7] = np.arange(2 * dim).reshape(2, dim) / 2
+        given[7, :, 0] = GREATEST[DType(dtype)]
+    machine = Machine(library, problem)
+    machine.append([(0, p) for p in range(40)])
+    for memory, given, width in ((machine.k, problem.k[0], dim), (machine.v, problem.v[0], dim)):
+        codes, scales = quantise(given, DType(dtype))
+        pieces = memory.reshape(-1, 2, (width + 4) * PAGE)[machine.table[0, :3]]
+        held_scales = np.ascontiguousarray(pieces[..., width * PAGE :]).view(np.float32)
+        found = held_scales.transpose(0, 2, 1).reshape(48, 2)[:40]
+        np.testing.assert_array_equal(found, scales[..., 0])
+        narrow = torch.tensor(codes).to(torch.int8 if dtype == "i8" else torch.float8_e4m3fn).view(torch.uint8).numpy()
+        ours = np.sort(pieces[..., : width * PAGE][:2].reshape(2, 2, -1), -1)  # whichever the order in a page
+        theirs = np.sort(narrow[:32].reshape(2, PAGE, 2, width).transpose(0, 2, 1, 3).reshape(2, 2, -1), -1)
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_no_tokens_at_all(library: ctypes.CDLL) -> None:
