@@ -15,6 +15,8 @@ from gpu_runs import host_image
 
 from echoc.compiler.ir.algebra import Mode, Rule, System, bag
 from echoc.compiler.ir.expression import call, name, number
+from echoc.compiler.ir.systems import program_of
+from echoc.compiler.systems import compile_system
 from echoc.compiler.targets.cpu.rewriting.runs import Generated, generate
 from echoc.compiler.targets.gpu import runs as compiled_runs
 from echoc.compiler.targets.gpu.cpp import CppImage, CppKernel
@@ -26,6 +28,7 @@ from echoc.runtime.device_runs import DeviceRuns, Sizes
 from echoc.runtime.devices.gpu import open_driver
 from echoc.runtime.manifest import BinarySpec
 from echoc.runtime.runs import Batch, Runs
+from echoc.runtime.systems import SystemProgram
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "membranes" / "runs"))
 from static_systems import compile_all, one, random_system
@@ -177,6 +180,35 @@ def test_kernels_of_another_version_are_refused(gpu: Driver, tmp_path: Path, mon
     monkeypatch.setattr(compiled_runs, "ABI", 0)
     with pytest.raises(ArtifactError, match="compiled for another version of echoc"):
         on_device([generate(failing())], gpu.vendor, tmp_path, monkeypatch)
+
+
+def test_an_artifact_from_source_to_runs(gpu: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, but for the compiler of the device's machine code: runs alone, forks, what is put in and taken."""
+
+    def host(source: str, entries: Sequence[str], level: Level, *, threads: int, blocks: int) -> CppImage:
+        image = host_image([source], entries, gpu.vendor, tmp_path)
+        return CppImage(image, {name: CppKernel(64, 0, 0, 0) for name in entries}, threads)
+
+    monkeypatch.setattr(compiled_runs, "build_cpp", host)
+    system, target = random_system(8, Mode.DCBA), f"{gpu.vendor}:{LEVELS[gpu.vendor]}"
+    incoming = [(0, system.objects[0])]
+    standing = []
+    for where, to in (("gpu.echo", target), ("cpu.echo", "cpu")):
+        program = SystemProgram(
+            compile_system(program_of(system), target=to, output=tmp_path / where, incoming=incoming)
+        )
+        run = program.create(seed=3, run=2)
+        told: list[Any] = [run.advance(2, record=True), run.applied()]
+        run.put(0, {system.objects[0]: 9})
+        other = run.fork()
+        told += [run.advance(20), other.advance(3, record=True), other.applied(), run.take(list(system.objects))]
+        told += [each.membranes() for each in (run, other)] + [run.environment(), other.totals()]
+        batch = program.create_many(40, seed=1)
+        assert isinstance(batch, Batch)
+        batch.advance(9)
+        standing.append((told, batch.counts.tolist()))
+    assert standing[0] == standing[1]
+    assert standing[0][0][0].steps == 2
 
 
 @pytest.mark.parametrize(
