@@ -114,11 +114,3 @@ def backend(target: str, schedules: Mapping[str, Schedule] | None = None) -> Cpu
         f"unknown target {target!r}; wanted cpu, cpu:LEVEL (native, x86-64-v3, x86-64-v4, ...) or one of "
         f"{', '.join(known)}"
     )
-
-
-def cpu_level(target: str) -> str:
-    """The level of a CPU target, for what is compiled for CPUs alone. Raises CompileError."""
-    chosen = backend(target)
-    if isinstance(chosen, Cpu):
-        return chosen.level
-    raise CompileError(f"membrane systems are compiled for the CPU; found target {target!r}, wanted cpu or cpu:LEVEL")
