@@ -47,6 +47,7 @@ struct Vec {
 struct Pool {
   Page* pages;
   pages::Pool taken;
+  uint64_t families;  // numbers given to tables
 };
 
 /// One row a membrane. The environment outside the skin is not a row: it is cell -1 where cells are named.
@@ -61,6 +62,7 @@ struct Cells {
   int64_t* id;        // never used twice in a run
   int32_t* closed;    // steps for which the cell neither fires nor receives
   int32_t* pending;   // rule whose products leave when the cell opens, -1
+  uint64_t family;    // tables with the same number have the same parents in the same rows
 };
 
 /// `delta` objects for a row (-1: the environment).
@@ -130,6 +132,7 @@ struct alignas(64) Workspace {
   int64_t applied;
   int64_t possible;  // applications that were left out though they could have been made
   int64_t held;      // pages taken for the run by this thread when the old and the new configuration are both there
+  uint64_t before, counted;  // of something that all threads have some of, what those with lower numbers have
 };
 
 enum Status : int32_t {
@@ -154,12 +157,21 @@ struct Shared {
   int64_t next_id;
   int64_t applied;  // and what could have been
   bool has_mail;
-  bool stops;  // the step has failed before anything was delivered
+  bool stops;       // the step has failed before anything was delivered
+  uint64_t listed;  // family of the table that children and child_begin are of
+  // sums of all threads
+  uint64_t bindings;
+  uint64_t mails;
+  uint64_t dividing;
+  uint64_t dissolving;
+  uint32_t first_part;  // row and id of the first part of all
+  int64_t first_id;
   int64_t divided;
   int64_t dissolved;
   Vec<int32_t> candidates;
   uint64_t settled;          // mail of the first thread's membranes; what is behind comes after all other threads'
   Vec<Mail> mail;            // grouped by row
+  Vec<uint32_t> mail_order;  // of grouped mail, which it was of all
   Vec<uint32_t> mail_begin;  // per row + 1, where its mail starts; the environment's comes first
   Vec<int32_t> children;     // rows grouped by parent
   Vec<uint32_t> child_begin;
@@ -203,7 +215,7 @@ inline void meet(const StepCall& call) { call.barrier(call.team); }
 #endif
 
 /// What a kernel and the runtime that calls it must agree on; kVersion counts changes of meaning that keep the sizes.
-constexpr int64_t kVersion = 4;
+constexpr int64_t kVersion = 5;
 constexpr int64_t kAbi =
     ((((kVersion << 12 | sizeof(StepCall)) << 12 | sizeof(Shared)) << 12 | sizeof(Workspace)) << 12) | sizeof(Cells);
 

@@ -143,6 +143,20 @@ class Binding {
     });
   }
 
+  // Mail like one of the last few goes with it, which changes neither sums nor which object comes first.
+  bool add_to_mail(int32_t row, uint32_t object, int64_t delta) {
+    const uint64_t size = work_.mail.size;
+    for (uint64_t i = size; i > call_.shared->settled && i + 3 > size; --i) {
+      Mail& mail = work_.mail.data[i - 1];
+      int64_t sum;
+      if (mail.cell != row || mail.object != object || (mail.delta < 0) != (delta < 0)) continue;
+      if (__builtin_add_overflow(mail.delta, delta, &sum)) break;
+      mail.delta = sum;
+      return true;
+    }
+    return work_.mail.push({row, object, delta});
+  }
+
   void clear_counts() {
     for (uint64_t i = 0; i < work_.touched.size; ++i) work_.count[work_.touched.data[i]] = 0;
     work_.touched.size = 0;

@@ -84,7 +84,7 @@ class CellChoice : public Emission<S> {
     };
     place(row, rule_row(rule).produce, 1);
     if constexpr (S::kHasSends) {
-      this->send(this->bind(rule, row), 1, rule_row(rule).send.begin, targets, 0, random_, place, false);
+      this->template send<0>(this->bind(rule, row), 1, rule_row(rule).send.begin, targets, 0, random_, place, false);
     }
     work_.applied += 1;
   }

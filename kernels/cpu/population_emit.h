@@ -65,7 +65,7 @@ class Emission : public Binding<S> {
     if (r.divide.size() > 0) shared_.structure.data[holder] = S::kInnerCount + candidate.rule;
     const bool links = S::kHasLinks && (r.link != kNone || r.unlink != kNone);
     if constexpr (S::kHasSends) {
-      fits = fits && send(candidate, times, r.send.begin, targets, 0, random, place, call_.record != 0 && !links);
+      fits = fits && send<0>(candidate, times, r.send.begin, targets, 0, random, place, call_.record != 0 && !links);
     } else if (call_.record != 0 && !links) {
       note(candidate, times, targets, 0);
     }
@@ -89,14 +89,15 @@ class Emission : public Binding<S> {
   }
 
   bool post(int32_t row, uint32_t object, int64_t delta) {
-    if (work_.mail.push({row, object, delta})) return true;
+    if (this->add_to_mail(row, object, delta)) return true;
     fail(kOutOfWorkspace);
     return false;
   }
 
   // Products for elsewhere from the s-th send on, and the record. Every application chooses its own child: together a
-  // multinomial; a linked row is chosen once.
-  template <class Place>
+  // multinomial; a linked row is chosen once. `depth` sends lie before: functions that call themselves have no place on
+  // devices.
+  template <int64_t depth, class Place>
   bool send(const Candidate& candidate, int64_t times, int32_t s, int32_t* targets, int32_t chosen, Random& random,
             Place&& place, bool record) {
     const int32_t holder = candidate.cells[0];
@@ -104,34 +105,37 @@ class Emission : public Binding<S> {
       if (record) note(candidate, times, targets, chosen);
       return true;
     }
-    const SendRow& row = S::kSends[s];
-    bool fits = true;
-    int32_t known = chosen;
-    if (row.target == TargetKind::kIn) {
-      const int32_t count = this->count_children(holder, row.label);
-      for (int32_t k = 0; k < count && times > 0; ++k) {
-        const int64_t here = k + 1 == count ? times : random.binomial(times, 1.0 / (count - k));
-        if (here == 0) continue;
-        times -= here;
-        const int32_t to = this->child(holder, row.label, k);
-        targets[chosen] = to;
-        known = chosen + 1;
-        fits &= place(to, row.objects, here);
-        fits &= send(candidate, here, s + 1, targets, known, random, place, record);
+    if constexpr (depth < S::kMostSends) {
+      const SendRow& row = S::kSends[s];
+      bool fits = true;
+      int32_t known = chosen;
+      if (row.target == TargetKind::kIn) {
+        const int32_t count = this->count_children(holder, row.label);
+        for (int32_t k = 0; k < count && times > 0; ++k) {
+          const int64_t here = k + 1 == count ? times : random.binomial(times, 1.0 / (count - k));
+          if (here == 0) continue;
+          times -= here;
+          const int32_t to = this->child(holder, row.label, k);
+          targets[chosen] = to;
+          known = chosen + 1;
+          fits &= place(to, row.objects, here);
+          fits &= send<depth + 1>(candidate, here, s + 1, targets, known, random, place, record);
+        }
+        return fits;
       }
-      return fits;
+      if (row.target == TargetKind::kOut) {
+        fits &= place(before_.parent[holder], row.objects, times);
+      } else if (row.target == TargetKind::kSynapses) {
+        const Span links = this->links_of(holder);
+        for (int32_t i = links.begin; i < links.end; ++i) fits &= place(this->linked_row(i), row.objects, times);
+      } else {
+        const int32_t to = this->linked(holder, row.label, pick(random, this->count_linked(holder, row.label)));
+        fits &= place(to, row.objects, times);
+        targets[known++] = to;
+      }
+      return fits & send<depth + 1>(candidate, times, s + 1, targets, known, random, place, record);
     }
-    if (row.target == TargetKind::kOut) {
-      fits &= place(before_.parent[holder], row.objects, times);
-    } else if (row.target == TargetKind::kSynapses) {
-      const Span links = this->links_of(holder);
-      for (int32_t i = links.begin; i < links.end; ++i) fits &= place(this->linked_row(i), row.objects, times);
-    } else {
-      const int32_t to = this->linked(holder, row.label, pick(random, this->count_linked(holder, row.label)));
-      fits &= place(to, row.objects, times);
-      targets[known++] = to;
-    }
-    return fits & send(candidate, times, s + 1, targets, known, random, place, record);
+    return true;
   }
 
   static int64_t pick(Random& random, int32_t count) {

@@ -13,18 +13,26 @@ class SharedChoice : public CellChoice<S> {
 
   // Once a step, by one thread.
   void begin() {
-    const uint32_t rows = before_.count;
-    after_.count = rows;
+    after_.count = before_.count;
+    after_.family = before_.family;
     shared_.candidates.size = 0;
     shared_.divided = shared_.dissolved = 0;
-    for (uint32_t i = 0; i < rows; ++i) {
+    shared_.settled = shared_.bindings = shared_.mails = shared_.dividing = shared_.dissolving = 0;
+    if constexpr (S::kNeedsChildren) {
+      if (shared_.listed != before_.family) this->list_children();
+      shared_.listed = before_.family;
+    }
+    if constexpr (S::kHasLinks) this->list_links();
+  }
+
+  // By every thread for its rows.
+  void begin_rows(Range rows) {
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
       shared_.contested.data[i] = S::kSequential ? 1 : 0;
       shared_.charge_set.data[i] = kUnset;
       shared_.structure.data[i] = kNone;
       shared_.dissolves.data[i] = 0;
     }
-    if constexpr (S::kNeedsChildren) this->list_children();
-    if constexpr (S::kHasLinks) this->list_links();
   }
 
   // Finds the bindings of sharing rules, starting at the rows of this thread.
@@ -44,7 +52,6 @@ class SharedChoice : public CellChoice<S> {
   // Draws among all candidates that share something. One thread, when all others are done choosing.
   [[gnu::noinline, gnu::cold]] void settle() {
     collect_candidates();
-    if (shared_.candidates.size == 0) return;
     random_ = this->random_for(~uint64_t{0});
     if (!list_resources()) return fail(kOutOfWorkspace);
     if constexpr (S::kHasPriority && !S::kWeak) bar_by_priority();
@@ -88,7 +95,7 @@ class SharedChoice : public CellChoice<S> {
       candidate.cells[trigger.member] = row;
     }
     if (!holder_allows(r, candidate.cells[0])) return;
-    bind_inner(candidate, r, 0, trigger.member - 1);
+    bind_inner<0>(candidate, r, trigger.member - 1);
   }
 
   // With inner membranes a rule without a label is held by whatever is around them; without, by its own label.
@@ -122,7 +129,8 @@ class SharedChoice : public CellChoice<S> {
     return allowed;
   }
 
-  void bind_inner(Candidate& candidate, const RuleRow& r, int32_t k, int32_t fixed) {
+  template <int32_t k>
+  void bind_inner(Candidate& candidate, const RuleRow& r, int32_t fixed) {
     if (k == r.inner.size()) {
       for (int32_t m = 0; m <= k; ++m) {
         if (candidate.cells[m] >= 0) __atomic_store_n(&shared_.contested.data[candidate.cells[m]], 1, __ATOMIC_RELAXED);
@@ -130,14 +138,16 @@ class SharedChoice : public CellChoice<S> {
       if (!Records<Candidate>(work_.candidates).push(candidate)) fail(kOutOfWorkspace);
       return;
     }
-    if (k == fixed) return bind_inner(candidate, r, k + 1, fixed);
-    const InnerRow& inner = S::kInners[r.inner.begin + k];
-    const Span children = this->children_of(candidate.cells[0]);
-    for (int32_t i = children.begin; i < children.end; ++i) {
-      const int32_t row = shared_.children.data[i];
-      if (!this->is_inner(inner, row) || taken(candidate, row, k, fixed) || !has(row, inner.consume)) continue;
-      candidate.cells[k + 1] = row;
-      bind_inner(candidate, r, k + 1, fixed);
+    if constexpr (k + 1 < S::kMostBound) {
+      if (k == fixed) return bind_inner<k + 1>(candidate, r, fixed);
+      const InnerRow& inner = S::kInners[r.inner.begin + k];
+      const Span children = this->children_of(candidate.cells[0]);
+      for (int32_t i = children.begin; i < children.end; ++i) {
+        const int32_t row = shared_.children.data[i];
+        if (!this->is_inner(inner, row) || taken(candidate, row, k, fixed) || !has(row, inner.consume)) continue;
+        candidate.cells[k + 1] = row;
+        bind_inner<k + 1>(candidate, r, fixed);
+      }
     }
   }
 

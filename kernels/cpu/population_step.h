@@ -21,6 +21,8 @@ class Step : public Ordered<S> {
     const Range rows = share_rows(before_.count);
     reset();
     if (call_.tid == 0) this->begin();
+    this->begin_rows(rows);
+    copy_environment();
     meet();
     copy_rows(rows);
     if constexpr (S::kHasShared) {
@@ -31,18 +33,19 @@ class Step : public Ordered<S> {
       if (row + kAhead < rows.end) foresee(pool_, before_.content[row + kAhead]);
       evolve(static_cast<int32_t>(row));
     }
+    count_all();
     meet();
-    if (call_.tid == 0) {
-      if (!failed()) communicate();
-      shared_.stops = failed();  // asked once, so that no thread sees what another has come to since
-    }
+    if (call_.tid == 0) communicate();
     meet();
     if (shared_.stops) return finish(rows);
+    if (shared_.has_mail) group_mail();
     for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) deliver(static_cast<int32_t>(row));
     if (call_.tid == 0 && !failed()) deliver_to_environment();
-    meet();
-    if (call_.tid == 0 && !failed()) {
-      if constexpr (S::kHasStructure) Structure<S>(call_).run();
+    if constexpr (S::kHasStructure) {
+      Structure<S> structure(call_);
+      structure.find(rows);
+      meet();
+      structure.run();
     }
     meet();
     finish(rows);
@@ -57,7 +60,11 @@ class Step : public Ordered<S> {
   using Ordered<S>::work_;
   using Ordered<S>::fail;
 
-  static constexpr int64_t kAhead = 4;  // rows whose memory is asked for beforehand
+  static constexpr int64_t kAhead = 4;        // rows whose memory is asked for beforehand
+  static constexpr int32_t kFewThreads = 16;  // one of them groups mail sooner than all together
+
+  int32_t counted_ = kNone;  // the row that mail was counted for last, and how much of it
+  uint32_t count_ = 0;
 
   void reset() {
     work_.mail.size = 0;
@@ -90,10 +97,24 @@ class Step : public Ordered<S> {
     }
   }
 
+  // What decides for all threads which phases there are.
+  void count_all() {
+    const uint64_t bindings = work_.candidates.size + work_.contested.size;
+    if (bindings > 0) __atomic_fetch_add(&shared_.bindings, bindings, __ATOMIC_RELAXED);
+    if (work_.mail.size > 0) __atomic_fetch_add(&shared_.mails, work_.mail.size, __ATOMIC_RELAXED);
+  }
+
   void communicate() {
-    shared_.settled = work_.mail.size;
-    if constexpr (S::kHasShared || S::kSequential) this->settle();
-    collect();
+    const uint64_t own = work_.mail.size;
+    shared_.settled = own;
+    if constexpr (S::kHasShared || S::kSequential) {
+      if (shared_.bindings > 0 && !failed()) this->settle();
+    }
+    shared_.mails += work_.mail.size - own;
+    shared_.mail.size = shared_.mails;
+    shared_.has_mail = shared_.mails > 0;
+    if (!failed() && shared_.mails > shared_.mail.limit) fail(kOutOfWorkspace, 0, 0);
+    shared_.stops = failed();  // asked once, so that no thread sees what another has come to since
   }
 
   // The content of a membrane by its own rules.
@@ -201,7 +222,7 @@ class Step : public Ordered<S> {
         step.fail(kOverflow, around, object);
         return false;
       }
-      if (step.work_.mail.push({around, object, amount})) return true;
+      if (step.add_to_mail(around, object, amount)) return true;
       step.fail(kOutOfWorkspace, row, object);
       return false;
     }
@@ -296,24 +317,144 @@ class Step : public Ordered<S> {
   // Lists the pages of a chain that only this row holds, while they are still in the cache.
   bool retire(uint32_t head) {
     if (head == 0 || pool_.pages[head].holders != 1) return false;
-    for (; head != 0; head = pool_.pages[head].next) work_.retired.push(head);  // holds as many as there are pages
+    const uint64_t size = work_.retired.size;
+    for (; head != 0; head = pool_.pages[head].next) {
+      if (work_.retired.push(head)) continue;
+      work_.retired.size = size;
+      return false;
+    }
     return true;
   }
 
-  // Groups the mail of all threads by row, in an order that does not tell how many threads there were.
-  void collect() {
-    uint64_t total = 0;
-    for (int32_t t = 0; t < call_.nthreads; ++t) total += call_.workspaces[t].mail.size;
+  // The mail of all threads by row, in an order that does not tell how many threads there were: of the first thread's
+  // membranes, of the others', of what was settled.
+  void group_mail() {
+    if (call_.nthreads <= kFewThreads) {
+      if (call_.tid == 0) group_alone();
+      return meet();
+    }
+    const Range ends = share_rows(static_cast<int64_t>(before_.count) + 2);
+    uint32_t* begin = shared_.mail_begin.data;
+    for (int64_t i = ends.begin; i < ends.end; ++i) begin[i] = 0;
+    if (call_.tid == 0) {
+      sum_before(&Workspace::before,
+                 [&](int32_t t) { return t == 0 ? shared_.settled : call_.workspaces[t].mail.size; });
+    }
+    meet();
+    const Range mine = share_rows(static_cast<int64_t>(shared_.mail.size));
+    each_mail(mine, [&](const Mail& mail, int64_t) { count_mail(mail); });
+    flush_count();
+    meet();
+    uint32_t sum = 0;
+    for (int64_t i = ends.begin; i < ends.end; ++i) {
+      sum += __atomic_load_n(&begin[i], __ATOMIC_RELAXED);
+      begin[i] = sum;
+    }
+    work_.counted = sum;
+    meet();
+    if (call_.tid == 0) {
+      sum_before(&Workspace::counted, [&](int32_t t) { return call_.workspaces[t].counted; });
+    }
+    meet();
+    const uint32_t before = static_cast<uint32_t>(work_.counted);
+    for (int64_t i = ends.begin; i < ends.end; ++i) begin[i] += before;
+    meet();
+    each_mail(mine, [&](const Mail& mail, int64_t i) {
+      const uint32_t at = __atomic_fetch_add(&begin[mail.cell + 1], 1u, __ATOMIC_RELAXED);
+      shared_.mail.data[at] = mail;
+      shared_.mail_order.data[at] = static_cast<uint32_t>(i);
+    });
+    meet();
+    const Range rows = share_rows(before_.count);
+    if (call_.tid == 0) in_order(mail_of(-1));
+    for (int64_t row = rows.begin; row < rows.end; ++row) in_order(mail_of(static_cast<int32_t>(row)));
+  }
+
+  // Mail of one row, back into the order it was posted in.
+  void in_order(Span span) {
+    uint32_t* order = shared_.mail_order.data + span.begin;
+    Mail* mail = shared_.mail.data + span.begin;
+    const int32_t n = span.size();
+    const auto swap = [&](int32_t a, int32_t b) {
+      const uint32_t kept = order[a];
+      order[a] = order[b];
+      order[b] = kept;
+      const Mail held = mail[a];
+      mail[a] = mail[b];
+      mail[b] = held;
+    };
+    if (n <= 24) {
+      for (int32_t i = 1; i < n; ++i) {
+        for (int32_t k = i; k > 0 && order[k - 1] > order[k]; --k) swap(k - 1, k);
+      }
+      return;
+    }
+    const auto sink = [&](int32_t at, int32_t size) {
+      while (2 * at + 1 < size) {
+        int32_t child = 2 * at + 1;
+        if (child + 1 < size && order[child] < order[child + 1]) ++child;
+        if (order[at] >= order[child]) return;
+        swap(at, child);
+        at = child;
+      }
+    };
+    for (int32_t i = n / 2; i-- > 0;) sink(i, n);
+    for (int32_t last = n; last-- > 1;) {
+      swap(0, last);
+      sink(0, last);
+    }
+  }
+
+  // For every thread, how much those before it have.
+  template <class F>
+  void sum_before(uint64_t Workspace::* sums, F&& f) {
+    uint64_t sum = 0;
+    for (int32_t t = 0; t < call_.nthreads; ++t) {
+      const uint64_t own = f(t);
+      call_.workspaces[t].*sums = sum;
+      sum += own;
+    }
+  }
+
+  // A part of all mail, which lies in the workspaces one behind another, and at the end what was settled.
+  template <class F>
+  void each_mail(Range range, F&& f) const {
+    int32_t low = 0, high = call_.nthreads;  // the last thread whose mail begins at or before the range
+    while (high - low > 1) {
+      const int32_t middle = low + (high - low) / 2;
+      (call_.workspaces[middle].before <= static_cast<uint64_t>(range.begin) ? low : high) = middle;
+    }
+    int64_t i = range.begin;
+    for (int32_t t = low; t <= call_.nthreads && i < range.end; ++t) {
+      const bool settled = t == call_.nthreads;
+      const Workspace& work = call_.workspaces[settled ? 0 : t];
+      const int64_t size = static_cast<int64_t>(t == 0 ? shared_.settled : work.mail.size);
+      const Workspace& last = call_.workspaces[call_.nthreads - 1];
+      const int64_t begin = static_cast<int64_t>(settled ? last.before + last.mail.size : work.before);
+      const int64_t first = settled ? static_cast<int64_t>(shared_.settled) : 0;
+      for (; i < range.end && first + i - begin < size; ++i) f(work.mail.data[first + i - begin], i);
+    }
+  }
+
+  // Mail for one row often comes at a time.
+  void count_mail(const Mail& mail) {
+    if (mail.cell != counted_) flush_count();
+    counted_ = mail.cell;
+    ++count_;
+  }
+
+  void flush_count() {
+    if (count_ > 0) __atomic_fetch_add(&shared_.mail_begin.data[counted_ + 2], count_, __ATOMIC_RELAXED);
+    count_ = 0;
+  }
+
+  void group_alone() {
     const uint64_t rows = before_.count;
-    shared_.has_mail = total > 0;
-    if (total == 0) return;
-    if (total > shared_.mail.limit) return fail(kOutOfWorkspace, 0, 0);
     uint32_t* begin = shared_.mail_begin.data;
     for (uint64_t i = 0; i < rows + 2; ++i) begin[i] = 0;
     for_mail([&](const Mail& mail) { ++begin[mail.cell + 2]; });
     for (uint64_t i = 1; i < rows + 2; ++i) begin[i] += begin[i - 1];
     for_mail([&](const Mail& mail) { shared_.mail.data[begin[mail.cell + 1]++] = mail; });
-    shared_.mail.size = total;
   }
 
   template <class F>
@@ -372,8 +513,12 @@ class Step : public Ordered<S> {
     return true;
   }
 
+  void copy_environment() {
+    const Range objects = share_rows(S::kObjects);
+    for (int64_t o = objects.begin; o < objects.end; ++o) call_.environment[o] = call_.environment_before[o];
+  }
+
   void deliver_to_environment() {
-    for (int o = 0; o < S::kObjects; ++o) call_.environment[o] = call_.environment_before[o];
     if (!shared_.has_mail) return;
     const Span mail = mail_of(-1);
     for (int32_t i = mail.begin; i < mail.end; ++i) {

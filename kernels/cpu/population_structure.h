@@ -12,11 +12,38 @@ class Structure : public Binding<S> {
  public:
   using Binding<S>::Binding;
 
-  [[gnu::noinline, gnu::cold]] void run() {
-    find();
-    if constexpr (S::kHasLinks) relink();
-    if (work_.order.size > 0 && !failed()) divide();
-    if (!failed() && dissolving_ > 0) dissolve();
+  // Of this thread's rows those to divide, into work_.order; those to dissolve are marked. All are counted.
+  void find(Range rows) {
+    work_.order.size = 0;
+    uint64_t parts = 0, dissolving = 0;
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int32_t row = static_cast<int32_t>(i), what = shared_.structure.data[row];
+      if (what >= 0) {
+        const int32_t count = parts_of(what);
+        if (count == 0) shared_.dissolves.data[row] = 1;
+        if (count > 0) work_.order.push(row);
+        parts += count > 0 ? static_cast<uint64_t>(count - 1) : 0;
+      }
+      dissolving += shared_.dissolves.data[row];
+    }
+    work_.before = parts;
+    if (work_.order.size > 0) __atomic_fetch_add(&shared_.dividing, work_.order.size, __ATOMIC_RELAXED);
+    if (dissolving > 0) __atomic_fetch_add(&shared_.dissolving, dissolving, __ATOMIC_RELAXED);
+  }
+
+  // All threads, when all have found: every row divides on the thread that found it.
+  void run() {
+    if constexpr (S::kNested || S::kHasLinks) {
+      if (call_.tid == 0 && !failed()) run_alone();
+    } else {
+      if (shared_.dividing > 0) {
+        if (call_.tid == 0) number_parts();
+        meet(call_);
+        divide_own();
+        meet(call_);
+      }
+      if (call_.tid == 0 && !failed() && shared_.dissolving > 0) dissolve();
+    }
   }
 
  private:
@@ -29,19 +56,25 @@ class Structure : public Binding<S> {
   using Binding<S>::shared_;
   using Binding<S>::work_;
 
+  static constexpr uint32_t kNoPart = UINT32_MAX;  // they do not fit
+
   Vec<Link>& links_ = *call_.links;
 
   bool failed() const { return shared_.status.load(std::memory_order_relaxed) != kDone; }
 
-  // Rows to divide into work_.order, deepest first; rows to dissolve are marked and counted.
-  void find() {
-    work_.order.size = 0;
-    dissolving_ = 0;
-    for (uint32_t row = 0; row < before_.count; ++row) {
-      const int32_t what = shared_.structure.data[row];
-      if (what >= 0 && parts_of(what) == 0) shared_.dissolves.data[row] = 1;
-      if (what >= 0 && parts_of(what) > 0) work_.order.push(static_cast<int32_t>(row));
-      dissolving_ += shared_.dissolves.data[row];
+  // By one thread: where membranes that divide have others inside, or links.
+  [[gnu::noinline, gnu::cold]] void run_alone() {
+    gather_rows();
+    if constexpr (S::kHasLinks) relink();
+    if (work_.order.size > 0) divide();
+    if (!failed() && shared_.dissolving > 0) dissolve();
+  }
+
+  // The rows that all threads have found, deepest first.
+  void gather_rows() {
+    for (int32_t t = 1; t < call_.nthreads; ++t) {
+      const Vec<int32_t>& found = call_.workspaces[t].order;
+      for (uint64_t i = 0; i < found.size; ++i) work_.order.push(found.data[i]);
     }
     if constexpr (S::kNested) {
       if (work_.order.size < 2) return;
@@ -62,6 +95,42 @@ class Structure : public Binding<S> {
     }
   }
 
+  // Parts get rows and ids in the order of what they are parts of, as if one thread had made them all.
+  void number_parts() {
+    uint64_t parts = 0;
+    for (int32_t t = 0; t < call_.nthreads; ++t) {
+      Workspace& work = call_.workspaces[t];
+      const uint64_t own = work.before;
+      work.before = parts;
+      parts += own;
+    }
+    shared_.first_part = kNoPart;
+    if (failed()) return;
+    if (parts > after_.limit - after_.count) return fail(kOutOfCells);
+    shared_.first_part = after_.count;
+    shared_.first_id = shared_.next_id;
+    after_.count += static_cast<uint32_t>(parts);
+    shared_.next_id += static_cast<int64_t>(parts);
+    shared_.divided += static_cast<int64_t>(shared_.dividing);
+    after_.family = __atomic_add_fetch(&pool_.families, 1, __ATOMIC_RELAXED);
+  }
+
+  void divide_own() {
+    if (shared_.first_part == kNoPart) return;
+    next_row_ = shared_.first_part + static_cast<uint32_t>(work_.before);
+    next_id_ = shared_.first_id + static_cast<int64_t>(work_.before);
+    const uint32_t first = next_row_;
+    for (uint64_t i = 0; i < work_.order.size; ++i) {  // all have a content before anything can fail
+      const int32_t row = work_.order.data[i];
+      for (int32_t p = parts_of(shared_.structure.data[row]); p > 1; --p) set_like(next_row_++, next_id_++, row);
+    }
+    next_row_ = first;
+    uint64_t dissolving = dissolving_;
+    for (uint64_t i = 0; i < work_.order.size && !failed(); ++i) divide(work_.order.data[i]);
+    dissolving = dissolving_ - dissolving;
+    if (dissolving > 0) __atomic_fetch_add(&shared_.dissolving, dissolving, __ATOMIC_RELAXED);
+  }
+
   int32_t depth(int32_t row) const {
     int32_t d = 0;
     for (; after_.parent[row] >= 0; row = after_.parent[row]) ++d;
@@ -72,36 +141,47 @@ class Structure : public Binding<S> {
     return what < S::kInnerCount ? S::kInners[what].results.size() : S::kRules[what - S::kInnerCount].divide.size();
   }
 
-  void divide() {
-    for (uint64_t i = 0; i < work_.order.size && !failed(); ++i) {
-      const int32_t row = work_.order.data[i];
-      const int32_t what = shared_.structure.data[row];
-      if (what < S::kInnerCount) {
-        split(row, S::kInners[what]);
-      } else {
-        replace(row, S::kRules[what - S::kInnerCount]);
-      }
-      ++shared_.divided;
+  void divide(int32_t row) {
+    const int32_t what = shared_.structure.data[row];
+    if (what < S::kInnerCount) {
+      split(row, S::kInners[what]);
+    } else {
+      replace(row, S::kRules[what - S::kInnerCount]);
     }
   }
 
-  // Appends a row like `row`, holding nothing yet; -1 when the table is full.
+  void divide() {
+    after_.family = __atomic_add_fetch(&pool_.families, 1, __ATOMIC_RELAXED);
+    for (uint64_t i = 0; i < work_.order.size && !failed(); ++i) {
+      divide(work_.order.data[i]);
+      ++shared_.divided;
+    }
+    shared_.dissolving += dissolving_;
+  }
+
+  // A row like `row`, holding nothing yet: the next of this thread's parts, or one behind all others; -1 when the table
+  // is full.
   int32_t append_like(int32_t row) {
+    if constexpr (!S::kNested && !S::kHasLinks) return static_cast<int32_t>(next_row_++);
     if (after_.count == after_.limit) {
       fail(kOutOfCells, row);
       return kNone;
     }
-    const int32_t fresh = static_cast<int32_t>(after_.count++);
+    const uint32_t fresh = after_.count++;
+    set_like(fresh, shared_.next_id++, row);
+    return static_cast<int32_t>(fresh);
+  }
+
+  void set_like(uint32_t fresh, int64_t id, int32_t row) {
     after_.label[fresh] = after_.label[row];
     after_.charge[fresh] = after_.charge[row];
     after_.parent[fresh] = after_.parent[row];
-    after_.id[fresh] = shared_.next_id++;
+    after_.id[fresh] = id;
     after_.idle[fresh] = 0;
     after_.content[fresh] = 0;
     after_.closed[fresh] = S::kHasDelay ? after_.closed[row] : 0;
     after_.pending[fresh] = S::kHasDelay ? after_.pending[row] : kNone;
     shared_.dissolves.data[fresh] = 0;
-    return fresh;
   }
 
   void split(int32_t row, const InnerRow& inner) {
@@ -195,20 +275,30 @@ class Structure : public Binding<S> {
     return true;
   }
 
-  // The whole tree below a membrane, for its other part.
+  // The whole tree below a membrane, for its other part: depth first, what is still to be looked at on a list.
   void copy_children(int32_t from, int32_t to) {
-    const uint32_t rows = after_.count;
-    for (uint32_t i = 0; i < rows; ++i) {
-      const int32_t row = static_cast<int32_t>(i);
-      if (after_.parent[row] != from || row == to) continue;
+    struct Level {
+      int32_t from, to, next, rows;
+    };
+    Records<Level> levels(work_.candidates);
+    levels.resize(0);
+    if (!levels.push({from, to, 0, static_cast<int32_t>(after_.count)})) return fail(kOutOfWorkspace);
+    while (levels.size() > 0) {
+      Level& level = levels[levels.size() - 1];
+      if (level.next == level.rows) {
+        levels.resize(levels.size() - 1);
+        continue;
+      }
+      const int32_t row = level.next++;
+      if (after_.parent[row] != level.from || row == level.to) continue;
       const int32_t copy = append_like(row);
       if (copy == kNone) return;
-      after_.parent[copy] = to;
+      after_.parent[copy] = level.to;
       share(pool_, after_.content[row]);
       after_.content[copy] = after_.content[row];
       shared_.dissolves.data[copy] = shared_.dissolves.data[row];
       dissolving_ += shared_.dissolves.data[row];
-      copy_children(row, copy);
+      if (!levels.push({row, copy, 0, static_cast<int32_t>(after_.count)})) return fail(kOutOfWorkspace);
     }
   }
 
@@ -332,8 +422,10 @@ class Structure : public Binding<S> {
         after_.idle[row] = 0;
       }
     }
+    after_.family = __atomic_add_fetch(&pool_.families, 1, __ATOMIC_RELAXED);
     // where every row goes
     Vec<int32_t>& where = shared_.children;
+    shared_.listed = 0;
     uint32_t kept = 0;
     for (uint32_t row = 0; row < rows; ++row) {
       where.data[row] = shared_.dissolves.data[row] ? kNone : static_cast<int32_t>(kept++);
@@ -363,7 +455,9 @@ class Structure : public Binding<S> {
     }
   }
 
-  uint64_t dissolving_ = 0;
+  uint64_t dissolving_ = 0;  // parts that are to dissolve
+  uint32_t next_row_ = 0;    // of this thread's parts
+  int64_t next_id_ = 0;
 };
 
 }  // namespace echoc::population

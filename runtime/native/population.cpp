@@ -88,6 +88,7 @@ void Population::set_up(int num_threads, const Sizes& sizes) {
   pool_.taken.free = reserve<uint32_t>(num_pages_);
   pool_.taken.limit = static_cast<uint32_t>(num_pages_);
   pool_.taken.top = 1;
+  pool_.families = 1;
   const auto threads = static_cast<uint64_t>(num_threads);
   const uint64_t n = uint64_t{rows_} + 8;
   const Room room{n, kSpare, num_pages_, at_hand};
@@ -97,7 +98,8 @@ void Population::set_up(int num_threads, const Sizes& sizes) {
   if (device_) {
     on_device_ = {reserve<Workspace>(threads, true), threads};
     const Room part{4 * n / threads + 64, 256, 8 * num_pages_ / threads + 64, at_hand};
-    reserve_workspaces(on_device_.data(), threads, part, sizes.groups);
+    reserve_workspaces(on_device_.data(), 1, room, sizes.groups);  // of the thread that some phases are left to
+    if (threads > 1) reserve_workspaces(on_device_.data() + 1, threads - 1, part, sizes.groups);
   }
   for (int64_t i = 0; i < num_shares_; ++i) instances_.push_back(std::make_unique<Instance>(*memory_));
 }
@@ -118,6 +120,7 @@ void Population::reserve_shared(Shared& shared) {
   const uint64_t n = uint64_t{rows_} + 8;
   shared.candidates = reserve_vec<int32_t>(8 * (2 * n + kSpare));
   shared.mail = reserve_vec<Mail>(4 * n + kSpare);
+  shared.mail_order = reserve_vec<uint32_t>(4 * n + kSpare);
   shared.mail_begin = reserve_vec<uint32_t>(n);
   shared.children = reserve_vec<int32_t>(n);
   shared.child_begin = reserve_vec<uint32_t>(n);
@@ -231,6 +234,7 @@ Status Population::load(const Start& start) {
   for (size_t i = 0; i + 1 < start.links.size(); i += 2) {
     start_.links.links.push({start.links[i], start.links[i + 1]});
   }
+  table.cells.family = 1;
   start_.next_id = static_cast<int64_t>(rows);
   start_.alive = true;
   hands.reset();
@@ -309,6 +313,7 @@ bool Population::copy(Instance& to, const Instance& from) {
   std::copy_n(held.closed, held.count, cells.closed);
   std::copy_n(held.pending, held.count, cells.pending);
   cells.count = held.count;
+  cells.family = held.family;
   for (uint32_t row = 0; row < held.count; ++row) share(pool_, held.content[row]);
   to.environment.assign(from.environment.values());
   to.next_environment.assign(from.environment.values());

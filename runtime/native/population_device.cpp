@@ -7,8 +7,9 @@
 namespace echoc::population {
 namespace {
 
-constexpr unsigned kMostThreads = 1 << 13;  // of a grid: each has arrays of its own, and some phases look at all of them
-constexpr uint32_t kRowsPerThread = 2;      // fewer are not worth a block more
+constexpr unsigned kMostThreads =
+    1 << 13;                            // of a grid: each has arrays of its own, and some phases look at all of them
+constexpr uint32_t kRowsPerThread = 2;  // fewer are not worth a block more
 
 /// Bytes of what holds an atomic, which is not copied while anybody else looks at it.
 template <class T>
@@ -130,6 +131,7 @@ DeviceKernel::Outcome DeviceKernel::step(const StepCall& call, pages::Account& a
   gpu::start_together(context_, stream_.get(), kernel_, blocks, parameters);
   transfer(false);
   call.after->count = control.after.count;
+  call.after->family = control.after.family;
   *call.pool = control.pool;
   account.left = control.account.left;
   call.links->size = control.links.size;

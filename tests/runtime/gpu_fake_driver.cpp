@@ -282,7 +282,7 @@ API(cuMemAllocManaged, hipMallocManaged)(uint64_t* out, size_t bytes, unsigned f
   if (bytes > static_cast<size_t>(settings["managed"])) return 2;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return 2;
-  memset(memory, 0xCD, bytes < 4096 ? bytes : 4096);  // not cleared, but not touched all over either
+  memset(memory, 0xCD, bytes < 1 << 20 ? bytes : 1 << 20);  // not cleared, but not touched all over either
   *out = reinterpret_cast<uint64_t>(memory);
   managed_memory[*out] = bytes;
   device_memory[*out] = bytes;

@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent / "membranes"))
 
 from random_systems import random_system  # noqa: E402
 
-THREADS = 8  # of a block; a grid has one for every 16 rows
+THREADS = 24  # of a block; a grid has one for every 48 rows
 TARGETS = {"cuda": "cuda:sm_90a", "rocm": "rocm:gfx942"}
 FAMILIES = ("transition", "active", "tissue", "spiking", "kernel")
 
@@ -105,7 +105,7 @@ def test_membranes_that_divide_fork_and_are_put_into(on_device: Callable[..., Po
         assert standing(ours[i]) == standing(theirs[i])
         assert ours[i].memory()["membranes"] == theirs[i].memory()["membranes"]
     grids = {call.split()[2] for call in gpu.calls() if call.startswith(f"run {generated.entry} ")}
-    assert "1,1,1" in grids and max(int(grid.split(",")[0]) for grid in grids) > 2
+    assert "1,1,1" in grids and max(int(grid.split(",")[0]) for grid in grids) > 1
     held = ours.memory()["pages"]
     ours.release(1)
     assert ours.memory()["pages"] < held

@@ -10,6 +10,7 @@ import pytest
 from random_systems import random_system
 from test_population import FAMILIES, configuration
 
+from echoc.bench.membranes.systems import sat_source
 from echoc.compiler.ir import oracle
 from echoc.compiler.ir.algebra import System
 from echoc.compiler.ir.oracle import Application
@@ -221,3 +222,19 @@ def test_what_a_batch_does_not_take(growing: System) -> None:
         batch.advance(-1)
     with pytest.raises(RequestError, match="seed"):
         batch.start(seed=-1)
+
+
+def test_any_number_of_threads_makes_the_same_steps() -> None:
+    """512 membranes divide out of one; they send to the one around and take from it."""
+    system = read("sat.pli", text=sat_source(9, 8, seed=3))
+    alone = batch_of(system, 1, threads=1)
+    alone.start(seed=6)
+    many = [batch_of(system, 1, threads=threads) for threads in (3, 40)]
+    for batch in many:
+        batch.start(seed=6)
+    for _ in range(12):
+        alone.advance(4)
+        for batch in many:
+            batch.advance(4)
+            assert standing(batch[0]) == standing(alone[0])
+    assert alone[0].num_membranes > 256

@@ -352,6 +352,7 @@ class Tables:
         return {
             "kObjects": len(self.objects), "kLabels": len(self.labels), "kRuleCount": len(rules),
             "kMostBound": max(2, 1 + max((len(r.inner) for r in rules), default=0)),
+            "kMostSends": max((len(r.send) for r in rules), default=0),
             "kMostTargets": max(1, max((_num_targets(r) for r in rules), default=0)),
             "kGroupCount": len(self.groups), "kInnerCount": sum(len(r.inner) for r in rules),
             "kAlwaysCount": len(always), "kSharedAlwaysCount": len(shared_always),
