@@ -10,7 +10,7 @@
 namespace echoc::gpu {
 namespace {
 
-constexpr int64_t kStaging = 1 << 21;
+constexpr int64_t kStaging = 1 << 21, kStagingUnit = 1 << 16;
 constexpr int64_t kMostShared = 48 << 10;  // of dynamic shared memory without asking for more
 
 size_t check(const std::string& kind, int64_t value, size_t count) {
@@ -140,7 +140,7 @@ void GpuExecutor::upload_weight(int weight, std::span<const std::byte> data) {
   const Address to = weight_memory_.address() + static_cast<Address>(offset);
   if (static_cast<int64_t>(data.size()) <= kStaging) {
     if (data.empty()) return;
-    const HostMemory& memory = staging();
+    const HostMemory& memory = staging(static_cast<int64_t>(data.size()));
     std::memcpy(memory.data(), data.data(), data.size());
     guarded([] { return "upload of a weight"; },
             [&] {
@@ -206,12 +206,12 @@ void GpuExecutor::read_into(const std::string& kind, int64_t index, int64_t offs
   }
   if (bytes == 0) return;
   const Address from = resolve(kind, index) + static_cast<Address>(offset);
-  const HostMemory& memory = staging();
+  const HostMemory& memory = staging(bytes);
   guarded([] { return "reading memory"; },
           [&] {
-            for (int64_t at = 0; at < bytes; at += kStaging) {
+            for (int64_t at = 0; at < bytes; at += memory.bytes()) {
               void* to = memory.data();
-              const auto part = static_cast<size_t>(std::min(kStaging, bytes - at));
+              const auto part = static_cast<size_t>(std::min(memory.bytes(), bytes - at));
               context_.driver->call(context_.api.copy_out, to, from + static_cast<Address>(at), part, stream_.get());
               synchronize();
               std::memcpy(out.data() + at, to, part);
@@ -303,9 +303,10 @@ std::vector<double> GpuExecutor::between(const std::vector<Event>& marks) const 
   return seconds;
 }
 
-/// Page-locked memory for a transfer, kStaging bytes.
-const HostMemory& GpuExecutor::staging() {
-  if (!staging_.data()) staging_ = HostMemory(context_, kStaging);
+/// Page-locked memory for a transfer of so many bytes, or for parts of it.
+const HostMemory& GpuExecutor::staging(int64_t bytes) {
+  const int64_t wanted = std::min((bytes + kStagingUnit - 1) / kStagingUnit * kStagingUnit, kStaging);
+  if (staging_.bytes() < wanted) staging_ = HostMemory(context_, wanted);
   return staging_;
 }
 

@@ -173,7 +173,7 @@ class GpuExecutor {
   std::vector<double> between(const std::vector<Event>& marks) const;
   DeviceMemory zeroed(int64_t bytes, const std::string& what);
   void fill_zero(const DeviceMemory& memory);
-  const HostMemory& staging();
+  const HostMemory& staging(int64_t bytes);
 
   Variant& find_variant(int index, const std::vector<int64_t>& dims);
   Address resolve(const std::string& kind, int64_t value) const;
