@@ -199,9 +199,8 @@ def attentions(writer: Writer, only: str) -> None:
                 options = [replace(default, splits=s, tile=n, num_warps=w) for s in (1, 2, 4, 8, 16, 32)
                            for n, w in ((32, 2), (64, 4), (128, 4)) if s * sequences <= 512]  # fmt: skip
                 if past > 4096:
-                    options = [replace(default, splits=s, tile=n, num_warps=w, num_stages=g) for s in (4, 16)
-                               for n, w in ((32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8))
-                               for g in (2, 4)]  # fmt: skip
+                    options = [replace(default, splits=s, tile=n, num_warps=w, num_stages=g) for s in (4, 8)
+                               for n, w in ((64, 2), (64, 4), (128, 4)) for g in (3, 4, 6)]  # fmt: skip
             else:
                 options = [replace(default, lines=n, tile=k, num_warps=w, num_stages=g) for n in (64, 128)
                            for k in (64, 128) for w in (4, 8) for g in (2, 3) if n * 8 >= 128 * (w // 4)]  # fmt: skip
