@@ -13,8 +13,8 @@ from gpu_fake import LEVELS, Driver
 from gpu_fake import runs as kernels_run
 from gpu_runs import host_image
 
-from echoc.compiler.ir.algebra import Mode, Rule, System, bag
-from echoc.compiler.ir.expression import call, name, number
+from echoc.compiler.ir.algebra import Event, Mode, Rule, System, bag
+from echoc.compiler.ir.expression import TIME, call, name, number
 from echoc.compiler.ir.systems import program_of
 from echoc.compiler.systems import compile_system
 from echoc.compiler.targets.cpu.rewriting.runs import Generated, generate
@@ -23,6 +23,7 @@ from echoc.compiler.targets.gpu.cpp import CppImage, CppKernel
 from echoc.compiler.targets.gpu.levels import LEVELS as ALL_LEVELS
 from echoc.compiler.targets.gpu.levels import Level, level_of
 from echoc.errors import ArtifactError, DeviceError
+from echoc.membranes.validate import validate
 from echoc.runtime import device_runs
 from echoc.runtime.device_runs import DeviceRuns, Sizes
 from echoc.runtime.devices.gpu import open_driver
@@ -107,6 +108,27 @@ def test_times_and_laws(gpu: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyP
     a.advance(until=12.0)
     b.advance(until=12.0)
     same(a, b)
+
+
+def test_events(gpu: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments, triggers that turn when a count does, delays and what they set."""
+    now, a = name(TIME), name("a")
+    events = (
+        Event("1", call("le", number(0.7), now), (("a", number(5)),)),
+        Event("1", call("lt", number(6), a), (("a", call("sub", a, number(4))),), delay=number(0.25)),
+        Event("1", call("lt", a, number(2)), (("b", call("add", name("b"), number(1))),), persistent=False),
+    )
+    rules = [Rule("1", (), bag("a"), rate=3.0), Rule("1", bag("a"), rate=0.5)]
+    made = one(Mode.GILLESPIE, rules, {"a": 1, "b": 1})
+    system = validate(System("test", made.cells, made.rules, made.groups, Mode.GILLESPIE, events=events))
+    host, device = compile_all([system])[0], on_device([generate(system)], gpu.vendor, tmp_path, monkeypatch)[0]
+    x, y = host.start(40, seed=6), device.start(40, seed=6)
+    times = [0.5, 0.7, 2.0, 8.0]
+    np.testing.assert_array_equal(x.advance(times=times), y.advance(times=times))
+    x.advance(30, applications=True)
+    y.advance(30, applications=True)
+    same(x, y)
+    assert x.counts[:, 1].max() > 1
 
 
 def test_a_changed_state_goes_on_from_there(gpu: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
