@@ -21,6 +21,7 @@ from typing import Any
 
 from echoc.compiler.targets.cpu.build import KERNELS, Progress, cache_folder
 from echoc.compiler.targets.cuda import nvrtc
+from echoc.compiler.targets.gpu import limits
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.levels import Level
 from echoc.errors import CompileError
@@ -37,7 +38,8 @@ VERSION = "1"  # of what a worker answers
 
 @dataclass(frozen=True)
 class Binary:
-    """Machine code of one kernel and what a launch of it must know. `spills` are bytes (ROCm: registers)."""
+    """Machine code of one kernel, what a launch of it must know, and what it takes. `spills` are bytes (ROCm:
+    registers); of ROCm alone are `scalar_registers` and the lanes of a `wavefront`."""
 
     image: bytes
     entry: str
@@ -47,6 +49,8 @@ class Binary:
     registers: int
     spills: int
     num_stages: int
+    scalar_registers: int = 0
+    wavefront: int = 0
 
     def facts(self) -> dict[str, Any]:
         """All but the image."""
@@ -165,17 +169,15 @@ def _kernel(kernel: Kernel, level: Level, folder: Path, workers: _Workers) -> Bi
     if kernel.language == "cuda":
         built = nvrtc.build(kernel.source, kernel.name, level.name, folder)
         shared = int(kernel.schedule["shared_bytes"]) + built.shared_bytes
-        return Binary(built.image, kernel.name, kernel.num_warps * 32, shared, 0, built.registers, built.spills, 1)
+        streamed = Binary(built.image, kernel.name, kernel.num_warps * 32, shared, 0, built.registers, built.spills, 1)
+        limits.check(kernel.name, streamed, level)
+        return streamed
     stages = kernel.num_stages
     while True:
         found = _compiled(kernel, stages, level, folder, workers)
-        if found.shared_bytes <= level.shared_bytes:
+        if found.shared_bytes <= level.shared_bytes or stages == 1:
+            limits.check(kernel.name, found, level)
             return found
-        if stages == 1:
-            raise CompileError(
-                f"kernel {kernel.name} needs {found.shared_bytes} bytes of shared memory; a block of {level.name} has "
-                f"{level.shared_bytes}. This is an error of the compiler: its schedule is {dict(kernel.schedule)}"
-            )
         stages -= 1
 
 
@@ -203,4 +205,5 @@ def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: 
         draft.replace(facts)
     found = json.loads(facts.read_text())
     fields = ("entry", "threads", "shared_bytes", "extra_pointers", "registers", "spills")
-    return Binary(image=image.read_bytes(), num_stages=stages, **{f: found[f] for f in fields})
+    rocm = {f: found[f] for f in ("scalar_registers", "wavefront") if f in found}
+    return Binary(image=image.read_bytes(), num_stages=stages, **{f: found[f] for f in fields}, **rocm)

@@ -63,10 +63,16 @@ def _heading(path: Path, manifest: Manifest) -> str:
         ("artifact", f"{path}, {human_bytes(path.stat().st_size)}, schema {manifest['schema']}"),
         ("made by", f"echoc {manifest.get('echoc', '')}" + _pairs(manifest.get("tools"), prefix=" with ")),
         ("from", _pairs(manifest.get("source"))),
-        ("target", f"{target['device']}:{target['level']}"),
+        ("target", f"{target['device']}:{target['level']}" + _status(target)),
         ("features", " ".join(target.get("features", []))),
     ]
     return "\n".join(f"{name:<10}{value}" for name, value in rows if value)
+
+
+def _status(target: dict[str, Any]) -> str:
+    """What docs/devices.md says of a GPU's architecture."""
+    on_gpu = target["device"] in ("cuda", "rocm")
+    return " (compiles only: code for it has run on no device yet)" if on_gpu and target["level"] != "sm_90a" else ""
 
 
 def _model(manifest: Manifest) -> str:
@@ -193,13 +199,15 @@ def _on_gpu(manifest: Manifest) -> bool:
 
 
 def _binaries(manifest: Manifest, members: dict[str, int], used: Counter[str]) -> str:
-    """Kernels of a GPU with what they take of it, as their objects say."""
+    """Kernels of a GPU with what they take of it, as their objects say, and whose they are."""
+    rocm = manifest["target"]["device"] == "rocm"
     rows = [
         (
             name,
             used[name],
             binary["threads"],
             binary.get("registers", ""),
+            *([binary.get("scalar_registers", ""), binary.get("wavefront", "")] if rocm else []),
             binary.get("spills", ""),
             binary["shared_bytes"],
             human_bytes(members[binary["member"]]),
@@ -207,8 +215,10 @@ def _binaries(manifest: Manifest, members: dict[str, int], used: Counter[str]) -
         for name, binary in sorted(manifest["kernels"]["binaries"].items())
         if binary["member"] in members
     ]
-    columns = ("name", "launches", "threads", "registers", "spills", "shared bytes", "code")
-    return "Kernels (--kernel NAME prints the source)\n" + _table(columns, rows)
+    scalar = ("scalar registers", "wavefront") if rocm else ()
+    columns = ("name", "launches", "threads", "registers", *scalar, "spills", "shared bytes", "code")
+    head = "Kernels (--kernel NAME prints the source); matrix products are among them, no library of the vendor is used"
+    return f"{head}\n" + _table(columns, rows)
 
 
 def _schedules(manifest: Manifest) -> str:
