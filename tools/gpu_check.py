@@ -3,7 +3,13 @@
     python tools/gpu_check.py model.cuda.echo --cpu model.cpu.echo --json > check.json
 
 Needs no compiler and none of its packages. Both artifacts must come from one checkpoint or seed; compile the CPU's for
-a level that the machine has (`--target cpu:x86-64-v4`). Exits with 1 when the logits are not within the tolerance.
+a level that the machine has (`--target cpu:x86-64-v4`). Exits with 1 when the logits are not within the tolerance, when
+the deterministic variant gives a sequence other bits in a batch than alone, or device and host choose other tokens.
+
+    python tools/gpu_check.py --all FOLDER
+
+checks everything in a folder: the cases that `tools/gpu_cases.py make FOLDER/cases` has made, and every NAME.gpu.echo,
+with NAME.cpu.echo beside it where there is one.
 """
 
 import argparse
@@ -43,6 +49,8 @@ Logits = npt.NDArray[np.float32]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    if options.all is not None:
+        return check_all(options)
     try:
         report = check(options)
     except EchoError as error:
@@ -52,8 +60,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(report, indent=1))
     else:
         _print(report)
+    return 0 if _is_right(report) else 1
+
+
+def _is_right(report: dict[str, Any]) -> bool:
     same = all(entry["same_tokens"] in (None, True) for entry in report["generate"])
-    return 0 if report.get("logits", {}).get("agree", True) and same else 1
+    alone = not (report["deterministic"] or {}).get("differing_rows")
+    return report.get("logits", {}).get("agree", True) and same and alone
+
+
+def check_all(options: argparse.Namespace) -> int:
+    """0 where everything in the folder is right, 1 where something is not, 2 where there is nothing to check."""
+    folder: Path = options.all
+    artifacts = sorted(folder.glob("*.gpu.echo"))
+    cases = folder / "cases"
+    if not artifacts and not cases.is_dir():
+        print(f"gpu_check: {folder} holds no NAME.gpu.echo and no folder cases: nothing to check", file=sys.stderr)
+        return 2
+    bad = []
+    if cases.is_dir():
+        command = [sys.executable, str(Path(__file__).with_name("gpu_cases.py")), "run", str(cases)]
+        bad += ["cases"] if subprocess.run(command, check=False).returncode else []
+    for path in artifacts:
+        cpu = path.with_name(path.name.replace(".gpu.echo", ".cpu.echo"))
+        print(f"\n{path.name}", flush=True)
+        one = argparse.Namespace(**vars(options) | {"artifact": path, "cpu": cpu if cpu.is_file() else None})
+        try:
+            report = check(one)
+        except EchoError as error:
+            print(f"gpu_check: {error}")
+            bad.append(path.name)
+            continue
+        _print(report)
+        bad += [] if _is_right(report) else [path.name]
+    print("\nall is right" if not bad else f"\nWRONG: {', '.join(bad)}")
+    return 1 if bad else 0
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:
@@ -79,6 +120,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     if options.cpu is not None:
         cpu = Program(options.cpu, state_bytes=options.state_bytes)
         report["logits"] = compare(program, cpu, tokens, options.prompt, options.tolerance)
+    report["deterministic"] = alone_and_together(options, tokens) if _is_deterministic(program) else None
     report["prefill"] = prefill(program, tokens[: options.prompt])
     report["decode"] = [decode(program, tokens, options, batch) for batch in options.batches]
     del program
@@ -175,6 +217,33 @@ def _difference(pair: Logits) -> dict[str, Any]:
         "same_argmax": int(same.sum()),
         "margins_of_others": [float(high - low) for low, high in top[~same]],
     }
+
+
+def _is_deterministic(program: Program) -> bool:
+    return any(variant.deterministic for variant in program.manifest.variants)
+
+
+def alone_and_together(options: argparse.Namespace, tokens: Any) -> dict[str, Any]:
+    """The deterministic variant: logits of sequences in one batch and of each by itself, compared to the bit."""
+    program = Program(options.artifact, state_bytes=options.state_bytes, deterministic=True)
+    count = min(max(options.batches), max(len(tokens) // 2, 1), 16)
+    chunks = [tokens[row : row + 1 + row % max(options.prompt // 2, 1)] for row in range(count)]
+    last = [[int(tokens[row])] for row in range(count)]
+
+    def logits(rows: Sequence[int]) -> list[Any]:
+        """After a prompt each, and after one token more."""
+        instances = [program.create() for _ in rows]
+        try:
+            return [program.advance(instances, [given[row] for row in rows]) for given in (chunks, last)]
+        finally:
+            for instance in instances:
+                instance.release()
+
+    together, alone = logits(range(count)), [logits([row]) for row in range(count)]
+    differing = [
+        row for row in range(count) if any(not np.array_equal(alone[row][i][0], together[i][row]) for i in range(2))
+    ]
+    return {"rows": count, "differing_rows": differing}
 
 
 def prefill(program: Program, tokens: Any) -> dict[str, Any]:
@@ -277,6 +346,10 @@ def _print(report: dict[str, Any]) -> None:
     if "logits" in report:
         verdict = "agree" if report["logits"]["agree"] else "DO NOT AGREE"
         print(f"logits {verdict} within {report['logits']['tolerance']:.0%}")
+    if rows := report["deterministic"]:
+        found = rows["differing_rows"]
+        verdict = f"DIFFER in rows {found}" if found else "are the same to the bit"
+        print(f"deterministic logits of {rows['rows']} sequences, together and alone, {verdict}")
     first = report["prefill"]
     print(f"prefill of {first['tokens']} tokens: {first['seconds']['median'] * 1e3:.3f} ms with the host")
     for entry in report["decode"]:
@@ -305,7 +378,9 @@ def _parts(seconds: dict[str, Any]) -> str:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("artifact", type=Path, help="a language model compiled for cuda or rocm")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("artifact", type=Path, nargs="?", help="a language model compiled for cuda or rocm")
+    what.add_argument("--all", type=Path, metavar="FOLDER", help="check everything in a folder")
     parser.add_argument("--cpu", type=Path, help="the same model compiled for cpu, to compare logits with")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
     parser.add_argument("--decode", type=int, default=32, help="tokens behind it, one by one")

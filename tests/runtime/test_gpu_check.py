@@ -62,6 +62,37 @@ def test_other_logits_are_told(tool: Any, gpu: Driver, gpu_artifact: Make, tmp_p
 
 
 @pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
+def test_a_folder_is_checked_whole(
+    tool: Any, gpu: Driver, gpu_artifact: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    arguments = ["--all", str(folder), *SMALL, "--batches", "3", "--skip-start"]
+    assert tool.main(arguments) == 2
+    assert "nothing to check" in capsys.readouterr().err
+    artifact = gpu_artifact().read_bytes()
+    (folder / "toy.gpu.echo").write_bytes(artifact)
+    (folder / "toy.cpu.echo").write_bytes(cpu_artifact(tmp_path).read_bytes())
+    assert tool.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "together and alone, are the same to the bit" in shown and "all is right" in shown
+    (folder / "torn.gpu.echo").write_bytes(artifact[: len(artifact) // 2])
+    assert tool.main(arguments) == 1
+    assert "WRONG: torn.gpu.echo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
+def test_a_row_that_changes_in_a_batch_is_told(tool: Any, gpu: Driver, gpu_artifact: Make) -> None:
+    def other(manifest: Any) -> None:
+        for variant in manifest["variants"]:  # rows read what lies behind their own sums
+            variant["launches"][2]["args"][0][1] += 8
+
+    options = tool._options([str(gpu_artifact(other)), *SMALL, "--batches", "3"])
+    found = tool.alone_and_together(options, np.arange(1, 24, dtype=np.int32))
+    assert found["rows"] == 3 and found["differing_rows"]
+
+
+@pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
 def test_an_artifact_for_a_cpu_and_a_missing_one_are_named(
     tool: Any, gpu: Driver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
