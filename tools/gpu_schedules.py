@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,10 @@ def tiles(rows: int, sisters: int, default: Any) -> Iterator[Any]:
         for block, columns, depth, warps, stages, splits in (
             (64, 32, 128, 4, 4, 1), (64, 32, 128, 4, 4, 2), (64, 64, 64, 4, 4, 2), (64, 64, 64, 4, 4, 8),
             (64, 64, 128, 4, 4, 4), (64, 128, 64, 4, 4, 4), (64, 128, 64, 8, 4, 4), (128, 64, 64, 4, 4, 2),
-            (128, 64, 64, 4, 4, 4), (128, 128, 64, 8, 4, 4), (128, 128, 64, 8, 3, 8),
+            (128, 64, 64, 4, 4, 4), (128, 128, 64, 8, 4, 4), (128, 128, 64, 8, 3, 8), (128, 64, 64, 4, 6, 1),
+            (128, 128, 64, 8, 4, 1), (128, 128, 64, 8, 6, 1), (128, 128, 128, 8, 3, 1), (128, 256, 64, 8, 4, 1),
+            (256, 64, 64, 8, 4, 1), (256, 128, 64, 8, 4, 1), (256, 128, 64, 8, 4, 2), (256, 128, 64, 8, 3, 4),
+            (256, 64, 64, 8, 4, 2), (256, 64, 64, 8, 4, 4), (128, 256, 64, 8, 4, 2), (64, 256, 64, 4, 4, 1),
         ):  # fmt: skip
             if block <= rows:
                 yield replace(default, block=block, columns=columns // sisters, depth=depth, num_warps=warps,
@@ -133,7 +137,7 @@ def matmuls(writer: Writer, only: str) -> None:
         for label, (k, siblings) in products.items():
             for rows in ROWS:
                 name = f"{model} {label} {rows}"
-                if not name.startswith(only):
+                if not re.match(only, name):
                     continue
                 x = make("port", name="x", shape=(t, k), dtype="f32")
                 groups = []
@@ -153,7 +157,7 @@ def matmuls(writer: Writer, only: str) -> None:
                 renderer.narrow = {x}
                 entries = [packing.of(g) for g in groups]
                 columns = sum(e.n for e in entries)
-                default = matmul.gemm_schedule(rows, columns, entries[0])
+                default = matmul.gemm_schedule(rows, columns, entries[0], True)
                 weight = sum(e.n * e.k * e.interleave for e in entries)
                 seen = set()
                 for schedule in (default, *tiles(rows, entries[0].interleave, default)):
@@ -179,7 +183,7 @@ def attentions(writer: Writer, only: str) -> None:
         cases += [(*sizes, kv) for sizes in ((16, 1, 8191), (4, 2048, 0)) for kv in ("i8", "f8")]
         for sequences, rows, past, kv in (*cases, (16, 1, 8191, "bf16")):
             name = f"{model} attention {sequences} x {rows} after {past} {kv}"
-            if not name.startswith(only):
+            if not re.match(only, name):
                 continue
             ports = [make("port", name=n, shape=(t,), dtype="i32") for n in ("sequences", "positions")]
             where = (*ports, make("port", name="block_table", shape=(b, m), dtype="i32"))

@@ -101,7 +101,8 @@ def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bo
         return [*route, *tiled(renderer, groups, packed, schedule, renderer.routes[key])]
     if bound is not None and bound <= GEMV_ROWS[packed[0].format]:
         return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
-    return tiled(renderer, groups, packed, gemm_schedule(None if deterministic else bound, columns, packed[0]))
+    schedule = gemm_schedule(None if deterministic else bound, columns, packed[0], renderer.device.dependent)
+    return tiled(renderer, groups, packed, schedule)
 
 
 def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
@@ -112,9 +113,9 @@ def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
     return Schedule("gemv", rows, max(each // packed.interleave, 2), depth, 4, 1)
 
 
-def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
+def gemm_schedule(bound: int | None, columns: int, packed: Packed, roomy: bool = False) -> Schedule:
     """Tiles by the number of rows. Few rows' weights are spread over the device: narrow tiles up to 16 rows, parts of
-    K beyond, where narrow tiles would read the rows too often."""
+    K beyond, where narrow tiles would read the rows too often. `roomy`: blocks may have 200 KB of shared memory."""
     precise = packed.format == "f32"
     sisters = packed.interleave
     depth = max(32 if precise else 64, packed.group)
@@ -136,12 +137,18 @@ def gemm_schedule(bound: int | None, columns: int, packed: Packed) -> Schedule:
         return Schedule("tiles", block, 2 * wide if many else wide, depth, warps, stages)
     if bound <= 64:
         block, wide, warps = 64, min(wide, 64), 4
-        if columns < 32 * BUSY and packed.k <= 4096 and not precise:
+        if columns <= 35 * BUSY and packed.k <= 4096 and not precise:
             wide, depth = 32, max(128, packed.group)
     programs = -(-columns // wide) * -(-bound // block)
+    pair = sisters == 2
+    if roomy and packed.format == "bf16" and sisters * wide == 128 and programs >= (1.6 if pair else 4) * BUSY:
+        return Schedule("tiles", block, 2 * wide, depth, warps, 4)  # a tile of x meets twice the weights
     splits = 1
-    while programs * splits * 2 <= 2 * BUSY and packed.k >= splits * 2 * max(4 * depth, 4 * bound):
+    most = (2 if bound <= 64 else 1.1) * BUSY
+    while programs * splits * 2 <= most and packed.k >= splits * 2 * max(4 * depth, 4 * bound):
         splits *= 2  # as long as partial sums are less to read and write than weights
+    if roomy and packed.format == "bf16" and bound > 64 and sisters == splits == 1:
+        return Schedule("tiles", block, wide, 2 * depth, warps, 3)
     stages = stages if precise else _stages(block, sisters * wide, depth)
     return Schedule("tiles", block, wide, depth, warps, stages, splits)
 
