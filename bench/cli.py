@@ -28,6 +28,7 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
     parser.add_argument("--prompts", type=int, default=defaults.prompts, help="prompts prefilled at once (echoc only)")
     parser.add_argument("--decode", type=int, default=defaults.decode_tokens, help="tokens to decode, or 0")
     parser.add_argument("--context", type=_numbers, default=list(defaults.contexts), help="tokens before decoding")
+    parser.add_argument("--mixed", type=_span, metavar="LOW-HIGH", help="contexts of a batch, evenly (echoc only)")
     parser.add_argument("--batch", type=_numbers, default=list(defaults.batches), help="sequences at once, or 0")
     parser.add_argument("--vs", action="append", default=[], help=f"a peer: {', '.join(PEER_NAMES)}")
     parser.add_argument("--peer-python", action="append", default=[], metavar="PEER=PYTHON")
@@ -56,6 +57,7 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
         prompts=parsed.prompts,
         decode_tokens=parsed.decode,
         contexts=parsed.context,
+        mixed=parsed.mixed,
         batches=parsed.batch,
         vs=[name for entry in parsed.vs for name in entry.split(",")],
         peer_pythons=parse_pythons(parsed.peer_python),
@@ -71,6 +73,14 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
 def _numbers(text: str) -> list[int]:
     """Numbers separated by commas; 0 alone means none."""
     return [number for number in (int(part) for part in text.split(",")) if number]
+
+
+def _span(text: str) -> tuple[int, int]:
+    """LOW-HIGH, both at least 1."""
+    low, dash, high = text.partition("-")
+    if not (dash and low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted two contexts from 1 as LOW-HIGH, such as 128-384")
+    return int(low), int(high)
 
 
 def parse_pythons(entries: Sequence[str]) -> dict[str, str]:

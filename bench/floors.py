@@ -92,10 +92,10 @@ def cost_of(workload: Workload, shape: ModelShape, weights_dtype: str) -> tuple[
         operations = 2.0 * shape.block_weights * length + 2.0 * shape.head_weights
         operations += pair_operations * length * (length + 1) / 2
         return shape.weight_bytes(weights_dtype), operations * sequences
-    contexts = sum(length + step + 1 for step in range(steps))
+    contexts = sum(held + step + 1 for held in workload.contexts for step in range(steps))
     operations = 2.0 * (shape.block_weights + shape.head_weights) * sequences * steps
-    operations += pair_operations * sequences * contexts
-    return steps * shape.weight_bytes(weights_dtype) + sequences * shape.kv_bytes(contexts), operations
+    operations += pair_operations * contexts
+    return steps * shape.weight_bytes(weights_dtype) + shape.kv_bytes(contexts), operations
 
 
 def read_headers(folder: Path) -> dict[str, tuple[int, ...]]:

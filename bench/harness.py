@@ -44,7 +44,8 @@ class BenchOptions:
     `model`: artifact, checkpoint folder or shape preset. `checkpoint`: the folder behind an artifact, for peers.
     `weights_dtypes`: formats to time, each against the peers' nearest; none means an artifact's own, or bf16.
     `prefill`: prompt lengths; `prompts`: how many are given at once. `decode_tokens`, `contexts`, `batches`: decode
-    steps after each context, alone and for each batch size. `vs`: peers. `peer_pythons`: interpreter by peer.
+    steps after each context, alone and for each batch size; `mixed`: the least and the longest context of a batch
+    whose sequences differ, echoc's alone. `vs`: peers. `peer_pythons`: interpreter by peer.
     `work`: folder for converted models.
     """
 
@@ -56,6 +57,7 @@ class BenchOptions:
     prompts: int = 1
     decode_tokens: int = 32
     contexts: Sequence[int] = (512,)
+    mixed: tuple[int, int] | None = None
     batches: Sequence[int] = (8,)
     vs: Sequence[str] = ()
     peer_pythons: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class BenchOptions:
         for dtype in self.weights_dtypes:
             if dtype not in WEIGHT_BITS:
                 raise EchoError(f"unknown weights dtype {dtype!r}: wanted one of {', '.join(WEIGHT_BITS)}")
+        if self.vs and self.mixed:
+            raise EchoError("peers are timed at equal contexts: leave out --mixed, or --vs")
         if not self.own and not self.vs:
             raise EchoError("nothing to run: echoc itself is switched off and no peer is named")
         if self.prompts > 1 and self.vs:
@@ -92,7 +96,7 @@ def run_benchmark(
     """Runs everything the options name and returns the report; engines are child processes, ended in any case."""
     options.check()
     workloads = make_workloads(
-        options.prefill, options.decode_tokens, options.contexts, options.batches, options.prompts
+        options.prefill, options.decode_tokens, options.contexts, options.batches, options.prompts, options.mixed
     )
     model = open_model(options.model, options.checkpoint, options.work)
     manifest = read_manifest(model.artifact) if model.artifact is not None else {}

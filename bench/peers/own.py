@@ -29,7 +29,7 @@ class Own:
         self.llm = echoc.LLM(self.path, num_threads=int(options["threads"]), deterministic=deterministic, **most)
         self.vocab_size = int(options["vocab_size"])
         self.random = np.random.default_rng(int(options.get("seed", 0)))
-        self.contexts: dict[tuple[int, int], list[list[int]]] = {}
+        self.contexts: dict[tuple[int, int, int], list[list[int]]] = {}
 
     def describe(self) -> dict[str, Any]:
         """Version and artifact."""
@@ -56,10 +56,15 @@ class Own:
         """Times greedy steps of one sequence."""
         self.batched(1, context, num_tokens)
 
-    def batched(self, sequences: int, context: int, num_tokens: int) -> None:
-        """Times greedy steps of several sequences. The same contexts come back each time, from the prefix cache."""
-        key = (sequences, context)
-        prompts = self.contexts.setdefault(key, self._prompts(*key))
+    def batched(self, sequences: int, context: int, num_tokens: int, longest: int = 0) -> None:
+        """Times greedy steps of several sequences, the last with a context of `longest` where that is given. The same
+        contexts come back each time, from the prefix cache."""
+        span, parts = max(longest - context, 0), max(sequences - 1, 1)
+        key = (sequences, context, longest)
+        if key not in self.contexts:
+            lengths = [context + span * row // parts for row in range(sequences)]
+            self.contexts[key] = [self._prompts(1, length)[0] for length in lengths]
+        prompts = self.contexts[key]
         slack = 8 * sequences + 16  # the first sequences decode while the last are still in prefill
         requests = [self._add(prompt, num_tokens + slack) for prompt in prompts]
         try:

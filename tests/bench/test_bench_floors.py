@@ -43,6 +43,12 @@ def test_batched_decode_reads_weights_once_and_every_cache() -> None:
     assert eight.operations == pytest.approx(8 * one.operations)
 
 
+def test_contexts_that_differ_are_read_each_at_its_length() -> None:
+    mixed = floor_of(Workload("batched", 100, 1, 3, 300), QWEN3, "int4", LIMITS)
+    equal = floor_of(Workload("batched", 200, 1, 3), QWEN3, "int4", LIMITS)
+    assert mixed == equal  # 100 + 200 + 300
+
+
 def test_unknown_dtype_is_named() -> None:
     with pytest.raises(EchoError, match="int5"):
         QWEN3.weight_bytes("int5")

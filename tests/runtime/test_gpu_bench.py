@@ -19,7 +19,7 @@ def test_an_artifact_for_a_gpu_is_timed_beside_the_copies_of_its_driver(
 ) -> None:
     monkeypatch.setattr("echoc.bench.gpu.COPY_BYTES", 1 << 16)
     path = gpu_artifact(lambda manifest: manifest["states"][0].update(shape=[1, 1]))
-    arguments = [str(path), "--prefill", "50", "--decode", "6", "--context", "40", "--batch", "3"]
+    arguments = [str(path), "--prefill", "50", "--decode", "6", "--context", "40", "--batch", "3", "--mixed", "20-40"]
     target = tmp_path / "report.json"
     assert cli.main([*arguments, "--rounds", "2", "--json", str(target)]) == 0
     report = json.loads(target.read_text())
@@ -31,7 +31,7 @@ def test_an_artifact_for_a_gpu_is_timed_beside_the_copies_of_its_driver(
     assert [result["workload"] for result in report["results"]] == [
         "prefill 50",
         "decode 6 after 40",
-        "decode 6 x 3 after 40",
+        "decode 6 x 3 after 20 to 40",
     ]
     for result in report["results"]:
         assert result["seconds"]["count"] == 2
