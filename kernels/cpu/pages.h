@@ -27,37 +27,42 @@ inline int32_t share(int32_t& holders) { return __atomic_fetch_add(&holders, 1, 
 /// A release: one holder less. Whether that was the last one, who must keep the page for others or give it back.
 inline bool drop(int32_t& holders) { return __atomic_sub_fetch(&holders, 1, __ATOMIC_ACQ_REL) == 0; }
 
-/// Holds the pool for a few instructions; threads meet here once for many pages (see Cache).
-class Guard {
- public:
-  explicit Guard(Pool& pool) : lock_(&pool.lock) {
-    while (__atomic_exchange_n(lock_, 1, __ATOMIC_ACQUIRE) != 0) sched_yield();
+/// Holds the pool for a few instructions; threads meet here once for many pages (see Cache). `f` is called inside of the
+/// loop: threads that go in step, as those of a wavefront, would wait for one that has the pool and waits for them.
+template <class F>
+inline void alone(Pool& pool, F&& f) {
+  while (true) {
+    if (__atomic_load_n(&pool.lock, __ATOMIC_RELAXED) == 0 && __atomic_exchange_n(&pool.lock, 1, __ATOMIC_ACQUIRE) == 0) {
+      f();
+      __atomic_store_n(&pool.lock, 0, __ATOMIC_RELEASE);
+      return;
+    }
+    sched_yield();
   }
-  ~Guard() { __atomic_store_n(lock_, 0, __ATOMIC_RELEASE); }
-  Guard(const Guard&) = delete;
-  Guard& operator=(const Guard&) = delete;
-
- private:
-  int32_t* lock_;
-};
+}
 
 /// At most `wanted` pages, to be used from the end of `out`. Returns how many there were.
 inline uint32_t take_many(Pool& pool, uint32_t* out, uint32_t wanted) {
-  Guard guard(pool);
-  const uint32_t fresh_left = pool.limit - pool.top;
-  const uint32_t used = wanted < pool.num_free ? wanted : pool.num_free;
-  const uint32_t fresh = wanted - used < fresh_left ? wanted - used : fresh_left;
-  for (uint32_t i = 0; i < fresh; ++i) out[i] = pool.top + fresh - 1 - i;
-  pool.top += fresh;
-  pool.num_free -= used;
-  std::memcpy(out + fresh, pool.free + pool.num_free, used * sizeof(uint32_t));
-  return used + fresh;
+  uint32_t taken = 0;
+  alone(pool, [&] {
+    const uint32_t fresh_left = pool.limit - pool.top;
+    const uint32_t used = wanted < pool.num_free ? wanted : pool.num_free;
+    const uint32_t fresh = wanted - used < fresh_left ? wanted - used : fresh_left;
+    for (uint32_t i = 0; i < fresh; ++i) out[i] = pool.top + fresh - 1 - i;
+    pool.top += fresh;
+    pool.num_free -= used;
+    std::memcpy(out + fresh, pool.free + pool.num_free, used * sizeof(uint32_t));
+    taken = used + fresh;
+  });
+  return taken;
 }
 
 inline void give_many(Pool& pool, const uint32_t* given, uint32_t count) {
-  Guard guard(pool);
-  std::memcpy(pool.free + pool.num_free, given, count * sizeof(uint32_t));
-  pool.num_free += count;
+  if (count == 0) return;
+  alone(pool, [&] {
+    std::memcpy(pool.free + pool.num_free, given, count * sizeof(uint32_t));
+    pool.num_free += count;
+  });
 }
 
 /// A page, or kNone when all are taken.
@@ -89,17 +94,20 @@ struct Cache {
 /// Pages taken since `open`, less those given back.
 inline int64_t num_held(const Cache& cache) { return cache.charged - cache.size; }
 
-/// Charges at most `wanted` pages, fewer near the end of the account, as other threads want some too.
+/// Charges at most `wanted` pages, fewer near the end of the account, as other threads want some too. Many threads at
+/// once take what they want without asking each other twice, and give back what was not there.
 inline uint32_t charge(Cache& cache, uint32_t wanted) {
-  int64_t left = __atomic_load_n(&cache.account->left, __ATOMIC_RELAXED);
-  int64_t charged;
-  do {
+  int64_t* const all = &cache.account->left;
+  while (true) {
+    const int64_t left = __atomic_load_n(all, __ATOMIC_RELAXED);
     if (left <= 0) return 0;
-    charged = left / 8 < 1 ? 1 : left / 8 < wanted ? left / 8 : wanted;
-  } while (!__atomic_compare_exchange_n(&cache.account->left, &left, left - charged, true, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED));
-  cache.charged += charged;
-  return static_cast<uint32_t>(charged);
+    const int64_t charged = left / 8 < 1 ? 1 : left / 8 < wanted ? left / 8 : wanted;
+    if (__atomic_fetch_sub(all, charged, __ATOMIC_RELAXED) >= charged) {
+      cache.charged += charged;
+      return static_cast<uint32_t>(charged);
+    }
+    __atomic_fetch_add(all, charged, __ATOMIC_RELAXED);
+  }
 }
 
 inline void refund(Cache& cache, int64_t count) {

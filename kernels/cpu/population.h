@@ -132,7 +132,10 @@ struct alignas(64) Workspace {
   int64_t applied;
   int64_t possible;  // applications that were left out though they could have been made
   int64_t held;      // pages taken for the run by this thread when the old and the new configuration are both there
-  uint64_t before, counted;  // of something that all threads have some of, what those with lower numbers have
+  // Of something that all threads have some of, what those with lower numbers have.
+  uint64_t before, behind, counted, partial;
+  uint64_t settled;  // mail of this thread's membranes; what is behind comes after all other threads'
+  uint64_t narrow;   // words of candidates that were found row by row
 };
 
 enum Status : int32_t {
@@ -149,6 +152,17 @@ enum Status : int32_t {
 /// or its pages are on a list already.
 constexpr uint8_t kGivenBack = 0, kCarried = 1, kRetired = 2;
 
+/// A rule that may bind any of very many membranes inside a row: all threads look at these together.
+struct Wide {
+  int32_t row;
+  int32_t ordinal;  // among those of the row
+  int32_t rule;
+  int32_t children;
+  uint64_t before;  // children of those before it
+};
+constexpr int32_t kWideFrom = 256;
+constexpr uint64_t kMostWide = 1 << 16;
+
 /// What all threads of a step share.
 struct Shared {
   std::atomic<int32_t> status;
@@ -164,12 +178,14 @@ struct Shared {
   uint64_t mails;
   uint64_t dividing;
   uint64_t dissolving;
+  uint64_t total;
+  bool refused;  // not all bindings can be applied as often as each of them could by itself
   uint32_t first_part;  // row and id of the first part of all
   int64_t first_id;
   int64_t divided;
   int64_t dissolved;
   Vec<int32_t> candidates;
-  uint64_t settled;          // mail of the first thread's membranes; what is behind comes after all other threads'
+  Vec<Wide> wide;
   Vec<Mail> mail;            // grouped by row
   Vec<uint32_t> mail_order;  // of grouped mail, which it was of all
   Vec<uint32_t> mail_begin;  // per row + 1, where its mail starts; the environment's comes first

@@ -1,6 +1,7 @@
 // Which rules fit which membranes: labels, charges, contents, guards, targets.
 #pragma once
 
+#include "kernels/cpu/abi.h"
 #include "kernels/cpu/population.h"
 #include "kernels/cpu/population_pages.h"
 #include "kernels/cpu/population_rules.h"
@@ -143,10 +144,44 @@ class Binding {
     });
   }
 
+  Range share_rows(int64_t count) const { return echoc::share(count, call_.tid, call_.nthreads); }
+  void meet() const { population::meet(call_); }
+
+  // For every thread t the sum of f of those before it; returns the sum of all. All threads call it and meet.
+  template <class F>
+  uint64_t sum_before(uint64_t Workspace::* sums, F&& f) const {
+    constexpr int32_t kGroups = 64;  // add up the threads of each first
+    const int32_t groups = call_.nthreads <= kGroups ? 1 : kGroups;
+    const Range mine = call_.tid < groups ? echoc::share(call_.nthreads, call_.tid, groups) : Range{0, 0};
+    uint64_t sum = 0;
+    for (int64_t t = mine.begin; t < mine.end; ++t) sum += f(call_.workspaces[t]);
+    work_.partial = sum;
+    meet();
+    if (call_.tid == 0) {
+      sum = 0;
+      for (int32_t g = 0; g < groups; ++g) {
+        const uint64_t own = call_.workspaces[g].partial;
+        call_.workspaces[g].partial = sum;
+        sum += own;
+      }
+      shared_.total = sum;
+    }
+    meet();
+    sum = work_.partial;
+    for (int64_t t = mine.begin; t < mine.end; ++t) {
+      const uint64_t own = f(call_.workspaces[t]);
+      call_.workspaces[t].*sums = sum;
+      sum += own;
+    }
+    const uint64_t total = shared_.total;
+    meet();
+    return total;
+  }
+
   // Mail like one of the last few goes with it, which changes neither sums nor which object comes first.
   bool add_to_mail(int32_t row, uint32_t object, int64_t delta) {
     const uint64_t size = work_.mail.size;
-    for (uint64_t i = size; i > call_.shared->settled && i + 3 > size; --i) {
+    for (uint64_t i = size; i > work_.settled && i + 3 > size; --i) {
       Mail& mail = work_.mail.data[i - 1];
       int64_t sum;
       if (mail.cell != row || mail.object != object || (mail.delta < 0) != (delta < 0)) continue;

@@ -16,9 +16,8 @@ class MailRoom : public Ordered<S> {
   using Ordered<S>::call_;
   using Ordered<S>::shared_;
   using Ordered<S>::work_;
-
-  Range share_rows(int64_t count) const { return echoc::share(count, call_.tid, call_.nthreads); }
-  void meet() { population::meet(call_); }
+  using Ordered<S>::meet;
+  using Ordered<S>::share_rows;
 
   // The mail of all threads by row, in an order that does not tell how many threads there were: of the first thread's
   // membranes, of the others', of what was settled.
@@ -30,11 +29,8 @@ class MailRoom : public Ordered<S> {
     const Range ends = share_rows(static_cast<int64_t>(before_.count) + 2);
     uint32_t* begin = shared_.mail_begin.data;
     for (int64_t i = ends.begin; i < ends.end; ++i) begin[i] = 0;
-    if (call_.tid == 0) {
-      sum_before(&Workspace::before,
-                 [&](int32_t t) { return t == 0 ? shared_.settled : call_.workspaces[t].mail.size; });
-    }
-    meet();
+    first_ = this->sum_before(&Workspace::before, [](const Workspace& work) { return work.settled; });
+    this->sum_before(&Workspace::behind, [](const Workspace& work) { return work.mail.size - work.settled; });
     const Range mine = share_rows(static_cast<int64_t>(shared_.mail.size));
     each_mail(mine, [&](const Mail& mail, int64_t) { count_mail(mail); });
     flush_count();
@@ -46,10 +42,7 @@ class MailRoom : public Ordered<S> {
     }
     work_.counted = sum;
     meet();
-    if (call_.tid == 0) {
-      sum_before(&Workspace::counted, [&](int32_t t) { return call_.workspaces[t].counted; });
-    }
-    meet();
+    this->sum_before(&Workspace::counted, [](const Workspace& work) { return work.counted; });
     const uint32_t before = static_cast<uint32_t>(work_.counted);
     for (int64_t i = ends.begin; i < ends.end; ++i) begin[i] += before;
     meet();
@@ -108,34 +101,31 @@ class MailRoom : public Ordered<S> {
     }
   }
 
-  // For every thread, how much those before it have.
-  template <class F>
-  void sum_before(uint64_t Workspace::* sums, F&& f) {
-    uint64_t sum = 0;
-    for (int32_t t = 0; t < call_.nthreads; ++t) {
-      const uint64_t own = f(t);
-      call_.workspaces[t].*sums = sum;
-      sum += own;
-    }
-  }
-
-  // A part of all mail, which lies in the workspaces one behind another, and at the end what was settled.
+  // A part of all mail: that of membranes lies in the workspaces one behind another, then comes what was settled.
   template <class F>
   void each_mail(Range range, F&& f) const {
-    int32_t low = 0, high = call_.nthreads;  // the last thread whose mail begins at or before the range
+    const int64_t first = static_cast<int64_t>(first_);
+    const Range own{range.begin, range.end < first ? range.end : first};
+    each_in(own, 0, &Workspace::before, [](const Workspace&) { return uint64_t{0}; },
+            [](const Workspace& w) { return w.settled; }, f);
+    const Range late{range.begin > first ? range.begin : first, range.end};
+    each_in(late, first, &Workspace::behind, [](const Workspace& w) { return w.settled; },
+            [](const Workspace& w) { return w.mail.size; }, f);
+  }
+
+  template <class Begin, class End, class F>
+  void each_in(Range range, int64_t base, uint64_t Workspace::* before, Begin&& begin, End&& end, F&& f) const {
+    if (range.begin >= range.end) return;
+    int32_t low = 0, high = call_.nthreads;  // the last thread whose part begins at or before the range
     while (high - low > 1) {
       const int32_t middle = low + (high - low) / 2;
-      (call_.workspaces[middle].before <= static_cast<uint64_t>(range.begin) ? low : high) = middle;
+      (base + static_cast<int64_t>(call_.workspaces[middle].*before) <= range.begin ? low : high) = middle;
     }
     int64_t i = range.begin;
-    for (int32_t t = low; t <= call_.nthreads && i < range.end; ++t) {
-      const bool settled = t == call_.nthreads;
-      const Workspace& work = call_.workspaces[settled ? 0 : t];
-      const int64_t size = static_cast<int64_t>(t == 0 ? shared_.settled : work.mail.size);
-      const Workspace& last = call_.workspaces[call_.nthreads - 1];
-      const int64_t begin = static_cast<int64_t>(settled ? last.before + last.mail.size : work.before);
-      const int64_t first = settled ? static_cast<int64_t>(shared_.settled) : 0;
-      for (; i < range.end && first + i - begin < size; ++i) f(work.mail.data[first + i - begin], i);
+    for (int32_t t = low; t < call_.nthreads && i < range.end; ++t) {
+      const Workspace& work = call_.workspaces[t];
+      uint64_t at = begin(work) + static_cast<uint64_t>(i - base) - work.*before;
+      for (const uint64_t last = end(work); at < last && i < range.end; ++at, ++i) f(work.mail.data[at], i);
     }
   }
 
@@ -163,13 +153,16 @@ class MailRoom : public Ordered<S> {
   template <class F>
   void for_mail(F&& f) {
     for (int32_t t = 0; t < call_.nthreads; ++t) {
-      const Vec<Mail>& mail = call_.workspaces[t].mail;
-      const uint64_t size = t == 0 ? shared_.settled : mail.size;
-      for (uint64_t i = 0; i < size; ++i) f(mail.data[i]);
+      const Workspace& work = call_.workspaces[t];
+      for (uint64_t i = 0; i < work.settled; ++i) f(work.mail.data[i]);
     }
-    for (uint64_t i = shared_.settled; i < work_.mail.size; ++i) f(work_.mail.data[i]);
+    for (int32_t t = 0; t < call_.nthreads; ++t) {
+      const Workspace& work = call_.workspaces[t];
+      for (uint64_t i = work.settled; i < work.mail.size; ++i) f(work.mail.data[i]);
+    }
   }
 
+  uint64_t first_ = 0;  // mail that membranes sent by themselves
   int32_t counted_ = kNone;  // the row that mail was counted for last, and how much of it
   uint32_t count_ = 0;
 };

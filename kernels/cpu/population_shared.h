@@ -17,7 +17,7 @@ class SharedChoice : public CellChoice<S> {
     after_.family = before_.family;
     shared_.candidates.size = 0;
     shared_.divided = shared_.dissolved = 0;
-    shared_.settled = shared_.bindings = shared_.mails = shared_.dividing = shared_.dissolving = 0;
+    shared_.wide.size = shared_.bindings = shared_.mails = shared_.dividing = shared_.dissolving = 0;
     if constexpr (S::kNeedsChildren) {
       if (shared_.listed != before_.family) this->list_children();
       shared_.listed = before_.family;
@@ -49,9 +49,135 @@ class SharedChoice : public CellChoice<S> {
     }
   }
 
+  // The bindings that gather has left to all threads.
+  void gather_wide() {
+    Vec<Wide>& wide = shared_.wide;
+    if (call_.tid == 0) {
+      uint64_t before = 0;
+      for (uint64_t i = 0; i < wide.size; ++i) {
+        for (uint64_t k = i; k > 0 && comes_before(wide.data[k], wide.data[k - 1]); --k) {
+          const Wide kept = wide.data[k];
+          wide.data[k] = wide.data[k - 1];
+          wide.data[k - 1] = kept;
+        }
+      }
+      for (uint64_t i = 0; i < wide.size; ++i) {
+        wide.data[i].before = before;
+        before += static_cast<uint64_t>(wide.data[i].children);
+      }
+    }
+    meet();
+    const Wide& last = wide.data[wide.size - 1];
+    const Range mine = this->share_rows(static_cast<int64_t>(last.before) + last.children);
+    int64_t at = mine.begin;
+    for (uint64_t w = 0; w < wide.size && at < mine.end; ++w) {
+      const Wide& from = wide.data[w];
+      const RuleRow& r = rule_row(from.rule);
+      const InnerRow& inner = S::kInners[r.inner.begin];
+      const Span children = this->children_of(from.row);
+      const int64_t begin = static_cast<int64_t>(from.before);
+      for (; at < mine.end && at < begin + from.children; ++at) {
+        const int32_t row = shared_.children.data[children.begin + (at - begin)];
+        if (!this->is_inner(inner, row) || !has(row, inner.consume)) continue;
+        Candidate candidate{};
+        candidate.rule = from.rule;
+        candidate.cells[0] = from.row;
+        candidate.cells[1] = row;
+        bind_inner<1>(candidate, r, kNone);
+      }
+    }
+    meet();
+  }
+
+  // All bindings one behind another, in an order that does not tell how many threads there were. All threads.
+  bool join() {
+    const auto words = [](const Vec<int32_t>& list, uint64_t from, uint64_t to, int32_t* out) {
+      for (uint64_t i = from; i < to; ++i) *out++ = list.data[i];
+    };
+    const uint64_t narrow = this->sum_before(&Workspace::before, [](const Workspace& w) { return w.narrow; });
+    const uint64_t wide =
+        this->sum_before(&Workspace::behind, [](const Workspace& w) { return w.candidates.size - w.narrow; });
+    const uint64_t rest = this->sum_before(&Workspace::counted, [](const Workspace& w) { return w.contested.size; });
+    if (narrow + wide + rest > shared_.candidates.limit) {
+      fail(kOutOfWorkspace);
+      return false;
+    }
+    int32_t* all = shared_.candidates.data;
+    words(work_.candidates, 0, work_.narrow, all + work_.before);
+    words(work_.candidates, work_.narrow, work_.candidates.size, all + narrow + work_.behind);
+    words(work_.contested, 0, work_.contested.size, all + narrow + wide + work_.counted);
+    if (call_.tid == 0) {
+      shared_.candidates.size = narrow + wide + rest;
+      shared_.refused = false;
+    }
+    meet();
+    return true;
+  }
+
+  // Where there is enough for all bindings, whatever the order, none is to be drawn. All threads; whether it was so.
+  bool apply_all() {
+    if constexpr (S::kSequential || S::kHasPriority || S::kWeak) return false;
+    const Records<Candidate> all = candidates();
+    if (all.size() < kMany) return false;
+    uint32_t* claims = shared_.mail_begin.data;
+    const Range rows = this->share_rows(before_.count), mine = this->share_rows(static_cast<int64_t>(all.size()));
+    for (int64_t i = rows.begin; i < rows.end; ++i) claims[i] = 0;
+    meet();
+    const int32_t holder = all[0].cells[0];
+    int64_t* wanted = call_.workspaces[0].fresh;
+    bool fits = holder >= 0;
+    uint64_t pending = 0;  // applications of a rule that were not added up yet
+    int32_t rule = kNone;
+    const auto add_up = [&] {
+      if (pending == 0) return;
+      const Span bag = rule_row(rule).consume;
+      for (int32_t i = bag.begin; i < bag.end; ++i) {
+        __atomic_fetch_add(&wanted[item(i).object], static_cast<int64_t>(pending) * item(i).count, __ATOMIC_RELAXED);
+      }
+      pending = 0;
+    };
+    for (int64_t i = mine.begin; i < mine.end && fits; ++i) {
+      const Candidate& candidate = all[static_cast<uint64_t>(i)];
+      const int64_t times = alone(candidate);
+      fits = candidate.cells[0] == holder && times >= 0;
+      if (!fits) break;
+      fits = __atomic_fetch_add(&claims[candidate.cells[1]], 1u, __ATOMIC_RELAXED) == 0;
+      if (candidate.rule != rule) add_up();
+      rule = candidate.rule;
+      pending += static_cast<uint64_t>(times);
+    }
+    add_up();
+    if (!fits) __atomic_store_n(&shared_.refused, true, __ATOMIC_RELAXED);
+    meet();
+    const Range objects = this->share_rows(S::kObjects);
+    for (int64_t o = objects.begin; o < objects.end; ++o) {
+      if (wanted[o] == 0) continue;
+      if (holder < 0 || count_in(holder, static_cast<uint32_t>(o)) < wanted[o]) {
+        __atomic_store_n(&shared_.refused, true, __ATOMIC_RELAXED);
+      }
+      wanted[o] = 0;
+    }
+    meet();
+    if (shared_.refused) return false;
+    random_ = this->random_for(~uint64_t{0});
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const Candidate& candidate = all[static_cast<uint64_t>(i)];
+      const RuleRow& r = rule_row(candidate.rule);
+      const int64_t times = alone(candidate);
+      if (times == 0) continue;
+      const auto consume = [&](int32_t row, Span bag) {
+        for (int32_t k = bag.begin; k < bag.end; ++k) this->post(row, item(k).object, -item(k).count * times);
+      };
+      consume(candidate.cells[0], r.consume);
+      consume(candidate.cells[1], S::kInners[r.inner.begin].consume);
+      this->emit(candidate, times, kNone, random_, [](uint32_t, int64_t) { return true; });
+      work_.applied += 1;
+    }
+    return true;
+  }
+
   // Draws among all candidates that share something. One thread, when all others are done choosing.
   [[gnu::noinline, gnu::cold]] void settle() {
-    collect_candidates();
     random_ = this->random_for(~uint64_t{0});
     if (!list_resources()) return fail(kOutOfWorkspace);
     if constexpr (S::kHasPriority && !S::kWeak) bar_by_priority();
@@ -68,6 +194,7 @@ class SharedChoice : public CellChoice<S> {
   using CellChoice<S>::work_;
   using CellChoice<S>::fail;
   using CellChoice<S>::item;
+  using CellChoice<S>::meet;
   using CellChoice<S>::rule_row;
 
  private:
@@ -95,8 +222,24 @@ class SharedChoice : public CellChoice<S> {
       candidate.cells[trigger.member] = row;
     }
     if (!holder_allows(r, candidate.cells[0])) return;
+    if (trigger.member == 0 && r.inner.size() == 1) {
+      const int32_t children = this->children_of(row).size();
+      if (children >= kWideFrom) return leave_to_all({row, ordinal_++, trigger.rule, children, 0});
+    }
     bind_inner<0>(candidate, r, trigger.member - 1);
   }
+
+  void leave_to_all(const Wide& wide) {
+    const uint64_t at = __atomic_fetch_add(&shared_.wide.size, 1, __ATOMIC_RELAXED);
+    if (at < shared_.wide.limit) {
+      shared_.wide.data[at] = wide;
+    } else {
+      __atomic_store_n(&shared_.wide.size, shared_.wide.limit, __ATOMIC_RELAXED);
+      fail(kOutOfWorkspace);
+    }
+  }
+
+  int32_t ordinal_ = 0;  // of what is left to all threads
 
   // With inner membranes a rule without a label is held by whatever is around them; without, by its own label.
   bool holds(const RuleRow& r, int32_t row) const {
@@ -159,16 +302,30 @@ class SharedChoice : public CellChoice<S> {
     return false;
   }
 
-  void collect_candidates() {
-    for (int32_t t = 0; t < call_.nthreads; ++t) append(call_.workspaces[t].candidates);
-    for (int32_t t = 0; t < call_.nthreads; ++t) append(call_.workspaces[t].contested);
+  static bool comes_before(const Wide& a, const Wide& b) {
+    return a.row != b.row ? a.row < b.row : a.ordinal < b.ordinal;
   }
 
-  void append(Vec<int32_t>& words) {
-    const Records<Candidate> list(words);
-    for (uint64_t i = 0; i < list.size(); ++i) {
-      if (!candidates().push(list[i])) return fail(kOutOfWorkspace);
+  static constexpr uint64_t kMany = 256;  // bindings, from which on it is worth a look whether there is enough for all
+
+  // How often a rule could be applied if nothing but the membrane inside limited it; -1 where more has to be looked at.
+  int64_t alone(const Candidate& candidate) const {
+    constexpr int64_t kMost = 1 << 20;
+    const RuleRow& r = rule_row(candidate.rule);
+    const GroupRow& group = S::kGroups[r.group];
+    if (r.inner.size() != 1 || r.new_charge != kAnyCharge || r.dissolve || r.divide.size() > 0 || r.send.size() > 0 ||
+        r.delay > 0 || r.link != kNone || r.unlink != kNone) {
+      return -1;
     }
+    if (group.bound != BoundKind::kMaximal && group.bound != BoundKind::kAtMost) return -1;
+    const InnerRow& inner = S::kInners[r.inner.begin];
+    if (inner.results.size() != 1 || this->inner_renames(inner) != kNone) return -1;
+    int64_t most = group.bound == BoundKind::kAtMost ? static_cast<int64_t>(group.limit) : INT64_MAX;
+    for (int32_t i = inner.consume.begin; i < inner.consume.end; ++i) {
+      const int64_t times = count_in(candidate.cells[1], item(i).object) / item(i).count;
+      most = times < most ? times : most;
+    }
+    return most <= kMost ? most : -1;
   }
 
   Records<Candidate> candidates() const { return Records<Candidate>(shared_.candidates); }

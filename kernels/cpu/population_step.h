@@ -27,7 +27,9 @@ class Step : public MailRoom<S> {
     copy_rows(rows);
     if constexpr (S::kHasShared) {
       this->gather(rows);
+      work_.narrow = work_.candidates.size;
       meet();
+      if (shared_.wide.size > 0) this->gather_wide();
     }
     for (int64_t row = rows.begin; row < rows.end && !failed(); ++row) {
       if (row + kAhead < rows.end) foresee(pool_, before_.content[row + kAhead]);
@@ -35,6 +37,9 @@ class Step : public MailRoom<S> {
     }
     count_all();
     meet();
+    if constexpr (S::kHasShared || S::kSequential) {
+      if (shared_.bindings > 0) settle_all();
+    }
     if (call_.tid == 0) communicate();
     meet();
     if (shared_.stops) return finish(rows);
@@ -65,7 +70,7 @@ class Step : public MailRoom<S> {
   static constexpr int64_t kAhead = 4;  // rows whose memory is asked for beforehand
 
   void reset() {
-    work_.mail.size = 0;
+    work_.mail.size = work_.settled = work_.narrow = 0;
     work_.retired.size = 0;
     work_.candidates.size = 0;
     work_.contested.size = 0;
@@ -95,18 +100,20 @@ class Step : public MailRoom<S> {
 
   // What decides for all threads which phases there are.
   void count_all() {
+    work_.settled = work_.mail.size;
     const uint64_t bindings = work_.candidates.size + work_.contested.size;
     if (bindings > 0) __atomic_fetch_add(&shared_.bindings, bindings, __ATOMIC_RELAXED);
     if (work_.mail.size > 0) __atomic_fetch_add(&shared_.mails, work_.mail.size, __ATOMIC_RELAXED);
   }
 
+  void settle_all() {
+    if (this->join() && !this->apply_all() && call_.tid == 0 && !failed()) this->settle();
+    const uint64_t more = work_.mail.size - work_.settled;
+    if (more > 0) __atomic_fetch_add(&shared_.mails, more, __ATOMIC_RELAXED);
+    meet();
+  }
+
   void communicate() {
-    const uint64_t own = work_.mail.size;
-    shared_.settled = own;
-    if constexpr (S::kHasShared || S::kSequential) {
-      if (shared_.bindings > 0 && !failed()) this->settle();
-    }
-    shared_.mails += work_.mail.size - own;
     shared_.mail.size = shared_.mails;
     shared_.has_mail = shared_.mails > 0;
     if (!failed() && shared_.mails > shared_.mail.limit) fail(kOutOfWorkspace, 0, 0);

@@ -37,10 +37,11 @@ class Structure : public Binding<S> {
       if (call_.tid == 0 && !failed()) run_alone();
     } else {
       if (shared_.dividing > 0) {
-        if (call_.tid == 0) number_parts();
-        meet(call_);
+        const uint64_t parts = this->sum_before(&Workspace::before, [](const Workspace& work) { return work.before; });
+        if (call_.tid == 0) number_parts(parts);
+        this->meet();
         divide_own();
-        meet(call_);
+        this->meet();
       }
       if (call_.tid == 0 && !failed() && shared_.dissolving > 0) dissolve();
     }
@@ -96,14 +97,7 @@ class Structure : public Binding<S> {
   }
 
   // Parts get rows and ids in the order of what they are parts of, as if one thread had made them all.
-  void number_parts() {
-    uint64_t parts = 0;
-    for (int32_t t = 0; t < call_.nthreads; ++t) {
-      Workspace& work = call_.workspaces[t];
-      const uint64_t own = work.before;
-      work.before = parts;
-      parts += own;
-    }
+  void number_parts(uint64_t parts) {
     shared_.first_part = kNoPart;
     if (failed()) return;
     if (parts > after_.limit - after_.count) return fail(kOutOfCells);

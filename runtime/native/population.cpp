@@ -119,6 +119,7 @@ Vec<T> Population::reserve_vec(uint64_t count) {
 void Population::reserve_shared(Shared& shared) {
   const uint64_t n = uint64_t{rows_} + 8;
   shared.candidates = reserve_vec<int32_t>(8 * (2 * n + kSpare));
+  shared.wide = reserve_vec<Wide>(kMostWide);
   shared.mail = reserve_vec<Mail>(4 * n + kSpare);
   shared.mail_order = reserve_vec<uint32_t>(4 * n + kSpare);
   shared.mail_begin = reserve_vec<uint32_t>(n);

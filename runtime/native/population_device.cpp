@@ -9,7 +9,7 @@ namespace {
 
 constexpr unsigned kMostThreads =
     1 << 13;                            // of a grid: each has arrays of its own, and some phases look at all of them
-constexpr uint32_t kRowsPerThread = 2;  // fewer are not worth a block more
+constexpr uint32_t kRowsPerThread = 1;  // fewer are not worth a block more
 
 /// Bytes of what holds an atomic, which is not copied while anybody else looks at it.
 template <class T>
