@@ -426,8 +426,8 @@ def gemv(
     constants = {
         "kRows": rows, "kK": shape.k, "kSisters": sisters, "kUnits": units, "kHeight": shape.height,
         "kWidth": shape.width, "kSlots": shape.slots, "kInFlight": min(STAGES[shape.bits][1], shape.slots),
-        "kBits": shape.bits, "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": feeders, "kWarps": shape.warps,
-        "kEarly": max(len(s["ahead"]) for s in holes),
+        "kBits": shape.bits, "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": feeders,
+        "kWarps": shape.warps, "kEarly": max(len(s["ahead"]) for s in holes),
     }  # fmt: skip
     columns = [
         f"constexpr int kChunks = {chunks};",
