@@ -267,14 +267,15 @@ def _common(renderer: Renderer, node: Node, shape: Shape, tile: int) -> tuple[Ar
     if node["softcap"]:
         lines.append(f"score = attend.tanh(score * {1.0 / node['softcap']!r}) * {node['softcap']!r}")
     if node["body"]:
-        lines += _body(renderer, node.inputs[-1], arguments)
+        lines += _body(renderer, node.inputs[-1], arguments, printer.counter)
     holes["body"] = lines
     return arguments, holes
 
 
-def _body(renderer: Renderer, body: Node, arguments: Arguments) -> list[str]:
-    """The inlined body over a block of scores [lines, keys]."""
+def _body(renderer: Renderer, body: Node, arguments: Arguments, used: int) -> list[str]:
+    """The inlined body over a block of scores [lines, keys]; names up to the number `used` are the query's."""
     printer = Printer(arguments, renderer.bounds)
+    printer.counter = used
     lines, keys = printer.axis(), printer.axis()
     printer.name("head", lines)
     printer.name("position", lines)
