@@ -30,7 +30,7 @@ class Workload:
             raise EchoError(f"workload {self.kind}: context {self.context} and sequences {self.sequences} must be >= 1")
         if self.longest and (self.kind != "batched" or self.longest < self.context):
             raise EchoError(
-                f"workload {self.kind}: contexts of {self.context} to {self.longest}: a batch takes them, the least first"
+                f"workload {self.kind}: contexts of {self.context} to {self.longest}: a batch takes them, least first"
             )
         if self.kind != "prefill" and self.num_tokens < 1:
             raise EchoError(f"workload {self.kind}: {self.num_tokens} tokens to decode, wanted at least 1")

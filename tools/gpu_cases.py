@@ -1,9 +1,10 @@
-"""Every op of the table, and random programs, on a GPU: made where the compiler is, run where the GPU is.
+"""Every op of the table, states and random programs on a GPU: made where the compiler is, run where the GPU is.
 
     python tools/gpu_cases.py make FOLDER --target cuda:sm_90a      needs the compiler and this repository's tests
     python tools/gpu_cases.py run FOLDER                            needs numpy and the runtime alone
 
-`make` writes an artifact per case with its inputs and what the numpy meanings give in float64. `run` compares, prints
+`make` writes an artifact per case with the inputs of its steps and what the numpy meanings give in float64 (with states
+in the program's own types). `run` compares, the deterministic variant too where there are states, prints
 what is not within its tolerance (relative, in units of the largest value of each output), and exits with 1 if there is
 something. Tolerances allow for the approximate division, exponential and roots of GPUs.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = {"f64": 1e-12, "f32": 2e-5, "f16": 2e-3, "bf16": 2e-2}
+STATES = 2e-2  # attention multiplies in bf16, and some states hold it
 WEIGHTS = {"f32": 1e-4, "bf16": 3e-2, "int8": 5e-2, "int4": 5e-2}
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 
@@ -29,6 +31,8 @@ def make(folder: Path, target: str, seeds: int) -> int:
     """Compile all cases into the folder; the number of those that fail."""
     os.environ["TRITON_INTERPRET"] = "1"
     sys.path[:0] = [str(TESTS / name) for name in ("", "ops", "fuzz", "gpu")]
+    import test_attention
+    import test_states
     from device import dequantised, interpret, to_device, widened, widened_arrays
     from op_cases import all_cases
     from random_programs import random_case
@@ -45,7 +49,8 @@ def make(folder: Path, target: str, seeds: int) -> int:
     level = level_of(target)
     backend = Gpu(level)
     folder.mkdir(parents=True, exist_ok=True)
-    cases = [*all_cases(), *(random_case(seed) for seed in range(seeds))]
+    stateful = [*test_attention.CASES.values(), *test_states.CASES.values()]
+    cases = [*all_cases(), *(random_case(seed) for seed in range(seeds)), *stateful]
     kernels: dict[str, Any] = {}
     for case in cases:
         case.low = backend.lower(case.program, case.weights_dtype, case.group)
@@ -58,25 +63,54 @@ def make(folder: Path, target: str, seeds: int) -> int:
         values = Weights(case.program.skin, lookup(case.weights), {})
         code = backend.build(case.low, lambda stage, done, total: None)
         write_artifact(folder / f"{name}.echo", case.low, values, code, Provenance(), lambda stage, done, total: None)
-        narrow = case.weights_dtype != "f32"
-        wanted = (
-            interpret(case.program, case.inputs, dequantised(case))
-            if narrow
-            else interpret(widened(case.program), widened_arrays(case.inputs), case.weights)
-        )
+        narrow, held = case.weights_dtype != "f32", bool(case.program.skin.states)
+        if held:
+            steps = stateful_steps(case)
+        elif narrow:
+            steps = [(case.inputs, interpret(case.program, case.inputs, dequantised(case)))]
+        else:
+            steps = [(case.inputs, interpret(widened(case.program), widened_arrays(case.inputs), case.weights))]
         types = {p.name: p.type.dtype for p in case.program.skin.ports}
-        np.savez(
-            folder / f"{name}.npz",
-            **{f"in {n}": to_device(a, types[n]) for n, a in case.inputs.items()},
-            **{f"out {n}": a for n, a in wanted.items()},
-        )
+        arrays = {}
+        for i, (given, wanted) in enumerate(steps):
+            arrays |= {f"in {i} {n}": to_device(a, types[n]) for n, a in given.items()}
+            arrays |= {f"out {i} {n}": a for n, a in wanted.items() if n in types}
+        np.savez(folder / f"{name}.npz", **arrays)
+        least = WEIGHTS[case.weights_dtype] if narrow else STATES if held else 0
         tolerances[name] = {
-            n: 0.0 if not types[n].is_float else max(TOLERANCE[types[n]], WEIGHTS[case.weights_dtype] if narrow else 0)
-            for n in wanted
+            n: 0.0 if not types[n].is_float else max(TOLERANCE[types[n]], least) for n in steps[0][1] if n in types
         }
     (folder / "cases.json").write_text(json.dumps(tolerances))
     print(f"{len(cases)} cases in {folder}")
     return 0
+
+
+def stateful_steps(case: Any) -> list[tuple[Any, Any]]:
+    """Inputs and outputs of steps that find what those before them have left."""
+    import test_attention
+    from device import interpret
+
+    from echoc.compiler.ir import DType
+    from echoc.compiler.ir.ops.pointwise import cast_array
+
+    generator = np.random.default_rng(3)
+    skin = case.program.skin
+    types = {s.name: s.type for s in skin.states}
+    paged = any(t.kind == "pages" for t in types.values())
+    shapes = {n: (test_attention.PAGES, test_attention.PAGE, *t.shape) if paged else t.shape for n, t in types.items()}
+    states = {n: np.zeros(shapes[n], np.float32 if paged else types[n].dtype.numpy) for n in types}
+    lengths = dict.fromkeys(range(3), 0)
+    steps = []
+    for step in test_attention.steps():
+        if paged:
+            sizes = {c: types[f"layer.{c}"].shape[1] for c in "kv"}
+            given = test_attention.inputs(generator, lengths, step, sizes)
+        else:
+            given = {"u": generator.standard_normal(6).astype(np.float32)}
+        wanted = interpret(case.program, given, case.weights, states)
+        states = {n: cast_array(wanted[f"next {n}"], DType.F32) if paged else wanted[f"next {n}"] for n in states}
+        steps.append((given, wanted))
+    return steps
 
 
 def run(folder: Path) -> int:
@@ -88,15 +122,19 @@ def run(folder: Path) -> int:
     wrong = 0
     for name, allowed in tolerances.items():
         arrays = np.load(folder / f"{name}.npz")
-        given = {key[3:]: arrays[key] for key in arrays.files if key.startswith("in ")}
+        count = 1 + max(int(key.split()[1]) for key in arrays.files)
+        bad = []
         try:
-            program = load(folder / f"{name}.echo", num_pages=1)
-            found = program.step(given)
+            for deterministic in (False, True) if count > 1 else (False,):
+                program = load(folder / f"{name}.echo", num_pages=64, deterministic=deterministic)
+                for i in range(count):
+                    begin = f"in {i} "
+                    found = program.step({k[len(begin) :]: arrays[k] for k in arrays.files if k.startswith(begin)})
+                    checked = ((n, compare(found[n], arrays[f"out {i} {n}"], limit)) for n, limit in allowed.items())
+                    bad += [f"step {i}, {n}: {line}" for n, line in checked if line]
+                del program
         except EchoError as error:
-            print(f"{name}: {error}")
-            wrong += 1
-            continue
-        bad = [line for port, limit in allowed.items() if (line := compare(found[port], arrays[f"out {port}"], limit))]
+            bad.append(str(error))
         wrong += bool(bad)
         for line in bad:
             print(f"{name}: {line}")
