@@ -144,6 +144,8 @@ class Binding {
     });
   }
 
+  static constexpr int32_t kFewThreads = 16;  // one of them orders things sooner than all together
+
   Range share_rows(int64_t count) const { return echoc::share(count, call_.tid, call_.nthreads); }
   void meet() const { population::meet(call_); }
 
@@ -260,8 +262,97 @@ class Binding {
     return kNone;
   }
 
-  // Rows by parent: children of row r lie between child_begin[r + 1] and child_begin[r + 2]; rows without one first.
+  // Sums of `values` up to each, in place. All threads call it and meet.
+  void sum_up(uint32_t* values, int64_t count) const {
+    const Range mine = share_rows(count);
+    uint32_t sum = 0;
+    for (int64_t i = mine.begin; i < mine.end; ++i) values[i] = sum += values[i];
+    work_.counted = sum;
+    meet();
+    sum_before(&Workspace::counted, [](const Workspace& work) { return work.counted; });
+    const auto before = static_cast<uint32_t>(work_.counted);
+    for (int64_t i = mine.begin; i < mine.end; ++i) values[i] += before;
+    meet();
+  }
+
+  // Ascending: by insertion where there are few, else a heap.
+  template <class Less, class Swap>
+  static void sort(int64_t n, Less&& less, Swap&& swap) {
+    if (n <= 24) {
+      for (int64_t i = 1; i < n; ++i) {
+        for (int64_t k = i; k > 0 && less(k, k - 1); --k) swap(k - 1, k);
+      }
+      return;
+    }
+    const auto sink = [&](int64_t at, int64_t size) {
+      while (2 * at + 1 < size) {
+        int64_t child = 2 * at + 1;
+        if (child + 1 < size && less(child, child + 1)) ++child;
+        if (!less(at, child)) return;
+        swap(at, child);
+        at = child;
+      }
+    };
+    for (int64_t i = n / 2; i-- > 0;) sink(i, n);
+    for (int64_t last = n; last-- > 1;) {
+      swap(0, last);
+      sink(0, last);
+    }
+  }
+
+  // Rows by parent, ascending: children of row r lie between child_begin[r + 1] and child_begin[r + 2]; rows without a
+  // parent come first. All threads.
   void list_children() {
+    if (call_.nthreads <= kFewThreads || before_.count == 0) {
+      if (call_.tid == 0) list_children_alone();
+      return meet();
+    }
+    const int64_t rows = before_.count;
+    uint32_t* begin = shared_.child_begin.data;
+    uint32_t* next = shared_.mail_begin.data;
+    int32_t* children = shared_.children.data;
+    const Range ends = share_rows(rows + 3), mine = share_rows(rows);
+    for (int64_t i = ends.begin; i < ends.end; ++i) begin[i] = 0;
+    meet();
+    // most have one parent, whose list is in order without being sorted
+    const int32_t common = before_.parent[rows - 1];
+    uint64_t own = 0;
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const int32_t parent = before_.parent[i];
+      own += parent == common;
+      if (parent != common) __atomic_fetch_add(&begin[parent + 2], 1u, __ATOMIC_RELAXED);
+    }
+    work_.before = own;
+    meet();
+    const uint64_t all = sum_before(&Workspace::before, [](const Workspace& work) { return work.before; });
+    if (call_.tid == 0) begin[common + 2] += static_cast<uint32_t>(all);
+    meet();
+    sum_up(begin, rows + 3);
+    for (int64_t i = ends.begin; i < ends.end; ++i) next[i] = begin[i];
+    meet();
+    uint32_t at = begin[common + 1] + static_cast<uint32_t>(work_.before);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      const int32_t parent = before_.parent[i];
+      const uint32_t place = parent == common ? at++ : __atomic_fetch_add(&next[parent + 1], 1u, __ATOMIC_RELAXED);
+      children[place] = static_cast<int32_t>(i);
+    }
+    meet();
+    const auto in_order = [&](int32_t row) {
+      if (row == common) return;
+      int32_t* list = children + begin[row + 1];
+      sort(begin[row + 2] - begin[row + 1], [&](int64_t a, int64_t b) { return list[a] < list[b]; },
+           [&](int64_t a, int64_t b) {
+             const int32_t kept = list[a];
+             list[a] = list[b];
+             list[b] = kept;
+           });
+    };
+    if (call_.tid == 0) in_order(kNone);
+    for (int64_t i = mine.begin; i < mine.end; ++i) in_order(static_cast<int32_t>(i));
+    meet();
+  }
+
+  void list_children_alone() {
     const uint32_t rows = before_.count;
     uint32_t* begin = shared_.child_begin.data;
     for (uint32_t i = 0; i < rows + 3; ++i) begin[i] = 0;

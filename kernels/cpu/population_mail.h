@@ -22,7 +22,7 @@ class MailRoom : public Ordered<S> {
   // The mail of all threads by row, in an order that does not tell how many threads there were: of the first thread's
   // membranes, of the others', of what was settled.
   void group_mail() {
-    if (call_.nthreads <= kFewThreads) {
+    if (call_.nthreads <= this->kFewThreads) {
       if (call_.tid == 0) group_alone();
       return meet();
     }
@@ -35,17 +35,7 @@ class MailRoom : public Ordered<S> {
     each_mail(mine, [&](const Mail& mail, int64_t) { count_mail(mail); });
     flush_count();
     meet();
-    uint32_t sum = 0;
-    for (int64_t i = ends.begin; i < ends.end; ++i) {
-      sum += __atomic_load_n(&begin[i], __ATOMIC_RELAXED);
-      begin[i] = sum;
-    }
-    work_.counted = sum;
-    meet();
-    this->sum_before(&Workspace::counted, [](const Workspace& work) { return work.counted; });
-    const uint32_t before = static_cast<uint32_t>(work_.counted);
-    for (int64_t i = ends.begin; i < ends.end; ++i) begin[i] += before;
-    meet();
+    this->sum_up(begin, static_cast<int64_t>(before_.count) + 2);
     each_mail(mine, [&](const Mail& mail, int64_t i) {
       const uint32_t at = __atomic_fetch_add(&begin[mail.cell + 1], 1u, __ATOMIC_RELAXED);
       shared_.mail.data[at] = mail;
@@ -64,41 +54,20 @@ class MailRoom : public Ordered<S> {
   }
 
  private:
-  static constexpr int32_t kFewThreads = 16;  // one of them groups mail sooner than all together
-
   // Mail of one row, back into the order it was posted in.
   void in_order(Span span) {
     uint32_t* order = shared_.mail_order.data + span.begin;
     Mail* mail = shared_.mail.data + span.begin;
-    const int32_t n = span.size();
-    const auto swap = [&](int32_t a, int32_t b) {
-      const uint32_t kept = order[a];
-      order[a] = order[b];
-      order[b] = kept;
-      const Mail held = mail[a];
-      mail[a] = mail[b];
-      mail[b] = held;
-    };
-    if (n <= 24) {
-      for (int32_t i = 1; i < n; ++i) {
-        for (int32_t k = i; k > 0 && order[k - 1] > order[k]; --k) swap(k - 1, k);
-      }
-      return;
-    }
-    const auto sink = [&](int32_t at, int32_t size) {
-      while (2 * at + 1 < size) {
-        int32_t child = 2 * at + 1;
-        if (child + 1 < size && order[child] < order[child + 1]) ++child;
-        if (order[at] >= order[child]) return;
-        swap(at, child);
-        at = child;
-      }
-    };
-    for (int32_t i = n / 2; i-- > 0;) sink(i, n);
-    for (int32_t last = n; last-- > 1;) {
-      swap(0, last);
-      sink(0, last);
-    }
+    this->sort(
+        span.size(), [&](int64_t a, int64_t b) { return order[a] < order[b]; },
+        [&](int64_t a, int64_t b) {
+          const uint32_t kept = order[a];
+          order[a] = order[b];
+          order[b] = kept;
+          const Mail held = mail[a];
+          mail[a] = mail[b];
+          mail[b] = held;
+        });
   }
 
   // A part of all mail: that of membranes lies in the workspaces one behind another, then comes what was settled.

@@ -18,10 +18,6 @@ class SharedChoice : public CellChoice<S> {
     shared_.candidates.size = 0;
     shared_.divided = shared_.dissolved = 0;
     shared_.wide.size = shared_.bindings = shared_.mails = shared_.dividing = shared_.dissolving = 0;
-    if constexpr (S::kNeedsChildren) {
-      if (shared_.listed != before_.family) this->list_children();
-      shared_.listed = before_.family;
-    }
     if constexpr (S::kHasLinks) this->list_links();
   }
 

@@ -24,6 +24,12 @@ class Step : public MailRoom<S> {
     this->begin_rows(rows);
     copy_environment();
     meet();
+    if constexpr (S::kNeedsChildren) {
+      if (shared_.listed != before_.family) {
+        this->list_children();
+        if (call_.tid == 0) shared_.listed = before_.family;  // read again in the next step
+      }
+    }
     copy_rows(rows);
     if constexpr (S::kHasShared) {
       this->gather(rows);
