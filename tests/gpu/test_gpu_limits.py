@@ -16,7 +16,7 @@ FITS = {
     "cuda:sm_90a": Binary(b"", "k", 256, 232_448, 0, 255, 0, 1),
     "rocm:gfx90a": Binary(b"", "k", 256, 65_536, 0, 512, 0, 1, 106, 64),
     "rocm:gfx942": Binary(b"", "k", 1024, 65_536, 0, 128, 0, 1, 106, 64),
-    "rocm:gfx1100": Binary(b"", "k", 320, 65_536, 0, 256, 0, 1, 106, 32),
+    "rocm:gfx1100": Binary(b"", "k", 640, 65_536, 0, 256, 0, 1, 106, 32),
 }
 
 
@@ -35,7 +35,7 @@ def test_what_just_fits_is_taken(target: str) -> None:
         ("rocm:gfx942", {"registers": 129}, "544 registers a lane for its 16 waves"),
         ("rocm:gfx90a", {"scalar_registers": 109}, "109 scalar registers"),
         ("rocm:gfx90a", {"wavefront": 32}, "wavefronts of 32 lanes"),
-        ("rocm:gfx1100", {"threads": 352}, "registers a lane for its 11 waves"),
+        ("rocm:gfx1100", {"threads": 672}, "registers a lane for its 21 waves"),
     ],
 )
 def test_what_does_not_fit_is_named(target: str, change: dict[str, Any], words: str) -> None:

@@ -45,7 +45,7 @@ FILES = {
     "cuda": RegisterFile(512, 4, 8),  # 65,536 for 4 times 32 lanes
     "gfx90a": RegisterFile(512, 4, 8),
     "gfx942": RegisterFile(512, 4, 8),
-    "gfx1100": RegisterFile(1536, 2, 24),
+    "gfx1100": RegisterFile(1536, 4, 24),  # blocks have both units of a work-group processor, LLVM's default
 }
 SCALARS = {"gfx90a": 108, "gfx942": 108, "gfx1100": 108}  # with VCC
 
