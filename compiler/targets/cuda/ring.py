@@ -28,8 +28,8 @@ from echoc.compiler.targets.index import Index, Var, dim_text
 
 BITS = {"bf16": 16, "f8": 8, "i8": 8, "i4": 4}
 # Bytes of weights in a stage, about, and stages under way: more delay the small reads of other blocks. Measured on an
-# H200: 48 KB in all are the best for bf16, in stages of 16 KB or 24 KB; quantised weights have rows of their own.
-STAGES = {16: (16 * 1024, 3), 8: (32 * 1024, 2), 4: (32 * 1024, 2)}  # by the bits of a weight
+# H200: 48 KB in all are the best for bf16, in stages of 16 KB or 24 KB; 64 KB for the others.
+STAGES = {"bf16": (16 * 1024, 3), "f8": (32 * 1024, 2), "i8": (16 * 1024, 4), "i4": (16 * 1024, 4)}
 FEEDERS = 2  # warps that issue the copies, a row each: one alone is not fast enough; twice as many for scales
 BESIDE = 150 * 1024  # bytes of shared memory that leave room for an attention
 MAX_KEPT = {8: 112, 16: 48}  # floats of x that a thread may keep in registers, by the warps of a block
@@ -62,6 +62,7 @@ class Shape:
     height: int
     width: int
     slots: int
+    in_flight: int
     bits: int
     group: int
     split: bool
@@ -95,7 +96,7 @@ def shape_for(
     tile = -(-per_block // -(-per_block // tallest))
     height = tile * sisters
     step = 8 * packed.group if packed.group else 32
-    stage, in_flight = STAGES[bits]
+    stage, in_flight = STAGES[packed.format]
     stages = max(round(height * k * bits / 8 / stage), 1)
     width = min(_up(-(-k // stages), step), _up(k, step))
     lane = bits  # bytes that a lane takes at a time
@@ -112,8 +113,8 @@ def shape_for(
             if slots >= min(in_flight + 1, max(total, 2)):
                 least = device.shared_bytes // 2 + 1024 if device.bulk else 0
                 return Shape(
-                    rows, k, sisters, units, height, width, slots, bits, packed.group, split, warps,
-                    max(fixed + slots * slot, least),
+                    rows, k, sisters, units, height, width, slots, min(in_flight, slots), bits, packed.group, split,
+                    warps, max(fixed + slots * slot, least),
                 )  # fmt: skip
     return None
 
@@ -425,7 +426,7 @@ def gemv(
     feeders = FEEDERS * 2 if shape.group else FEEDERS
     constants = {
         "kRows": rows, "kK": shape.k, "kSisters": sisters, "kUnits": units, "kHeight": shape.height,
-        "kWidth": shape.width, "kSlots": shape.slots, "kInFlight": min(STAGES[shape.bits][1], shape.slots),
+        "kWidth": shape.width, "kSlots": shape.slots, "kInFlight": shape.in_flight,
         "kBits": shape.bits, "kGroup": shape.group, "kSplit": int(shape.split), "kFeeders": feeders,
         "kWarps": shape.warps, "kEarly": max(len(s["ahead"]) for s in holes),
     }  # fmt: skip
