@@ -16,8 +16,8 @@
 
 namespace echoc::amx {
 
-using vec16::f32x16;
 using layout::kAhead;
+using vec16::f32x16;
 
 // Whether the system lets this process use tiles; asks for it on first use.
 inline bool available() {

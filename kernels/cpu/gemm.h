@@ -103,8 +103,7 @@ void gemm(const Call& call, const void* x, const void* w, int64_t T, int64_t N, 
 // Rows whose id is outside 0..E-1 are skipped: their epilogue is not called.
 template <class W, int NW, class Epilogue>
 void gemm_experts(const Call& call, const void* x, int64_t rows_per_x, const void* w, int64_t E, const int32_t* ids,
-                  int64_t rows, int64_t N, int64_t K, bool deterministic, Epilogue&& epilogue,
-                  Schedule schedule = {}) {
+                  int64_t rows, int64_t N, int64_t K, bool deterministic, Epilogue&& epilogue, Schedule schedule = {}) {
   const auto* activations = static_cast<const std::byte*>(x);
   const auto* weights = static_cast<const std::byte*>(w);
   const int64_t expert_bytes = layout::packed_bytes(W::kBits, W::kGroup, NW, N, K);

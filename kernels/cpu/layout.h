@@ -19,7 +19,7 @@ namespace echoc::layout {
 
 inline constexpr int64_t kPanel = 16;
 inline constexpr int64_t kLine = 64;
-inline constexpr int64_t kAhead = 2048;  // bytes of a stream that are asked for beforehand
+inline constexpr int64_t kAhead = 2048;   // bytes of a stream that are asked for beforehand
 inline constexpr int64_t kBf16Step = 32;  // k covered by one AMX tile of bf16
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }

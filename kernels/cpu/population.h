@@ -179,7 +179,7 @@ struct Shared {
   uint64_t dividing;
   uint64_t dissolving;
   uint64_t total;
-  bool refused;  // not all bindings can be applied as often as each of them could by itself
+  bool refused;         // not all bindings can be applied as often as each of them could by itself
   uint32_t first_part;  // row and id of the first part of all
   int64_t first_id;
   int64_t divided;

@@ -340,12 +340,13 @@ class Binding {
     const auto in_order = [&](int32_t row) {
       if (row == common) return;
       int32_t* list = children + begin[row + 1];
-      sort(begin[row + 2] - begin[row + 1], [&](int64_t a, int64_t b) { return list[a] < list[b]; },
-           [&](int64_t a, int64_t b) {
-             const int32_t kept = list[a];
-             list[a] = list[b];
-             list[b] = kept;
-           });
+      sort(
+          begin[row + 2] - begin[row + 1], [&](int64_t a, int64_t b) { return list[a] < list[b]; },
+          [&](int64_t a, int64_t b) {
+            const int32_t kept = list[a];
+            list[a] = list[b];
+            list[b] = kept;
+          });
     };
     if (call_.tid == 0) in_order(kNone);
     for (int64_t i = mine.begin; i < mine.end; ++i) in_order(static_cast<int32_t>(i));

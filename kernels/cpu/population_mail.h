@@ -75,11 +75,13 @@ class MailRoom : public Ordered<S> {
   void each_mail(Range range, F&& f) const {
     const int64_t first = static_cast<int64_t>(first_);
     const Range own{range.begin, range.end < first ? range.end : first};
-    each_in(own, 0, &Workspace::before, [](const Workspace&) { return uint64_t{0}; },
-            [](const Workspace& w) { return w.settled; }, f);
+    each_in(
+        own, 0, &Workspace::before, [](const Workspace&) { return uint64_t{0}; },
+        [](const Workspace& w) { return w.settled; }, f);
     const Range late{range.begin > first ? range.begin : first, range.end};
-    each_in(late, first, &Workspace::behind, [](const Workspace& w) { return w.settled; },
-            [](const Workspace& w) { return w.mail.size; }, f);
+    each_in(
+        late, first, &Workspace::behind, [](const Workspace& w) { return w.settled; },
+        [](const Workspace& w) { return w.mail.size; }, f);
   }
 
   template <class Begin, class End, class F>
@@ -131,7 +133,7 @@ class MailRoom : public Ordered<S> {
     }
   }
 
-  uint64_t first_ = 0;  // mail that membranes sent by themselves
+  uint64_t first_ = 0;       // mail that membranes sent by themselves
   int32_t counted_ = kNone;  // the row that mail was counted for last, and how much of it
   uint32_t count_ = 0;
 };

@@ -140,7 +140,7 @@ def to_bf16(values: Array) -> Array:
 
 
 def quantise(form: Layout, rows: Array, threads: int) -> tuple[Array, Array]:
-    """Stored rows [n, row] and scales ([n, groups] f16, or [n] f32), out of the panels that the CPU packs (layout.h)."""
+    """Stored rows [n, row] and scales ([n, groups] f16, or [n] f32), out of the panels that the CPU packs."""
     if rows.dtype not in (np.float32, np.float16, np.uint16):
         rows = rows.astype(np.float32)
     n, group, bits = len(rows), form.group, BITS[form.format]
