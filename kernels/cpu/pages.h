@@ -27,18 +27,26 @@ inline int32_t share(int32_t& holders) { return __atomic_fetch_add(&holders, 1, 
 /// A release: one holder less. Whether that was the last one, who must keep the page for others or give it back.
 inline bool drop(int32_t& holders) { return __atomic_sub_fetch(&holders, 1, __ATOMIC_ACQ_REL) == 0; }
 
-/// Holds the pool for a few instructions; threads meet here once for many pages (see Cache). `f` is called inside of
-/// the loop: threads that go in step, as those of a wavefront, would wait for one that has the pool and waits for them.
+/// Holds the pool for a few instructions; threads meet here once for many pages (see Cache). Threads that go in step,
+/// as those of a wavefront, would wait for one that has the pool and waits for them: `f` must lie inside of the loop,
+/// and a compiler moves what leads only to the exit behind it, unless it cannot see that this does.
 template <class F>
 inline void alone(Pool& pool, F&& f) {
-  while (true) {
+  int32_t waits = 1;
+  while (waits != 0) {
     if (__atomic_load_n(&pool.lock, __ATOMIC_RELAXED) == 0 &&
         __atomic_exchange_n(&pool.lock, 1, __ATOMIC_ACQUIRE) == 0) {
       f();
       __atomic_store_n(&pool.lock, 0, __ATOMIC_RELEASE);
-      return;
+      waits = 0;
+    } else {
+      sched_yield();
     }
-    sched_yield();
+#if defined(__AMDGCN__)
+    asm volatile("" : "+v"(waits));
+#else
+    asm volatile("" : "+r"(waits));
+#endif
   }
 }
 
