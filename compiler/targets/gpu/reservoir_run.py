@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from echoc.compiler.targets.cpu.reservoir import NetworkPlan
 from echoc.compiler.targets.gpu.levels import Level
 from echoc.compiler.targets.gpu.reservoir import ReservoirSource, batch_kernel
 from echoc.errors import DeviceError
-from echoc.runtime.devices.gpu import device_number, open_driver, runs_on
 
 Array = npt.NDArray[Any]
 
@@ -21,7 +21,8 @@ class GpuReservoirKernel:
     """One network on the device that ECHOC_DEVICE_INDEX names, else the first. Not safe for use from several threads.
 
     `loop` says what the readout's outputs drive: "none" (the states are wanted), "feedback" or "closed" (the outputs).
-    Raises: CompileError, and DeviceError where there is no such device or it has another architecture.
+    Raises: CompileError, and DeviceError where there is no driver; `run` where there is no such device, or its
+    architecture is another one.
     """
 
     def __init__(self, network: NetworkPlan, dtype: str, level: Level, loop: str) -> None:
@@ -31,10 +32,8 @@ class GpuReservoirKernel:
         self.units = sum(layer.units for layer in network.layers)
         self.outputs = 0 if network.readout is None else len(network.readout)
         self.loops = loop != "none"
-        self._driver = open_driver(level.device.vendor)
-        found = self._driver.devices()[device_number()]["architecture"]
-        if not runs_on(level.device.vendor, level.runs_on or level.name, found):
-            raise DeviceError(f"the reservoir is compiled for {level.name}, the device is {found}: name its own level")
+        vendor = level.device.vendor
+        self._driver = _native.GpuDriver(vendor, os.environ.get(f"ECHOC_{vendor.upper()}_LIBRARY", ""))
         self._batch = 0
         self._executor: _native.GpuExecutor | None = None
 
@@ -74,7 +73,7 @@ class GpuReservoirKernel:
         if self._executor is not None and batch <= self._batch:
             return self._executor
         kernel, size = self.kernel, self.dtype.itemsize
-        executor = _native.GpuExecutor(self._driver, device_number())
+        executor = _native.GpuExecutor(self._driver, _device())
         states = [(batch * self.units * size, 0), (batch * max(self.outputs, 1) * size, 0)]
         executor.bind(kernel.mail_bytes, [kernel.plan.nbytes], states, [False, False, True])
         module = executor.add_module(np.frombuffer(self.image, np.uint8), kernel.name)
@@ -88,3 +87,11 @@ class GpuReservoirKernel:
         executor.end_uploads()
         self._batch, self._executor = batch, executor
         return executor
+
+
+def _device() -> int:
+    """The number of the device to use. Raises DeviceError."""
+    text = os.environ.get("ECHOC_DEVICE_INDEX", "0")
+    if not text.isascii() or not text.isdigit():
+        raise DeviceError(f"ECHOC_DEVICE_INDEX is {text!r}, wanted the number of a device, from 0")
+    return int(text)
