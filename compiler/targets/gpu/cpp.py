@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from echoc.compiler.targets.cpu.build import KERNELS, cache_folder
+from echoc.compiler.targets.gpu import code_object
 from echoc.compiler.targets.gpu.levels import Level
 from echoc.errors import CompileError
 
@@ -206,31 +207,24 @@ def _rocm(
     source: str, entries: Sequence[str], level: Level, folder: Path, macros: Sequence[str], threads: int, bounds: str
 ) -> dict[str, CppKernel]:
     target = ["-target", "amdgcn-amd-amdhsa", f"-mcpu={level.name}", "-mcode-object-version=5"]
-    text = _front(source, folder, level, target, macros)
+    _front(source, folder, level, target, macros)
     zig, _ = clang()
     command = [str(zig), "clang", *target, "-x", "assembler", "-c", str(folder / "kernel.s"), "-o"]
     _run([*command, str(folder / "kernel.o")], "clang's assembler", level.name)
     link = [str(zig), "ld.lld", "-shared", "--no-undefined", str(folder / "kernel.o"), "-o", str(folder / "image")]
     _run(link, "the linker", level.name)
-    described = text.rpartition("amdhsa.kernels:")[2]
-    blocks = {m[1]: b for b in re.split(r"\n  - ", described) if (m := re.search(r"\.name:\s+(\w+)\n", b))}
+    described = code_object.kernels((folder / "image").read_bytes())
     kernels = {}
     for name in entries:
-        if name not in blocks:
+        if name not in described:
             raise CompileError(f"the source has no kernel {name}; kernels are declared with ECHOC_KERNEL")
-
-        def note(field: str, block: str = blocks[name]) -> int:
-            found = re.search(rf"\.{field}:\s+(\w+)", block)
-            assert found is not None, field
-            return int(found[1] == "true") if found[1] in ("true", "false") else int(found[1])
-
-        most = note("max_flat_workgroup_size")
+        notes = described[name]
+        most = notes[".max_flat_workgroup_size"]
         if most != threads:
             raise CompileError(f"kernel {name} is declared for blocks of {most} threads; wanted {threads}")
-        spills = note("vgpr_spill_count") + note("sgpr_spill_count")
         kernels[name] = CppKernel(
-            note("vgpr_count"), note("group_segment_fixed_size"), note("private_segment_fixed_size"), spills,
-            bool(note("uses_dynamic_stack")),
+            notes[".vgpr_count"], notes[".group_segment_fixed_size"], notes[".private_segment_fixed_size"],
+            notes[".vgpr_spill_count"] + notes[".sgpr_spill_count"], bool(notes.get(".uses_dynamic_stack")),
         )  # fmt: skip
     return kernels
 

@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from echoc.compiler.targets.gpu.code_object import kernels
+
 UNITS = {"cuda": "cubin", "hip": "hsaco"}
 
 
@@ -67,19 +69,13 @@ def _cuda(built: Any, log: str) -> dict[str, Any]:
 
 
 def _hip(built: Any) -> dict[str, Any]:
-    """The notes of the code object: registers (scalar ones apart), spilled registers, the size of a workgroup."""
-    text = built.asm["amdgcn"]
-
-    def note(name: str) -> int:
-        found = re.search(rf"\.{name}:\s+(\d+)", text)
-        assert found is not None, name
-        return int(found[1])
-
-    hidden = len(re.findall(r"\.value_kind:\s+hidden_", text))
+    """What the code object says: registers (scalar ones apart), spilled registers, the size of a workgroup."""
+    (kernel,) = kernels(built.asm["hsaco"]).values()
+    own = [a for a in kernel[".args"] if not a[".value_kind"].startswith("hidden_")]
     return {
-        "threads": note("max_flat_workgroup_size"), "parameters": len(re.findall(r"\.value_kind:", text)) - hidden,
-        "registers": note("vgpr_count"), "spills": note("vgpr_spill_count") + note("sgpr_spill_count"),
-        "scalar_registers": note("sgpr_count"), "wavefront": note("wavefront_size"),
+        "threads": kernel[".max_flat_workgroup_size"], "parameters": len(own), "registers": kernel[".vgpr_count"],
+        "spills": kernel[".vgpr_spill_count"] + kernel[".sgpr_spill_count"],
+        "scalar_registers": kernel[".sgpr_count"], "wavefront": kernel[".wavefront_size"],
     }  # fmt: skip
 
 
