@@ -120,7 +120,7 @@ def test_a_failed_compile_leaves_the_older_artifact(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weights_dtype": "int3"}, "unknown weights dtype 'int3'; wanted one of f32, bf16, int8, int4"),
+        ({"weights_dtype": "int3"}, "unknown weights dtype 'int3'; wanted one of f32, bf16, fp8, int8, int4"),
         ({"weights_dtype": "int4", "group": 48}, "unknown quantisation group 48; wanted one of 32, 64, 128"),
         ({"target": "tpu"}, "unknown target 'tpu'"),
         ({"target": "cpu:pdp11"}, "does not know the CPU level 'pdp11'"),
@@ -331,7 +331,10 @@ def test_a_cache_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
 def test_no_compiler(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    done = run_compile(folder, out / "x.echo", PATH=str(tmp_path), CXX="")
+    without = tmp_path / "without"  # a machine without ziglang, whatever is installed here
+    without.mkdir()
+    (without / "sitecustomize.py").write_text("import sys\nsys.modules['ziglang'] = None\n")
+    done = run_compile(folder, out / "x.echo", PATH=str(tmp_path), CXX="", PYTHONPATH=str(without))
     refused(done, "no C++ compiler was found", "apt install g++", "pip install ziglang")
     assert list(out.iterdir()) == []
 
