@@ -21,9 +21,9 @@
 
 namespace echoc::reservoir {
 
-enum class Hold { registers, shared, plan };     // where the weights stay
-enum class Loop { none, feedback, closed };      // what the readout's outputs drive: nothing, y(t-1), the inputs
-enum class Squares { none, half, all };          // of the states, in the readout
+enum class Hold { registers, shared, plan };  // where the weights stay
+enum class Loop { none, feedback, closed };   // what the readout's outputs drive: nothing, y(t-1), the inputs
+enum class Squares { none, half, all };       // of the states, in the readout
 
 #if defined(__NVPTX__) || defined(__AMDGCN__)
 extern "C" __attribute__((address_space(3), aligned(16))) std::byte reservoir_shared[];
@@ -89,7 +89,8 @@ struct Letter {
   }
 };
 
-// `N` is one network as compiler/targets/gpu/reservoir.py lays it out: sizes and offsets, all known when it is compiled.
+// `N` is one network as compiler/targets/gpu/reservoir.py lays it out: sizes and offsets, all known when it is
+// compiled.
 template <class N>
 class Worker {
  public:
@@ -138,7 +139,8 @@ class Worker {
         if (done * N::kDepths == k + 1) feed_back(done - 1);
       } else if constexpr (N::kOutputs > 0) {
         const bool whole = N::kPipeline ? done > 0 : done > 0 && done * N::kDepths == k + 1;
-        if (whole && (done % N::kChunk == 0 || done == job_.steps)) read_chunk((done - 1) / N::kChunk * N::kChunk, done);
+        if (whole && (done % N::kChunk == 0 || done == job_.steps))
+          read_chunk((done - 1) / N::kChunk * N::kChunk, done);
       }
     }
     if (part_ == 0) {
@@ -158,7 +160,8 @@ class Worker {
   static constexpr int kFed = N::kLoop == Loop::closed ? kInputsAt : kLateAt;
   static constexpr bool kReadsInputs = N::kInputs > 0 && N::kLoop != Loop::closed;
   static constexpr bool kReadsLate = N::kFeedback > 0 && N::kLoop == Loop::none;
-  static constexpr int kDrives = (kReadsInputs ? N::kLags * N::kInputs : 0) + (kReadsLate ? N::kLags * N::kFeedback : 0);
+  static constexpr int kDrives =
+      (kReadsInputs ? N::kLags * N::kInputs : 0) + (kReadsLate ? N::kLags * N::kFeedback : 0);
   static constexpr int kFetched = (kDrives + N::kThreads - 1) / N::kThreads;
   static constexpr int kHeld = N::kHold == Hold::registers ? N::kSlots : 1;
 
