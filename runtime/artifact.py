@@ -18,6 +18,7 @@ import numpy.typing as npt
 from echoc import _native
 from echoc.errors import ArtifactError
 from echoc.runtime.manifest import Manifest, parse_manifest
+from echoc.runtime.memory import ask_for_huge_pages
 
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")  # APPNOTE.TXT 4.3.7, up to and with the two lengths
@@ -147,11 +148,13 @@ class Artifact:
 def _map_file(path: Path) -> mmap.mmap:
     try:
         with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ArtifactError(f"no artifact at {path}; make one with: echoc compile MODEL -o {path}") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read {path} as an artifact: {error}") from None
+    ask_for_huge_pages(memory)
+    return memory
 
 
 class _Bytes(io.RawIOBase):

@@ -19,10 +19,15 @@ def allocate(nbytes: int) -> Bytes:
         memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"cannot map {nbytes} bytes: {error}") from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without transparent huge pages works as well, only slower
-            memory.madvise(mmap.MADV_HUGEPAGE)
+    ask_for_huge_pages(memory)
     return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
+
+
+def ask_for_huge_pages(memory: mmap.mmap) -> None:
+    """For a file: that what is not cached yet is read in large folios. A kernel without them only runs slower."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 def address(array: npt.NDArray[np.generic]) -> int:
