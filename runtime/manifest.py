@@ -1,7 +1,7 @@
 """What an artifact says about itself: the typed form of manifest.json, checked while it is read."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ DTYPES: dict[str, npt.DTypeLike] = {
 }
 ARGUMENT_KINDS = ("arena", "weight", "port", "state")
 GPUS = ("cuda", "rocm")
+ELEMENTS = ("bf16", "f16", "f32", "i8", "u8")  # of tensor maps
 
 _MOST = (1 << 62) - 1
 _MOST_TERMS, _MOST_FACTORS = 64, 8  # of the size of a grid
@@ -81,7 +82,8 @@ class BinarySpec:
     """A kernel of a GPU: function `entry` of a cubin or hsaco member, run in blocks of `threads` threads.
 
     `shared_bytes` of shared memory a block; `extra_pointers` null pointers follow the parameters of a launch;
-    `together`: its blocks wait for each other.
+    `together`: its blocks wait for each other. `boxes` are of each tensor map that it takes: rows, columns and bytes of
+    swizzling of what one copy brings to shared memory.
     """
 
     name: str
@@ -91,6 +93,7 @@ class BinarySpec:
     shared_bytes: int
     extra_pointers: int
     together: bool = False
+    boxes: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +138,22 @@ class AxisSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixSpec:
+    """An argument of which a kernel gets a tensor map: `rows` of `columns` elements, one behind the other."""
+
+    argument: int
+    element: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchSpec:
     """One kernel of a launch list; arguments are (kind, byte offset or index).
 
     On a GPU the values of `symbols` (indices) follow the arguments, `grid` has one to three axes, and a `dependent`
-    launch may start before the one in front of it has ended.
+    launch may start before the one in front of it has ended; `matrices` are the arguments that are tensor maps, in the
+    order of the kernel's boxes.
     """
 
     kernel: str
@@ -148,6 +162,7 @@ class LaunchSpec:
     symbols: tuple[int, ...] = ()
     grid: tuple[AxisSpec, ...] = ()
     dependent: bool = False
+    matrices: tuple[MatrixSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +359,39 @@ def _launch(launch: _Reader, gpu: _Gpu | None) -> LaunchSpec:
     if not 1 <= len(grid) <= 3:
         raise ArtifactError(f"{launch.where}: manifest.json has {len(grid)} axes at {launch.path}grid, wanted 1 to 3")
     axes = tuple(_axis(axis, launch, gpu.num_symbols) for axis in grid)
-    return LaunchSpec(kernel, False, tuple(args), tuple(symbols), axes, launch.get("dependent", bool, False))
+    matrices = tuple(_matrix(matrix, launch, args) for matrix in launch.get("matrices", list, []))
+    boxes = gpu.binaries[kernel].boxes
+    if len(matrices) != len(boxes):
+        raise ArtifactError(
+            f"{launch.where}: manifest.json has {len(matrices)} matrices at {launch.path}matrices, wanted "
+            f"{len(boxes)}: so many tensor maps does its kernel {kernel} take; compile the model again"
+        )
+    return LaunchSpec(kernel, False, tuple(args), tuple(symbols), axes, launch.get("dependent", bool, False), matrices)
+
+
+def _matrix(matrix: Any, launch: _Reader, args: Sequence[tuple[str, int]]) -> MatrixSpec:
+    """[argument, element type, rows, columns]."""
+    if isinstance(matrix, list) and len(matrix) == 4:
+        argument, element, rows, columns = matrix
+        sized = _is_number(rows, 1, 1 << 31) and _is_number(columns, 1, 1 << 31) and element in ELEMENTS
+        if sized and _is_index(argument, len(args)) and args[argument][0] in ("arena", "weight"):
+            return MatrixSpec(argument, element, rows, columns)
+    raise ArtifactError(
+        f"{launch.where}: manifest.json has {matrix!r} in {launch.path}matrices, wanted [argument in the arena or of a "
+        f"weight, {'|'.join(ELEMENTS)}, rows, columns]"
+    )
+
+
+def _box(box: Any, binary: _Reader) -> tuple[int, int, int]:
+    """(rows, columns, bytes of swizzling)."""
+    if isinstance(box, list) and len(box) == 3:
+        rows, columns, swizzle = box
+        if _is_number(rows, 1, 256) and _is_number(columns, 1, 256) and swizzle in (0, 32, 64, 128):
+            return rows, columns, swizzle
+    raise ArtifactError(
+        f"{binary.where}: manifest.json has {box!r} in {binary.path}boxes, wanted [rows and columns of 1 to 256, "
+        "swizzling of 0, 32, 64 or 128 bytes]"
+    )
 
 
 def _axis(axis: Any, launch: _Reader, num_symbols: int) -> AxisSpec:
@@ -390,6 +437,7 @@ def _binaries(kernels: _Reader) -> list[BinarySpec]:
                 shared_bytes=binary.count("shared_bytes", 0, high=1 << 20),
                 extra_pointers=binary.count("extra_pointers", 0, high=8),
                 together=binary.get("together", bool, False),
+                boxes=tuple(_box(box, binary) for box in binary.get("boxes", list, [])),
             )
         )
     return found

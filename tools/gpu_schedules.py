@@ -68,6 +68,11 @@ class Writer:
                     "kernel": kernel.name, "arguments": [places[a.key] for a in kernel.arguments],
                     "symbols": [symbols[s] for s in kernel.symbols], "dependent": kernel.dependent,
                     "grid": [-(-dim_value(size, symbols) // tile) for size, tile in kernel.grid],
+                    "matrices": {
+                        i: [a.element, dim_value(a.matrix.rows, symbols), a.matrix.columns]
+                        for i, a in enumerate(kernel.arguments) if a.matrix is not None
+                    },
+                    "written": [i for i, a in enumerate(kernel.arguments) if a.written],
                 }
             )  # fmt: skip
         case = {"name": name, "schedule": str(schedule), "default": default, "launches": launches, "buffers": buffers}
@@ -110,23 +115,30 @@ def tiles(rows: int, sisters: int, default: Any) -> Iterator[Any]:
             (256, 64, 64, 8, 4, 2), (256, 64, 64, 8, 4, 4), (128, 256, 64, 8, 4, 2), (64, 256, 64, 4, 4, 1),
         ):  # fmt: skip
             if block <= rows:
-                yield replace(default, block=block, columns=columns // sisters, depth=depth, num_warps=warps,
-                              num_stages=stages, splits=splits)  # fmt: skip
+                yield from both(default, block=block, columns=columns // sisters, depth=depth, num_warps=warps,
+                                num_stages=stages, splits=splits)  # fmt: skip
         return
     for block, columns, depth, warps, stages in (
         (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (128, 256, 64, 8, 3), (128, 256, 64, 8, 4),
-        (256, 128, 64, 8, 3), (64, 256, 64, 4, 4), (128, 256, 32, 8, 4), (128, 128, 128, 8, 2),
+        (256, 128, 64, 8, 3), (256, 128, 64, 8, 4), (64, 256, 64, 4, 4), (64, 256, 64, 4, 2), (128, 128, 128, 8, 2),
+        (128, 128, 128, 8, 3), (128, 256, 128, 8, 2), (256, 128, 128, 8, 2),
     ):  # fmt: skip
-        yield replace(default, block=block, columns=columns // sisters, depth=depth, num_warps=warps, num_stages=stages,
-                      splits=1)  # fmt: skip
+        yield from both(default, block=block, columns=columns // sisters, depth=depth, num_warps=warps,
+                        num_stages=stages, splits=1)  # fmt: skip
 
 
-def matmuls(writer: Writer, only: str) -> None:
+def both(default: Any, **sizes: Any) -> Iterator[Any]:
+    """A schedule with either way of loading."""
+    yield replace(default, **sizes, loads="pointers")
+    yield replace(default, **sizes, loads="boxes")
+
+
+def matmuls(writer: Writer, only: str, device: Any) -> None:
     from echoc.compiler.ir import make, symbol
     from echoc.compiler.passes.fuse import Group, Matmul
     from echoc.compiler.passes.pack import Packing
     from echoc.compiler.targets.gpu import matmul
-    from echoc.compiler.targets.gpu.render import Device, Renderer
+    from echoc.compiler.targets.gpu.render import Renderer
 
     t = symbol("T")
     for model, (width, inner, heads, kv_heads, dim) in SHAPES.items():
@@ -148,16 +160,21 @@ def matmuls(writer: Writer, only: str) -> None:
                         node = make("contract", x, w, spec="Tk,nk->Tn")
                         found.append(Matmul(node, x, w, t, n, k, False))
                     nodes = [m.node for m in found]
-                    last = make("mul", *nodes) if len(nodes) > 1 else nodes[0]
-                    extra = [last] if len(nodes) > 1 else []
-                    groups.append(Group("gemm", 0, nodes + extra, t, [last], found))
+                    if len(nodes) > 1:
+                        nodes.append(make("mul", nodes[0], make("sigmoid", nodes[0])))
+                        nodes.append(make("mul", nodes[2], nodes[1]))
+                    elif len(siblings) == 1:
+                        nodes.append(make("add", nodes[0], make("port", name="residual", shape=(t, n), dtype="f32")))
+                    groups.append(Group("gemm", 0, nodes, t, [nodes[-1]], found))
                 packing = Packing("bf16", 32)
                 stored = {n for g in groups for n in g.outputs}
-                renderer = Renderer({"T": 8192}, packing, stored, frozenset(), Device("cuda", dependent=True))
-                renderer.narrow = {x}
+                renderer = Renderer({"T": 8192}, packing, stored, frozenset(), device)
+                renderer.narrow = {x} | ({groups[0].outputs[0]} if label == "gate-up" else set())
                 entries = [packing.of(g) for g in groups]
                 columns = sum(e.n for e in entries)
                 default = matmul.gemm_schedule(rows, columns, entries[0], True)
+                if rows > 64:
+                    default = replace(default, loads="boxes")
                 weight = sum(e.n * e.k * e.interleave for e in entries)
                 seen = set()
                 for schedule in (default, *tiles(rows, entries[0].interleave, default)):
@@ -166,15 +183,15 @@ def matmuls(writer: Writer, only: str) -> None:
                     seen.add(schedule)
                     kernels = matmul.tiled(renderer, groups, entries, schedule)
                     writer.add(name, kernels, {"T": rows}, schedule, schedule is default, flops=2 * rows * weight,
-                               bytes=2 * weight)  # fmt: skip
+                               bytes=2 * weight, k=k)  # fmt: skip
 
 
-def attentions(writer: Writer, only: str) -> None:
+def attentions(writer: Writer, only: str, device: Any) -> None:
     from echoc.compiler.ir import make, symbol
     from echoc.compiler.passes.fuse import Group
     from echoc.compiler.passes.pack import Packing
     from echoc.compiler.targets.gpu import attention
-    from echoc.compiler.targets.gpu.render import Device, Renderer
+    from echoc.compiler.targets.gpu.render import Renderer
 
     t, b, m = map(symbol, "TBM")
     for model, (_, _, heads, kv_heads, dim) in SHAPES.items():
@@ -193,7 +210,7 @@ def attentions(writer: Writer, only: str) -> None:
                         body=False)  # fmt: skip
             group = Group("attend", 0, [node], t, [node])
             renderer = Renderer({"T": 8192, "B": 256, "M": 512}, Packing("bf16", 32), {node}, frozenset(),
-                                Device("cuda", dependent=True))  # fmt: skip
+                                device)  # fmt: skip
             renderer.narrow = {node}
             total, pages = sequences * rows, (past + rows) // 16
             symbols = {"T": total, "B": sequences, "M": pages}
@@ -224,9 +241,12 @@ def attentions(writer: Writer, only: str) -> None:
 
 
 def build(arguments: argparse.Namespace) -> None:
+    from echoc.compiler.targets.gpu.levels import level_of
+
     writer = Writer(arguments.folder)
-    matmuls(writer, arguments.only)
-    attentions(writer, arguments.only)
+    device = level_of(f"cuda:{arguments.architecture}").device
+    matmuls(writer, arguments.only, device)
+    attentions(writer, arguments.only, device)
     print(f"{len(writer.cases)} cases, {len(writer.kernels)} kernels", flush=True)
     writer.finish(arguments.architecture)
 
@@ -236,7 +256,14 @@ class Driver(RingDriver):
 
     def launch(self, launch: dict[str, Any], buffers: list[Any], dependent: bool) -> None:
         kernel = self.kernels[launch["kernel"]]
-        values: list[Any] = [ctypes.c_uint64(buffers[i].data_ptr()) for i in launch["arguments"]]
+        values: list[Any] = []
+        boxes = iter(kernel.get("boxes", ()))
+        for place, i in enumerate(launch["arguments"]):
+            address = buffers[i].data_ptr()
+            if matrix := launch["matrices"].get(str(place)):
+                values += self.tensor_map(address, *matrix, *next(boxes))
+            else:
+                values.append(ctypes.c_uint64(address))
         values += [ctypes.c_int(v) for v in launch["symbols"]] + [ctypes.c_uint64(0)] * kernel["extra_pointers"]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         attribute = Attribute(6, b"", 1, b"")
@@ -246,6 +273,50 @@ class Driver(RingDriver):
             kernel["shared_bytes"], self.stream.cuda_stream, ctypes.addressof(attribute) if use else None, int(use),
         )  # fmt: skip
         self.check("cuLaunchKernelEx", ctypes.byref(configuration), self.functions[launch["kernel"]], pointers, None)
+
+    def tensor_map(
+        self, address: int, element: str, rows: int, columns: int, box_rows: int, box_columns: int, swizzle: int
+    ) -> list[Any]:
+        """A tensor map of a matrix, and the sizes and strides that kernels get behind it."""
+        size = {"u8": 1, "i8": 1, "bf16": 2}[element]
+        memory = (ctypes.c_uint8 * 192)()
+        held = (ctypes.c_uint8 * 128).from_buffer(memory, -ctypes.addressof(memory) % 64)
+        self.check(
+            "cuTensorMapEncodeTiled", ctypes.byref(held), ctypes.c_int(9 if size == 2 else 0), ctypes.c_uint(2),
+            ctypes.c_uint64(address), (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint64 * 1)(columns * size),
+            (ctypes.c_uint * 2)(box_columns, box_rows), (ctypes.c_uint * 2)(1, 1), ctypes.c_int(0),
+            ctypes.c_int((0, 32, 64, 128).index(swizzle)), ctypes.c_int(2), ctypes.c_int(0),
+        )  # fmt: skip
+        numbers = (ctypes.c_int(rows), ctypes.c_int(columns), ctypes.c_int64(columns), ctypes.c_int64(1))
+        return [held, *numbers]
+
+
+def error(driver: Driver, case: dict[str, Any]) -> float:
+    """How far a product is from torch's in f32, relative to the largest value. Its buffers: x, weights, outputs."""
+    torch = driver.torch
+    memory = [tensor(b, case, torch) for b in case["buffers"]]
+    torch.cuda.synchronize()
+    for launch in case["launches"]:
+        driver.launch(launch, memory, False)
+    torch.cuda.synchronize()
+    named = {b.get("name"): i for i, b in enumerate(case["buffers"])}
+    x = memory[named["x"]].reshape(-1, case["k"]).float()
+    last = case["launches"][-1]
+    written = [memory[last["arguments"][i]] for i in last["written"]]
+    worst = 0.0
+    products = [m.reshape(-1, case["k"]) for m, b in zip(memory, case["buffers"], strict=True) if b["kind"] == "weight"]
+    if len(products) > 1 or "gate-up" not in case["name"]:
+        results = [x @ w.float().T for w in products]
+        if "residual" in named:
+            results[0] += memory[named["residual"]].reshape(results[0].shape)
+    else:
+        gate, up = products[0].float().chunk(2)
+        gate = x @ gate.T
+        results = [gate * torch.sigmoid(gate) * (x @ up.T)]
+    for found, wanted in zip(written, results, strict=True):
+        gap = (found.reshape(wanted.shape).float() - wanted).abs().max() / wanted.abs().max()
+        worst = max(worst, float(gap))
+    return worst
 
 
 def tensor(buffer: dict[str, Any], case: dict[str, Any], torch: Any) -> Any:
@@ -291,6 +362,7 @@ def run(arguments: argparse.Namespace) -> None:
     for case in plan["cases"]:
         if case["name"].startswith(arguments.only):
             found.setdefault(case["name"], []).append((measure(driver, case), case))
+            case["error"] = error(driver, case) if "k" in case else 0.0
     for name, times in found.items():
         print(name)
         for place, (time, case) in enumerate(sorted(times, key=lambda x: x[0])):
@@ -299,7 +371,7 @@ def run(arguments: argparse.Namespace) -> None:
                 print(
                     f"  {time * 1e3:8.1f} us {case['bytes'] / time / 1e9:6.2f} TB/s {case['flops'] / time / 1e9:6.1f} "
                     f"TFLOP/s {kernel['registers']:4d} registers {kernel['spills']:4d} spilled "
-                    f"{'DEFAULT ' if case['default'] else ''}{case['schedule']}"
+                    f"error {case['error']:.1e} {'DEFAULT ' if case['default'] else ''}{case['schedule']}"
                 )
 
 

@@ -264,6 +264,12 @@ class GpuDevice:
                     launch.symbols,
                     [(axis.terms, axis.tile) for axis in launch.grid],
                     launch.dependent,
+                    [
+                        (m.argument, m.element, m.rows, m.columns, (rows, columns), swizzle)
+                        for m, (rows, columns, swizzle) in zip(
+                            launch.matrices, self._artifact.manifest.binaries[launch.kernel].boxes, strict=True
+                        )
+                    ],
                 )
                 for launch in variant.launches
             ],

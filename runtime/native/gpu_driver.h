@@ -39,6 +39,12 @@ struct LaunchConfig {
 };
 static_assert(sizeof(LaunchConfig) == 56);
 
+/// CUtensorMap: how the device copies boxes of a matrix.
+struct alignas(64) TensorMap {
+  std::byte opaque[128];
+};
+static_assert(sizeof(TensorMap) == 128);
+
 /// What a driver call of ours came to. Raised in Python as echoc.errors.DeviceError.
 class Failure : public std::runtime_error {
  public:
@@ -141,6 +147,9 @@ struct Api {
       launch_plain{lookup, nullptr, "hipModuleLaunchKernel"};
   Function<Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**>
       launch_together{lookup, nullptr, "hipModuleLaunchCooperativeKernel", false};
+  Function<TensorMap*, int, unsigned, Address, const uint64_t*, const uint64_t*, const unsigned*, const unsigned*, int,
+           int, int, int>
+      encode_tiled{lookup, "cuTensorMapEncodeTiled", nullptr, false};
   Function<int*, Handle, int, size_t> occupancy{lookup, "cuOccupancyMaxActiveBlocksPerMultiprocessor",
                                                 "hipModuleOccupancyMaxActiveBlocksPerMultiprocessor", false};
 };

@@ -90,12 +90,26 @@ int GpuExecutor::add_variant(const std::vector<LaunchSpec>& launches, int num_sy
   auto variant = std::make_unique<Variant>();
   variant->token_symbol = token_symbol;
   variant->dims.resize(static_cast<size_t>(num_symbols));
-  std::vector<std::pair<char, size_t>> plan;  // what each parameter points to: an argument, a symbol, null
-  for (const auto& [kernel, arguments, symbols, grid, dependent] : launches) {
+  std::vector<std::pair<char, size_t>> plan;  // what each parameter points to: argument, symbol, map, number or null
+  for (const auto& [kernel, arguments, symbols, grid, dependent, matrices] : launches) {
     const Kernel& used = *kernels_[check("kernel", kernel, kernels_.size())];
     Launch launch{&used, static_cast<uint32_t>(plan.size()), {}, dependent};
+    const size_t first = variant->arguments.size();
     for (const auto& [kind, value] : arguments) {
       const size_t at = variant->arguments.size();
+      const auto matrix = std::find_if(matrices.begin(), matrices.end(),
+                                       [place = at - first](const auto& m) { return std::get<0>(m) == place; });
+      if (matrix != matrices.end()) {
+        const Matrix found = std::make_from_tuple<Matrix>(*matrix);
+        plan.emplace_back('m', variant->maps.size());
+        variant->maps.push_back(map_of(found, kind, value, used));
+        for (const int64_t number : {found.rows, found.columns, found.columns, int64_t{1}}) {
+          plan.emplace_back('i', variant->numbers.size());
+          variant->numbers.push_back(number);
+        }
+        variant->arguments.push_back(0);
+        continue;
+      }
       if (kind == "port") variant->port_uses.emplace_back(at, check(kind, value, ports_out_.size()));
       plan.emplace_back('a', at);
       variant->arguments.push_back(resolve(kind, value));
@@ -125,6 +139,8 @@ int GpuExecutor::add_variant(const std::vector<LaunchSpec>& launches, int num_sy
   for (const auto& [kind, at] : plan) {
     variant->parameters.push_back(kind == 'a'   ? static_cast<void*>(&variant->arguments[at])
                                   : kind == 's' ? static_cast<void*>(&variant->dims[at])
+                                  : kind == 'm' ? static_cast<void*>(&variant->maps[at])
+                                  : kind == 'i' ? static_cast<void*>(&variant->numbers[at])
                                                 : static_cast<void*>(&null_));
   }
   variant->counters.launch_ns.resize(variant->launches.size());
@@ -320,6 +336,17 @@ void GpuExecutor::fill_zero(const DeviceMemory& memory) {
   if (memory.bytes() <= 0) return;
   context_.driver->call(context_.api.fill, memory.address(), static_cast<unsigned char>(0),
                         static_cast<size_t>(memory.bytes()), stream_.get());
+}
+
+/// The tensor map of a launch argument. Only memory that stays where it is has one: ports do not.
+TensorMap GpuExecutor::map_of(const Matrix& matrix, const std::string& kind, int64_t value,
+                              const Kernel& kernel) const {
+  const Address address = resolve(kind, value);
+  if (kind == "arena") return encode(context_, matrix, address, arena_.bytes() - value, kernel.name);
+  if (kind == "weight") {
+    return encode(context_, matrix, address, weights_[static_cast<size_t>(value)].second, kernel.name);
+  }
+  throw std::invalid_argument("a tensor map is of the arena or of a weight, not of a " + kind);
 }
 
 Address GpuExecutor::resolve(const std::string& kind, int64_t value) const {

@@ -145,13 +145,15 @@ class GpuExecutor {
     DeviceMemory device;
   };
 
-  /// A launch list. Parameters point into `arguments`, into `dims`, or at a null pointer.
+  /// A launch list. Parameters point into `arguments`, `dims`, `maps` or `numbers`, or at a null pointer.
   struct Variant {
     std::vector<Launch> launches;
     std::vector<Address> arguments;                        // the pointers of all launches, one after another
     std::vector<void*> parameters;                         // what the driver reads, launch by launch
     std::vector<std::pair<uint32_t, uint32_t>> port_uses;  // (argument, port): these change from step to step
     std::vector<int32_t> dims;                             // the symbols' values as kernels get them
+    std::vector<TensorMap> maps;
+    std::vector<int64_t> numbers;  // sizes and strides behind the maps
     int token_symbol = -1;
     bool together = false;  // one of its kernels is launched together: no graph
     Counters counters;
@@ -177,6 +179,7 @@ class GpuExecutor {
 
   Variant& find_variant(int index, const std::vector<int64_t>& dims);
   Address resolve(const std::string& kind, int64_t value) const;
+  TensorMap map_of(const Matrix& matrix, const std::string& kind, int64_t value, const Kernel& kernel) const;
 
   /// A step of the loop on its way: the block table that it was given and the tokens that it chose.
   struct Slot {

@@ -1,6 +1,8 @@
 #include "runtime/native/gpu_launch.h"
 
 #include <algorithm>
+#include <iterator>
+#include <stdexcept>
 
 namespace echoc::gpu {
 namespace {
@@ -23,7 +25,46 @@ int64_t size_of(const Axis& axis, std::span<const int64_t> dims, const Kernel& k
   return sum;
 }
 
+/// A CUtensorMapDataType and its bytes.
+std::pair<int, int64_t> data_type(const std::string& element) {
+  if (element == "u8" || element == "i8") return {0, 1};
+  if (element == "f16") return {6, 2};
+  if (element == "f32") return {7, 4};
+  if (element == "bf16") return {9, 2};
+  throw std::invalid_argument("no tensor map has elements of type " + element);
+}
+
 }  // namespace
+
+TensorMap encode(const Context& context, const Matrix& matrix, Address address, int64_t bytes,
+                 const std::string& kernel) {
+  if (!context.api.encode_tiled) {
+    throw Failure("kernel " + kernel + " takes tensor maps, and the driver does not make them (no " +
+                  (context.api.encode_tiled.name ? context.api.encode_tiled.name : "such function") +
+                  "): update the NVIDIA driver to 525 or newer");
+  }
+  constexpr int kSwizzles[] = {0, 32, 64, 128};      // CUtensorMapSwizzle
+  constexpr int kFetch128 = 2;                       // CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+  constexpr int kNotInterleaved = 0, kZeroFill = 0;  // what lies outside of the matrix reads as 0
+  const auto [type, size] = data_type(matrix.element);
+  const std::string name = "tensor map of " + std::to_string(matrix.rows) + " rows of " +
+                           std::to_string(matrix.columns) + " " + matrix.element + " for kernel " + kernel;
+  int64_t row = 0, all = 0;
+  if (matrix.rows < 1 || matrix.columns < 1 || __builtin_mul_overflow(matrix.columns, size, &row) ||
+      __builtin_mul_overflow(matrix.rows, row, &all) || all > bytes) {
+    throw Failure(name + ": its memory has " + std::to_string(bytes) + " bytes");
+  }
+  const int* swizzle = std::find(std::begin(kSwizzles), std::end(kSwizzles), matrix.swizzle);
+  if (swizzle == std::end(kSwizzles)) throw std::invalid_argument("a tensor map swizzles 0, 32, 64 or 128 bytes");
+  const uint64_t sizes[] = {static_cast<uint64_t>(matrix.columns), static_cast<uint64_t>(matrix.rows)};
+  const uint64_t row_bytes[] = {static_cast<uint64_t>(row)};
+  const unsigned box[] = {matrix.box[1], matrix.box[0]}, every[] = {1, 1};
+  TensorMap map{};
+  const int status = context.api.encode_tiled(&map, type, 2u, address, sizes, row_bytes, box, every, kNotInterleaved,
+                                              static_cast<int>(swizzle - kSwizzles), kFetch128, kZeroFill);
+  if (status != 0) context.driver->fail(status, name);
+  return map;
+}
 
 Grid evaluate(const Launch& launch, std::span<const int64_t> dims) {
   Grid grid{1, 1, 1};

@@ -35,10 +35,26 @@ struct Launch {
   bool dependent;
 };
 
+/// A launch argument of which the kernel gets a tensor map: rows of `columns` elements, one behind the other, copied in
+/// boxes of `box` rows and columns, swizzled over `swizzle` bytes in shared memory.
+struct Matrix {
+  uint32_t argument;
+  std::string element;
+  int64_t rows, columns;
+  std::array<unsigned, 2> box;
+  int swizzle;
+};
+using MatrixSpec = std::tuple<uint32_t, std::string, int64_t, int64_t, std::array<unsigned, 2>, int>;
+
+/// The tensor map of a matrix at an address that `bytes` bytes follow. Throws Failure where the driver is too old to
+/// make one, refuses, or the matrix is larger.
+TensorMap encode(const Context& context, const Matrix& matrix, Address address, int64_t bytes,
+                 const std::string& kernel);
+
 using AxisSpec = std::pair<std::vector<std::pair<int64_t, std::vector<uint32_t>>>, int64_t>;
-/// (kernel index, [(kind, value), ...], symbols passed, grid, dependent)
+/// (kernel index, [(kind, value), ...], symbols passed, grid, dependent, arguments that are matrices)
 using LaunchSpec = std::tuple<uint32_t, std::vector<std::pair<std::string, int64_t>>, std::vector<uint32_t>,
-                              std::vector<AxisSpec>, bool>;
+                              std::vector<AxisSpec>, bool, std::vector<MatrixSpec>>;
 
 using Grid = std::array<unsigned, 3>;
 

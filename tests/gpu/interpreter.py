@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter as triton_interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from echoc.compiler.ir import DType, StateType
 from echoc.compiler.ir.ops.pointwise import round_bf16
@@ -69,12 +70,25 @@ def function(kernel: Kernel) -> Callable[..., Any]:
     return _LOADED[kernel.name]
 
 
+def passed(kernel: Kernel, pointers: Sequence[torch.Tensor], symbols: Mapping[str, int]) -> list[Any]:
+    """What a kernel is called with: tensors, and maps of those that it reads in boxes."""
+    found: list[Any] = []
+    for pointer, argument in zip(pointers, kernel.arguments, strict=True):
+        matrix = argument.matrix
+        if matrix is None:
+            found.append(pointer)
+            continue
+        shape = [dim_value(matrix.rows, symbols), matrix.columns]
+        found.append(TensorDescriptor(pointer, shape, [matrix.columns, 1], list(matrix.box)))
+    return [*found, *(symbols[s] for s in kernel.symbols)]
+
+
 def launch(kernel: Kernel, memory: Sequence[torch.Tensor], symbols: Mapping[str, int]) -> None:
     """One launch. `memory` are 1-D tensors of bytes, one per argument."""
     grid = [max(-(-dim_value(size, symbols) // tile), 0) for size, tile in kernel.grid]
     pointers = [m.view(TORCH[a.element]) for m, a in zip(memory, kernel.arguments, strict=True)]
     if all(grid):
-        function(kernel)[tuple(grid)](*pointers, *(symbols[s] for s in kernel.symbols))
+        function(kernel)[tuple(grid)](*passed(kernel, pointers, symbols))
 
 
 def empty(nbytes: int) -> torch.Tensor:

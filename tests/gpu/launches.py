@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import paged
 import torch
-from interpreter import TORCH, function
+from interpreter import TORCH, function, passed
 
 from echoc.compiler.api import lookup
 from echoc.compiler.ir import Node, Program
@@ -73,7 +73,7 @@ class Launches:
                     self.memory[argument.key] = make(argument.key, argument.element)
             pointers = [self.memory[a.key] for a in kernel.arguments]
             grid = tuple(-(-dim_value(size, symbols) // tile) for size, tile in kernel.grid)
-            function(kernel)[grid](*pointers, *(symbols[s] for s in kernel.symbols))
+            function(kernel)[grid](*passed(kernel, pointers, symbols))
         return {
             name: self.memory[node].to(torch.float32).numpy().reshape([dim_value(d, symbols) for d in node.shape])
             for name, node in self.outputs.items()

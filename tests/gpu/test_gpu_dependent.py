@@ -14,7 +14,7 @@ from device import port, program_of
 from launches import Launches
 
 from echoc.compiler.ir import make, symbol
-from echoc.compiler.targets.gpu.build import POINTERS
+from echoc.compiler.targets.gpu.build import triton_type
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.render import Device
 
@@ -38,7 +38,7 @@ READ = re.compile(r"ld\.global|cp\.async\.c|st\.global|cp\.async\.bulk\.prefetch
 def ptx(kernel: Kernel, folder: Any) -> str:
     path = folder / f"{kernel.name}.py"
     path.write_text(kernel.source)
-    signature = {a.name: POINTERS[a.element] for a in kernel.arguments}
+    signature = {a.name: triton_type(a) for a in kernel.arguments}
     signature |= {f"size{i}": "i32" for i in range(len(kernel.symbols))}
     job = {
         "name": kernel.name, "path": str(path), "signature": signature, "num_warps": kernel.num_warps,
@@ -70,3 +70,16 @@ def test_weights_are_asked_for_before_the_wait_and_all_else_after_it(form: int, 
     assert READ.search(text[wait:])
     if form == 1:  # 8 columns of 1024 values by 128 threads, 16 bytes a load
         assert len(early) == 8
+
+
+def test_a_large_product_is_copied_in_boxes_and_multiplied_by_groups_of_warps(tmp_path: Any) -> None:
+    t = symbol("T")
+    first, second = (make("weight", name=f"w{i}", shape=(1024, 1024), dtype="f32") for i in range(2))
+    x = make("contract", port("x", t, 1024), first, spec="Tk,nk->Tn")
+    out = make("contract", x, second, spec="Tk,nk->Tn")
+    device = Device("cuda", dependent=True, tensor_maps=True)
+    launches = Launches(program_of({"y": out}, {"T": (1, 8192)}), None, "bf16", device=device)
+    text = ptx(launches.kernels[1], tmp_path)
+    assert "cp.async.bulk.tensor.2d" in text and "wgmma.mma_async" in text
+    assert "cp.async.cg" not in text
+    assert text.index("griddepcontrol.wait") < text.index("cp.async.bulk.tensor.2d")

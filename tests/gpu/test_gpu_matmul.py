@@ -10,6 +10,7 @@ from device import interpret, port, program_of
 from launches import Launches, close, dequantised
 
 from echoc.compiler.ir import Node, make, symbol
+from echoc.compiler.targets.gpu.render import Device
 from echoc.errors import CompileError
 
 T = symbol("T")
@@ -27,10 +28,10 @@ def matmul(x: Node, w: Node, spec: str = "Tk,nk->Tn") -> Node:
 
 
 def check(outputs: dict[str, Node], rows: int, form: int | None, weights_dtype: str, group: int = 32, seed: int = 0,
-          **inputs: np.ndarray[Any, Any]) -> Launches:  # fmt: skip
+          device: Device | None = None, **inputs: np.ndarray[Any, Any]) -> Launches:  # fmt: skip
     generator = np.random.default_rng(seed)
     program = program_of(outputs, {"T": (1, 1 << 14)})
-    launches = Launches(program, form, weights_dtype, group)
+    launches = Launches(program, form, weights_dtype, group, device=device)
     values, ports = {}, dict(inputs)
     for node in program.skin.rules[0].order:
         if node.op == "weight":
@@ -78,6 +79,40 @@ def test_sisters_meet_in_the_epilogue(rows: int, weights_dtype: str) -> None:
     launches = check({"y": out}, rows, FORMS[rows], weights_dtype)
     (kernel,) = launches.kernels
     assert kernel.schedule["interleave"] == 2
+
+
+def boxed(launches: Launches) -> list[list[tuple[int, int]]]:
+    """The boxes that every matmul reads: of rows, of weights."""
+    return [[a.matrix.box for a in k.arguments if a.matrix is not None] for k in launches.kernels]
+
+
+@pytest.mark.parametrize("rows", [70, 130])
+@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "fp8", "int8", "int4"])
+def test_a_device_with_tensor_maps_copies_boxes(rows: int, weights_dtype: str) -> None:
+    x = matmul(port("x", T, 48), weight("first", 72, 48))
+    gate, up = matmul(x, weight("gate", 40, 72)), matmul(x, weight("up", 40, 72))
+    y = make("add", make("mul", make("mul", gate, make("sigmoid", gate)), up), port("residual", T, 40))
+    launches = check({"y": y}, rows, FORMS[rows], weights_dtype, device=Device("cuda", tensor_maps=True))
+    first, second = boxed(launches)
+    assert len(first) == (weights_dtype == "bf16")  # x is a port, whose memory comes with the step
+    assert len(second) == {"bf16": 2, "fp8": 1, "int8": 1}.get(weights_dtype, 0)
+    assert all(columns <= 256 and of <= 256 for of, columns in first + second)
+
+
+@pytest.mark.parametrize("ragged", [24, 256])
+def test_siblings_and_long_rows_are_read_in_boxes(ragged: int) -> None:
+    x = matmul(port("x", T, 32), weight("first", 1040, 32))
+    outputs = {"q": make("add", matmul(x, weight("q", 136, 1040)), port("r", T, 136)), "k": make(
+        "neg", matmul(x, weight("k", ragged, 1040)))}  # fmt: skip
+    for rows in (70, 150):
+        launches = check(outputs, rows, FORMS.get(rows), "bf16", device=Device("cuda", tensor_maps=True))
+        assert [len(b) for b in boxed(launches)][:2] == [1, 3]
+
+
+def test_experts_of_rows_are_read_in_boxes() -> None:
+    ids = np.random.default_rng(5).integers(0, 6, (90, 2)).astype(np.int32)
+    launches = check(experts(7, 2), 90, None, "bf16", device=Device("cuda", tensor_maps=True), ids=ids)
+    assert all(a.matrix is None for k in launches.kernels for a in k.arguments)  # of 16 rows
 
 
 @pytest.mark.parametrize("rows", [3, 11, 130])

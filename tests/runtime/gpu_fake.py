@@ -71,6 +71,17 @@ KERNEL(toy_logits, 8, 8, 8, 8) {
     for (int64_t v = 0; v < kVocab; ++v) logits[r * kVocab + v] = static_cast<float>(mix(sums[r] + v) >> 40) * scale;
   return 0;
 }
+// the same with a tensor map of the sums, as the driver of the tests makes it, and its sizes and strides
+KERNEL(toy_mapped, 128, 4, 4, 8, 8, 8, 8, 8) {
+  struct { uint64_t* sums; uint64_t sizes[2], row_bytes; unsigned box[2]; int type, swizzle; } map;
+  std::memcpy(&map, p[0], sizeof map);
+  if (map.sizes[0] != 16 || map.sizes[1] != 1 || map.row_bytes != 16 || map.type != 0) return 719;
+  if (map.box[0] != 16 || map.box[1] != 8 || map.swizzle != 2) return 719;
+  if (get<int32_t>(p, 1) != 1 || get<int32_t>(p, 2) != 16 || get<int64_t>(p, 3) != 16 || get<int64_t>(p, 4) != 1)
+    return 719;
+  void* rest[] = {&map.sums, p[5], p[6], p[7]};
+  return toy_logits(rest, grid, threads);
+}
 // logits, peaks, places; null: the highest logit in each quarter of a row
 KERNEL(toy_peaks, 8, 8, 8, 8) {
   auto* logits = get<float*>(p, 0); auto* peaks = get<float*>(p, 1); auto* places = get<int32_t*>(p, 2);
@@ -212,8 +223,18 @@ def gpu_manifest(vendor: str, **changes: Any) -> dict[str, Any]:
     description = toy_model.manifest()
     binaries = {
         name: {"member": "kernels/toy.bin", "entry": name, "threads": 64, "shared_bytes": 0, "extra_pointers": 1}
-        for name in ("toy_append", "toy_read", "toy_logits", "toy_peaks", "toy_sample", "toy_fill", "toy_fault")
+        for name in (
+            "toy_append",
+            "toy_read",
+            "toy_logits",
+            "toy_peaks",
+            "toy_sample",
+            "toy_fill",
+            "toy_fault",
+            "toy_mapped",
+        )
     }
+    binaries["toy_mapped"]["boxes"] = [[8, 16, 64]]
     binaries["toy_logits"]["shared_bytes"] = 60000
     for variant in description["variants"]:
         append, read, logits = variant["launches"]

@@ -97,6 +97,17 @@ def test_launches_that_are_none_are_refused(tmp_path: Path, changes: dict[str, A
 
 
 @pytest.mark.parametrize(
+    "matrix",
+    [[0, "u8", 1], [9, "u8", 1, 16], [2, "u8", 1, 16], [0, "u8", 0, 16], [0, "bit", 1, 16], [0, "u8", 1, True]],
+)
+def test_matrices_that_are_none_are_refused(tmp_path: Path, matrix: list[Any]) -> None:
+    description = gpu_manifest("cuda")
+    description["variants"][0]["launches"][2] |= {"kernel": "toy_mapped", "matrices": [matrix]}
+    with pytest.raises(ArtifactError, match=r"in variants\[0\]\.launches\[2\]\.matrices, wanted"):
+        opened(tmp_path, description)
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"threads": 0}, r"has 0 at kernels\.binaries\.toy_read\.threads, wanted 1\.\.1024"),
@@ -107,6 +118,10 @@ def test_launches_that_are_none_are_refused(tmp_path: Path, changes: dict[str, A
         ({"extra_pointers": 1000}, "wanted 0..8"),
         ({"entry": None}, "entry, wanted str"),
         ({"member": 5}, "member, wanted str"),
+        ({"boxes": [[8, 16]]}, r"has \[8, 16\] in kernels.*boxes, wanted \[rows"),
+        ({"boxes": [[8, 16, 48]]}, "swizzling of 0, 32"),
+        ({"boxes": [[0, 16, 32]]}, "rows and columns of 1 to 256"),
+        ({"boxes": [[8, 16, 32]]}, "has 0 matrices .*wanted 1: so many tensor maps"),
     ],
 )
 def test_kernels_that_are_none_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

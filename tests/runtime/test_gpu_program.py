@@ -61,6 +61,36 @@ def test_a_step_is_one_copy_each_way_around_its_launches(gpu: Driver, gpu_artifa
     ]
 
 
+def with_maps(manifest: dict[str, Any], **changes: Any) -> None:
+    for variant in manifest["variants"]:
+        variant["launches"][2] |= {"kernel": "toy_mapped", "matrices": [[0, "u8", 1, 16]]} | changes
+
+
+@only_cuda
+def test_kernels_that_copy_boxes_get_a_tensor_map(gpu: Driver, gpu_artifact: Make) -> None:
+    program = Program(gpu_artifact(with_maps), num_pages=8)
+    for _ in range(3):  # launched, captured, replayed
+        np.testing.assert_array_equal(program.step(ports())["logits"][0], expected_logits([5, 6, 7]))
+
+
+@pytest.mark.parametrize(
+    ("failing", "status", "matrix", "words"),
+    [
+        ("", 0, [0, "u8", 1, 1 << 30], "tensor map of 1 rows of 1073741824 u8 for kernel toy_mapped: its memory has"),
+        ("cuTensorMapEncodeTiled", 1, [0, "u8", 1, 16], "tensor map of 1 rows of 16 u8 .*toy_mapped.*FAKE_ERROR_1"),
+    ],
+)
+@only_cuda
+def test_a_tensor_map_that_cannot_be_is_named(
+    gpu: Driver, gpu_artifact: Make, failing: str, status: int, matrix: list[Any], words: str
+) -> None:
+    if failing:
+        gpu.fail(failing, status)
+    with pytest.raises(DeviceError, match=words):
+        Program(gpu_artifact(lambda m: with_maps(m, matrices=[matrix])), num_pages=4)
+    assert gpu.in_use == 0
+
+
 def test_more_shared_memory_than_usual_is_asked_for(gpu: Driver, gpu_artifact: Make) -> None:
     path = gpu_artifact()
     Program(path, num_pages=4)

@@ -22,7 +22,7 @@ from typing import Any
 from echoc.compiler.targets.cpu.build import KERNELS, Progress, cache_folder
 from echoc.compiler.targets.cuda import nvrtc
 from echoc.compiler.targets.gpu import limits
-from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.kernel import Argument, Kernel
 from echoc.compiler.targets.gpu.levels import Level
 from echoc.errors import CompileError
 
@@ -39,7 +39,8 @@ VERSION = "1"  # of what a worker answers
 @dataclass(frozen=True)
 class Binary:
     """Machine code of one kernel, what a launch of it must know, and what it takes. `spills` are bytes (ROCm:
-    registers); of ROCm alone are `scalar_registers` and the lanes of a `wavefront`."""
+    registers); of ROCm alone are `scalar_registers` and the lanes of a `wavefront`. `boxes` are of each tensor map that
+    it takes: rows, columns and bytes of swizzling of what one copy brings."""
 
     image: bytes
     entry: str
@@ -51,10 +52,11 @@ class Binary:
     num_stages: int
     scalar_registers: int = 0
     wavefront: int = 0
+    boxes: tuple[tuple[int, int, int], ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """All but the image."""
-        return {k: v for k, v in asdict(self).items() if k != "image"}
+        return {k: v for k, v in asdict(self).items() if k != "image" and (k != "boxes" or v)}
 
 
 def check_tools() -> str:
@@ -183,7 +185,7 @@ def _kernel(kernel: Kernel, level: Level, folder: Path, workers: _Workers) -> Bi
 
 def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: _Workers) -> Binary:
     """One kernel from the cache or a worker."""
-    signature = {a.name: POINTERS[a.element] for a in kernel.arguments}
+    signature = {a.name: triton_type(a) for a in kernel.arguments}
     signature |= {f"size{i}": "i32" for i in range(len(kernel.symbols))}
     job = {
         "name": kernel.name, "source": kernel.source, "signature": signature, "warp": level.device.warp,
@@ -206,4 +208,13 @@ def _compiled(kernel: Kernel, stages: int, level: Level, folder: Path, workers: 
     found = json.loads(facts.read_text())
     fields = ("entry", "threads", "shared_bytes", "extra_pointers", "registers", "spills")
     rocm = {f: found[f] for f in ("scalar_registers", "wavefront") if f in found}
-    return Binary(image=image.read_bytes(), num_stages=stages, **{f: found[f] for f in fields}, **rocm)
+    boxes = tuple((rows, columns, swizzle) for rows, columns, swizzle in found.get("boxes", ()))
+    return Binary(image=image.read_bytes(), num_stages=stages, boxes=boxes, **{f: found[f] for f in fields}, **rocm)
+
+
+def triton_type(argument: Argument) -> str:
+    """What Triton calls the type of an argument."""
+    pointer = POINTERS[argument.element]
+    if argument.matrix is None:
+        return pointer
+    return f"tensordesc<{pointer[1:]}[{', '.join(map(str, argument.matrix.box))}]>"

@@ -11,15 +11,27 @@ from echoc.compiler.ir.types import Dim, Poly
 ELEMENTS = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8")  # of pointer arguments; bool lies as u8
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """What a tensor map says of an argument's memory: `rows` of `columns` elements, one behind the other, that a kernel
+    reads in boxes of (rows, columns)."""
+
+    rows: Dim
+    columns: int
+    box: tuple[int, int]
+
+
 @dataclass
 class Argument:
     """A pointer argument. `key` says what it points to: a node (a buffer, port or plain weight), a packed weight, a
-    workspace, or a state by name; `element` is one of ELEMENTS. All pointers are 16-byte aligned."""
+    workspace, or a state by name; `element` is one of ELEMENTS. All pointers are 16-byte aligned. With a `matrix` the
+    kernel gets a tensor map of the memory (CUDA: CUtensorMap) instead of its address."""
 
     name: str
     key: object
     element: str
     written: bool
+    matrix: Matrix | None = None
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class Level:
 LEVELS = {
     "cuda": (
         Level(Device("cuda"), "sm_80", 80, 166_912),
-        Level(Device("cuda", dependent=True, streams="sm_90a"), "sm_90a", 90, 232_448),
-        Level(Device("cuda", dependent=True), "sm_100", 100, 232_448, runs_on="sm_100a"),
+        Level(Device("cuda", dependent=True, streams="sm_90a", tensor_maps=True), "sm_90a", 90, 232_448),
+        Level(Device("cuda", dependent=True, tensor_maps=True), "sm_100", 100, 232_448, runs_on="sm_100a"),
     ),
     "rocm": (
         Level(Device("rocm", 64), "gfx90a", "gfx90a", 65_536, 512, "hsaco"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from echoc.compiler.ir import Membrane, Node, Program, Rule
-from echoc.compiler.ir.types import Dim, dim_product
+from echoc.compiler.ir.types import Dim, dim_product, dim_value
 from echoc.compiler.passes.fuse import Fuser, Group, root
 from echoc.compiler.passes.pack import Packed, Packing, plan_packing
 from echoc.compiler.passes.plan import Access, Launch, place_buffers
@@ -127,7 +127,8 @@ def _variant(lowered: Lowered, skin: Membrane, rule: Rule, kernels: Sequence[tup
     for kernel, _ in kernels:
         lowered.kernels[kernel.name] = kernel
         launches.append(Launch(kernel.name, [_access(lowered, skin, outputs, a) for a in kernel.arguments]))
-    plan = place_buffers(launches, _bounds(lowered.program, size.max_tokens))
+    bounds = _bounds(lowered.program, size.max_tokens)
+    plan = place_buffers(launches, bounds)
     return {
         "rule": rule.name,
         "max_tokens": size.max_tokens,
@@ -140,6 +141,7 @@ def _variant(lowered: Lowered, skin: Membrane, rule: Rule, kernels: Sequence[tup
                 "args": [list(a.place) if a.place else ["arena", plan.offsets[a.key]] for a in launch.accesses],
                 "symbols": [symbols.index(s) for s in kernel.symbols],
                 "grid": grid_json(kernel.grid, symbols),
+                **_matrices(kernel, bounds),
                 "dependent": kernel.dependent,
                 "schedule": dict(kernel.schedule),
                 "ops": sorted({n.op for g in run for n in g.nodes}),
@@ -147,6 +149,18 @@ def _variant(lowered: Lowered, skin: Membrane, rule: Rule, kernels: Sequence[tup
             for launch, (kernel, run) in zip(launches, kernels, strict=True)
         ],
     }
+
+
+def _matrices(kernel: Kernel, bounds: Mapping[str, int]) -> dict[str, Any]:
+    """What the tensor maps of a launch say: [argument, element type, rows, columns] of each. They have the rows of
+    the largest step: those behind the rows of a smaller one lie in the same buffer, and what comes of them is not
+    stored."""
+    found = [
+        [i, a.element, dim_value(a.matrix.rows, bounds), a.matrix.columns]
+        for i, a in enumerate(kernel.arguments)
+        if a.matrix is not None
+    ]
+    return {"matrices": found} if found else {}
 
 
 def _access(lowered: Lowered, skin: Membrane, outputs: Mapping[Node, str], argument: Argument) -> Access:

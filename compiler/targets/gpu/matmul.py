@@ -18,7 +18,7 @@ from echoc.compiler.targets.cpu.kernels import listing
 from echoc.compiler.targets.gpu import weights
 from echoc.compiler.targets.gpu.attention import power_of_two
 from echoc.compiler.targets.gpu.codes import WIDEN_F8
-from echoc.compiler.targets.gpu.kernel import Kernel
+from echoc.compiler.targets.gpu.kernel import Kernel, Matrix
 from echoc.compiler.targets.gpu.printer import Arguments, Printer, Scope, Workspace
 from echoc.compiler.targets.index import Index, dim_text, flatten
 from echoc.errors import CompileError
@@ -33,6 +33,7 @@ SHARED = 128 << 10
 BAND = 8
 PREFETCH = "cp.async.bulk.prefetch.L2.global [$1], {}; mov.u32 $0, 0;"  # while the launches before still run
 ROUTE_BLOCK = 1024
+BOXED = ("bf16", "f8", "i8")  # formats whose rows and activations are multiplied in the order in which they lie
 SCALES = {None: "", "f16": "tl.float16", "f32": "tl.float32"}
 
 
@@ -47,12 +48,13 @@ class Schedule:
     num_warps: int
     num_stages: int
     splits: int = 1  # parts of K, summed by a second kernel
+    loads: str = "pointers"  # or "boxes", where the device copies them by itself and what is read allows it
 
     def record(self, packed: Packed) -> dict[str, Any]:
         return {
             "form": self.form, "block": self.block, "columns": self.columns, "depth": self.depth,
             "warps": self.num_warps, "stages": self.num_stages, "splits": self.splits, "format": packed.format,
-            "group": packed.group, "interleave": packed.interleave, "n": packed.n, "k": packed.k,
+            "group": packed.group, "interleave": packed.interleave, "n": packed.n, "k": packed.k, "loads": self.loads,
         }  # fmt: skip
 
 
@@ -102,6 +104,8 @@ def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bo
     if bound is not None and bound <= GEMV_ROWS[packed[0].format]:
         return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
     schedule = gemm_schedule(None if deterministic else bound, columns, packed[0], renderer.device.dependent)
+    if schedule.block > 64:
+        schedule = replace(schedule, loads="boxes")
     return tiled(renderer, groups, packed, schedule)
 
 
@@ -129,7 +133,7 @@ def gemm_schedule(bound: int | None, columns: int, packed: Packed, roomy: bool =
             return Schedule("tiles", 16, wide, depth // 2, 4, 3)
         return Schedule("tiles", 16, wide, depth, 2 if wide == 16 else 4, _stages(16, sisters * wide, depth))
     wide = 128 if sisters == 1 else 64 if sisters == 2 else 32
-    block, warps, stages = 128, 8, 3 if sisters > 1 else 4
+    block, warps, stages = 128, 8, 4 if sisters == 1 or (roomy and packed.format == "bf16") else 3
     if precise:
         block, wide, warps, stages = 64, max(wide // 2, 16), 4, 2
     if bound is None or bound > 2048:
@@ -192,20 +196,24 @@ def tiled(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed],
         schedule = replace(schedule, num_stages=2)
     steps = -(-form.row // (depth * splits))
     arguments = renderer.arguments()
-    holes = _common(renderer, arguments, groups, packed, schedule)
+    holes = _common(renderer, arguments, groups, packed, schedule, depth, routing is not None)
+    if not holes["boxes"]:
+        schedule = replace(schedule, loads="pointers")
     holes |= {
         "depth": depth, "steps": steps, "cut": form.row != steps * splits * depth or form.k != form.padded_k,
         "each": form.group // span, "block": schedule.block, "band": BAND, "routed": routing is not None,
         "splits": splits, "prefetch": "",
     }  # fmt: skip
-    if renderer.device.dependent and routing is None and schedule.block <= 64 and not holes["cut"]:
+    weighted = not holes["weight_boxes"]  # weights are read by pointers
+    if renderer.device.dependent and routing is None and schedule.block <= 64 and not holes["cut"] and weighted:
         ahead = min(steps, schedule.num_stages - 1) * depth * form.element_bytes
         holes["prefetch"] = PREFETCH.format(ahead)
     grid: tuple[tuple[Dim, int], ...] = ((first.rows, schedule.block), (holes["tiles"], 1), (splits, 1))
     if routing is not None:
         holes |= {
-            "order": arguments.get(routing[0], "i32"), "sizes": arguments.get(routing[1], "i32"), "slab": form.slab,
-            "experts": packed[0].experts, "experts_block": power_of_two(packed[0].experts),
+            "order": arguments.get(routing[0], "i32"), "sizes": arguments.get(routing[1], "i32"),
+            "slab": form.n if holes["weight_boxes"] else form.slab, "experts": packed[0].experts,
+            "experts_block": power_of_two(packed[0].experts),
         }  # fmt: skip
         grid = ((holes["tiles"], 1), (first.rows + packed[0].experts * schedule.block, schedule.block))
     partial = Workspace(first.rows * (splits * holes["sisters"] * holes["total"] * 4))
@@ -255,18 +263,36 @@ def _route(renderer: Renderer, group: Group, packed: Packed, key: object) -> Ker
 
 
 def _common(renderer: Renderer, arguments: Arguments, groups: Sequence[Group], packed: Sequence[Packed],
-            schedule: Schedule) -> dict[str, Any]:  # fmt: skip
-    """Arguments and holes of every form that reads weights."""
+            schedule: Schedule, depth: int = 0, routed: bool = False) -> dict[str, Any]:  # fmt: skip
+    """Arguments and holes of every form that reads weights, `depth` stored values of a row at a time."""
     first = groups[0].matmuls[0]
     form = weights.layout(packed[0])
-    holes: dict[str, Any] = {"x": arguments.get(root(first.x))}
-    pointers = [arguments.get(entry, weights.element(entry)) for entry in packed]
+    x = root(first.x)
+    boxes = schedule.loads == "boxes" and renderer.device.tensor_maps and form.format in BOXED
+    holes: dict[str, Any] = {"row_boxes": boxes and not routed and x in renderer.narrow and form.k % 8 == 0}
+    holes["weight_boxes"] = boxes and form.format == "bf16" and all(weights.layout(p).joined for p in packed)
+    holes["boxes"] = holes["row_boxes"] or holes["weight_boxes"]
+    if holes["row_boxes"]:
+        holes["x"] = arguments.tensor_map(x, "bf16", Matrix(first.rows, form.k, (schedule.block, depth)))
+    else:
+        holes["x"] = arguments.get(x)
+    if holes["weight_boxes"]:
+        pointers = [
+            arguments.tensor_map(
+                entry, weights.element(entry),
+                Matrix(entry.interleave * entry.experts * entry.n, form.row, (schedule.columns, depth)),
+            )
+            for entry in packed
+        ]  # fmt: skip
+    else:
+        pointers = [arguments.get(entry, weights.element(entry)) for entry in packed]
     holes |= _parts(renderer, arguments, groups, packed, schedule, epilogue=schedule.splits == 1)
     for part, pointer, entry in zip(holes["parts"], pointers, packed, strict=True):
         each = weights.layout(entry)
-        offsets = [f" + {s * entry.experts * each.slab}" if s else "" for s in range(entry.interleave)]
+        size = each.n if holes["weight_boxes"] else each.slab
+        offsets = [f" + {s * entry.experts * size}" if s else "" for s in range(entry.interleave)]
         if first.ids is not None:
-            offsets = [o + " + slab" for o in offsets]
+            offsets = [o + (" + slab.to(tl.int32)" if holes["weight_boxes"] else " + slab") for o in offsets]
         part |= {"weight": pointer, "offsets": offsets, "scales": each.scales}
     return holes | {
         "ragged": any(p.n % schedule.columns for p in packed), "count": dim_text(first.rows), "format": form.format,

@@ -39,7 +39,7 @@ from echoc.compiler.ir import DType, Node
 from echoc.compiler.ir.types import Dim, Poly, dim_value
 from echoc.compiler.passes.fuse import IN_MEMORY, root
 from echoc.compiler.targets import scope as shared
-from echoc.compiler.targets.gpu.kernel import Argument
+from echoc.compiler.targets.gpu.kernel import Argument, Matrix
 from echoc.compiler.targets.index import Index, Var, choose, dim_text, divided, unflatten
 from echoc.compiler.targets.scope import at_most
 from echoc.errors import CompileError
@@ -120,13 +120,18 @@ class Arguments:
     def get(self, key: object, element: str = "", written: bool = False) -> str:
         """The name of the pointer to `key`: a node, a packed weight, a workspace, or a state by name."""
         for item in self.items:
-            if item.key is key or (isinstance(key, str) and item.key == key):
+            if item.matrix is None and (item.key is key or (isinstance(key, str) and item.key == key)):
                 item.written = item.written or written
                 return item.name
         if not element:
             assert isinstance(key, Node)
             element = self.element(key)
         self.items.append(Argument(f"a{len(self.items)}", key, element, written))
+        return self.items[-1].name
+
+    def tensor_map(self, key: object, element: str, matrix: Matrix) -> str:
+        """The name of a tensor map of a buffer or weight that is read in boxes."""
+        self.items.append(Argument(f"a{len(self.items)}", key, element, False, matrix))
         return self.items[-1].name
 
 

@@ -35,12 +35,14 @@ ENVIRONMENT = jinja2.Environment(
 @dataclass(frozen=True)
 class Device:
     """What the renderers may count on. `dependent`: kernels can wait for the launches before them by themselves.
-    `streams`: the name of an architecture whose steps of few tokens stream weights through shared memory (CUDA)."""
+    `streams`: the name of an architecture whose steps of few tokens stream weights through shared memory (CUDA).
+    `tensor_maps`: it copies boxes of a matrix to shared memory by itself (TMA)."""
 
     vendor: str  # "cuda" or "rocm"
     warp: int = 32
     dependent: bool = False
     streams: str = ""
+    tensor_maps: bool = False
 
 
 class Renderer:

@@ -82,7 +82,7 @@ class GpuReservoirKernel:
         )
         arguments = [("weight", 0), ("arena", 0), ("state", 0), ("state", 1), ("port", 0), ("port", 1), ("port", 2)]
         blocks = kernel.shape.blocks * kernel.shape.teams
-        executor.add_variant([(index, arguments, [0, 1], [([(blocks, [])], 1)], False)], 2, -1)
+        executor.add_variant([(index, arguments, [0, 1], [([(blocks, [])], 1)], False, [])], 2, -1)
         executor.upload_weight(0, kernel.plan)
         executor.end_uploads()
         self._batch, self._executor = batch, executor

@@ -76,6 +76,11 @@ class Layout:
         return -(-used // BORDER) * BORDER
 
     @property
+    def joined(self) -> bool:
+        """Whether the rows of all slabs are one matrix."""
+        return self.scales == self.slab
+
+    @property
     def slab(self) -> int:
         return self.nbytes // self.element_bytes
 

@@ -23,6 +23,8 @@ from typing import Any
 from echoc.compiler.targets.gpu.code_object import kernels
 
 UNITS = {"cuda": "cubin", "hip": "hsaco"}
+SWIZZLES = (0, 32, 64, 128)  # CUtensorMapSwizzle, bytes
+MAP_PARAMETERS = 4  # behind a map of a matrix: two sizes (i32), two strides (i64)
 
 
 def compile_kernel(job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -48,9 +50,11 @@ def compile_kernel(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     facts = _cuda(built, said.getvalue()) if job["backend"] == "cuda" else _hip(built)
     if built.metadata.global_scratch_size:
         raise ValueError(f"needs {built.metadata.global_scratch_size} bytes of global scratch a block; wanted none")
+    maps = getattr(built.metadata, "tensordesc_meta", None) or []
     return facts | {
         "entry": built.metadata.name, "shared_bytes": built.metadata.shared,
-        "extra_pointers": facts["parameters"] - len(signature),
+        "extra_pointers": facts["parameters"] - len(signature) - MAP_PARAMETERS * len(maps),
+        "boxes": [[*m["block_size"], SWIZZLES[m["swizzle"]]] for m in maps],
     }  # fmt: skip
 
 
