@@ -2,11 +2,10 @@
 
 import asyncio
 import atexit
-import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from echoc.errors import DeviceError, EchoError
 from echoc.runtime.chat import Message
@@ -15,12 +14,18 @@ from echoc.runtime.outputs import Increment, RequestOutput
 from echoc.runtime.request import Request
 from echoc.runtime.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from echoc.runtime.journal_records import Entry
+
+T = TypeVar("T")
+Listener = Callable[[Increment], None]
+
 
 class AsyncLLM:
     """The asynchronous twin of `LLM`, with the same options.
 
     `generate` and `stream` are asynchronous iterators; leaving one early, or cancelling its task, cancels the request.
-    Requests that arrive while others run join the next step.
+    Requests that arrive while others run join the next step. `close` ends what is running; a journal keeps it.
     """
 
     def __init__(self, artifact: Any, **options: Any) -> None:
@@ -28,7 +33,6 @@ class AsyncLLM:
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closed = False
-        self._names = itertools.count()
         self._thread = threading.Thread(target=self._serve, name="echoc-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread inside a step must not outlive the interpreter
@@ -46,7 +50,7 @@ class AsyncLLM:
         add_special_tokens: bool = True,
     ) -> AsyncIterator[Increment]:
         """Yields what each step adds to the request. Raises the request's error when it fails."""
-        async for _, increment in self._follow(prompt, sampling_params, request_id, add_special_tokens):
+        async for _, increment in self._asked(prompt, sampling_params, request_id, add_special_tokens):
             yield increment
 
     async def generate(
@@ -59,7 +63,7 @@ class AsyncLLM:
     ) -> AsyncIterator[RequestOutput]:
         """Yields the request's output so far after each of its steps; the last one is finished."""
         last: Request | None = None
-        async for request, _ in self._follow(prompt, sampling_params, request_id, add_special_tokens):
+        async for request, _ in self._asked(prompt, sampling_params, request_id, add_special_tokens):
             last = request
             if not request.finished:
                 yield request.output()
@@ -78,6 +82,29 @@ class AsyncLLM:
         async for increment in self.stream(prompt, sampling_params, request_id, add_special_tokens=False):
             yield increment
 
+    async def unfinished(self) -> "list[Entry]":
+        """See `LLM.unfinished`."""
+        return await self._ask(self.llm.unfinished)
+
+    async def resume(self, request_id: str) -> AsyncIterator[Increment]:
+        """See `LLM.resume`."""
+        async for _, increment in self._resumed(request_id):
+            yield increment
+
+    async def recover(self) -> list[RequestOutput]:
+        """See `LLM.recover`; other requests may come meanwhile."""
+
+        async def one(entry: "Entry") -> RequestOutput:
+            output = RequestOutput(entry.request_id, entry.prompt, entry.prompt_token_ids, [])
+            try:
+                async for request, _ in self._resumed(entry.request_id):
+                    output = request.output()
+            except EchoError as error:
+                output.error = error
+            return output
+
+        return list(await asyncio.gather(*(one(entry) for entry in await self.unfinished())))
+
     async def abort(self, request_id: str) -> None:
         """Ends a request where it is; its iterator ends with reason "abort"."""
         self._order(lambda: self.llm.engine.abort(request_id))
@@ -95,39 +122,45 @@ class AsyncLLM:
     async def __aexit__(self, *exception: object) -> None:
         await asyncio.to_thread(self.close)
 
-    async def _follow(
+    def _asked(
         self, prompt: PromptLike, params: SamplingParams | None, request_id: str | None, add_special_tokens: bool
     ) -> AsyncIterator[tuple[Request, Increment]]:
-        if self._closed:
-            raise DeviceError("the engine is closed: make a new AsyncLLM")
+        chosen = self.llm.default_sampling_params() if params is None else params
+        return self._follow(
+            lambda listen: self.llm.engine.add(
+                plain_prompt(prompt),
+                chosen,
+                request_id=request_id,
+                listener=listen,
+                add_special_tokens=add_special_tokens,
+            )
+        )
+
+    def _resumed(self, request_id: str) -> AsyncIterator[tuple[Request, Increment]]:
+        def begin(listen: Listener) -> Request:
+            journal = self.llm.journal
+            return self.llm.engine.resume(journal.entry(journal.number_of(request_id)), listener=listen)
+
+        return self._follow(begin)
+
+    async def _follow(self, begin: Callable[[Listener], Request]) -> AsyncIterator[tuple[Request, Increment]]:
+        """What comes of the request that `begin` puts into the engine, in the engine's thread."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Increment] = asyncio.Queue()
-        added: asyncio.Future[Request] = loop.create_future()
-        name = f"async-{next(self._names)}" if request_id is None else request_id
-        chosen = self.llm.default_sampling_params() if params is None else params
+        begun: list[Request] = []
 
-        def listen(increment: Increment) -> None:
-            _post(loop, queue.put_nowait, increment)
+        def add() -> Request:
+            begun.append(begin(lambda increment: _post(loop, queue.put_nowait, increment)))
+            return begun[0]
 
-        def add() -> None:
-            try:
-                request = self.llm.engine.add(
-                    plain_prompt(prompt),
-                    chosen,
-                    request_id=name,
-                    listener=listen,
-                    add_special_tokens=add_special_tokens,
-                )
-            except Exception as error:
-                _post(loop, _set_exception, added, error)
-            else:
-                _post(loop, _set_result, added, request)
+        def leave() -> None:
+            for request in begun:
+                if not request.finished:
+                    self.llm.engine.abort(request.request_id)
+                self.llm.deliver([request])
 
-        entered = False
-        self._order(add)
         try:
-            request = await added
-            entered = True
+            request = await self._ask(add)
             ended = 0
             while ended < request.params.n:
                 increment = await queue.get()
@@ -138,8 +171,25 @@ class AsyncLLM:
                 if increment.finish_reason == "abort" and queue.empty():
                     return
         finally:
-            if entered or not added.done() or added.cancelled():
-                self._order(lambda: self.llm.engine.abort(name))
+            self._order(leave)
+
+    async def _ask(self, action: Callable[[], T]) -> T:
+        """The action's result, from the engine's thread."""
+        if self._closed:
+            raise DeviceError("the engine is closed: make a new AsyncLLM")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def act() -> None:
+            try:
+                result = action()
+            except Exception as error:
+                _post(loop, _set_exception, answer, error)
+            else:
+                _post(loop, _set_result, answer, result)
+
+        self._order(act)
+        return await answer
 
     def _order(self, action: Callable[[], None]) -> None:
         self._orders.append(action)
@@ -155,8 +205,9 @@ class AsyncLLM:
             else:
                 self._wake.wait()
                 self._wake.clear()
-        for request_id in list(engine.requests):
-            engine.abort(request_id)
+        while self._orders:  # such as that a request was handed over
+            self._orders.popleft()()
+        self.llm.close()
 
 
 def _post(loop: asyncio.AbstractEventLoop, action: Callable[..., Any], *arguments: Any) -> None:
@@ -169,11 +220,11 @@ def _post(loop: asyncio.AbstractEventLoop, action: Callable[..., Any], *argument
                 raise error
 
 
-def _set_result(future: "asyncio.Future[Request]", request: Request) -> None:
+def _set_result(future: "asyncio.Future[T]", result: T) -> None:
     if not future.done():
-        future.set_result(request)
+        future.set_result(result)
 
 
-def _set_exception(future: "asyncio.Future[Request]", error: Exception) -> None:
+def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error if isinstance(error, EchoError) else EchoError(str(error)))

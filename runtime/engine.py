@@ -6,11 +6,8 @@ are; while all running ones do and nothing else is to be done, decoding loops on
 """
 
 import contextlib
-import hashlib
-import operator
-import reprlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +15,22 @@ import numpy.typing as npt
 from echoc import _native
 from echoc.errors import EchoError, RequestError
 from echoc.runtime import scheduler
+from echoc.runtime.admission import Admission, sibling
 from echoc.runtime.loop import AHEAD, Drawer, Loop
 from echoc.runtime.outputs import Increment, Logprob, Logprobs
 from echoc.runtime.pages import IntArray, PagePool
 from echoc.runtime.request import Completion, Request
 from echoc.runtime.sampling import SamplingParams
 from echoc.runtime.scheduler import Chunk, Plan, Scheduler
-from echoc.runtime.tokenizer import Detokenizer, Tokenizer
+from echoc.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from echoc.runtime.journal import Journal
+    from echoc.runtime.journal_records import Entry
 
 __all__ = ["Engine", "FloatArray", "Request", "Stepper"]
 
 FloatArray = npt.NDArray[np.float32]
-_EMPTY = "the prompt is empty; to start from nothing, give the begin token's id as the prompt"
 NativeLogprobs = tuple[float, int, list[tuple[int, float]]]
 
 
@@ -56,7 +57,10 @@ class Stepper(Protocol):
 
 
 class Engine:
-    """Continuous batching over a stepper. Use from one thread; `add`, `abort` and `step` may be called in any order."""
+    """Continuous batching over a stepper. Use from one thread; `add`, `abort` and `step` may be called in any order.
+
+    With a journal, a request is on disk before its first step, and each step's tokens before the step returns.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Engine:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int | None = None,
         seed: int = 0,
+        journal: "Journal | None" = None,
     ) -> None:
         budget = stepper.max_tokens if max_num_batched_tokens is None else max_num_batched_tokens
         if max_num_seqs < 1 or budget < 1:
@@ -86,8 +91,11 @@ class Engine:
         self.num_steps = 0
         self._drawer: Drawer | None = getattr(stepper, "drawer", None)
         self._loop: Loop | None = None
-        self._seed = seed
-        self._arrivals = 0
+        self._admission = Admission(
+            stepper.vocab_size, stepper.context_length, pool, tokenizer, self.eos_token_ids, seed
+        )
+        self.journal = journal
+        self._arrivals = 0 if journal is None else journal.next_number
 
     @property
     def has_work(self) -> bool:
@@ -107,24 +115,64 @@ class Engine:
         name = f"request-{arrival}" if request_id is None else request_id
         if name in self.requests:
             raise RequestError(f"a request named {name} is running already; give each its own request_id")
-        tokens = self._tokenize(prompt, add_special_tokens)
+        tokens = self._admission.tokenize(prompt, add_special_tokens)
         request = Request(name, prompt if isinstance(prompt, str) else None, tokens, params, listener)
-        self._check(request)
+        self._admission.check(request)
+        first = self._admission.first(request, arrival, self._admission.seed_of(request, arrival))
+        if self.journal is not None:
+            self.journal.accept(arrival, request, first.seed)
         self._arrivals += 1
-        if params.prompt_logprobs is not None:
-            request.prompt_logprobs = [None]
-        request.completions.append(self._first_completion(request, arrival))
         self.requests[name] = request
-        self.scheduler.add(request.completions[0].sequence)
+        self.scheduler.add(first.sequence)
         return request
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request where it is; its outputs finish with reason "abort". Unknown ids are ignored."""
+    def resume(self, entry: "Entry", *, listener: Callable[[Increment], None] | None = None) -> Request:
+        """Goes on with a request of the journal as after a preemption: its tokens are read again, then come new ones.
+
+        The listener's first increments carry what there is already. Raises RequestError where this engine can not serve
+        the request; it stays in the journal.
+        """
+        if self.journal is None or entry.number not in self.journal.owed:
+            raise RequestError(f"the journal has no unfinished request {entry.number} named {entry.request_id!r}")
+        if entry.request_id in self.requests:
+            raise RequestError(f"a request named {entry.request_id} is running already")
+        for tokens in (entry.prompt_token_ids, *entry.token_ids):
+            self._admission.known(tokens)
+        request = Request(entry.request_id, entry.prompt, list(entry.prompt_token_ids), entry.params)
+        self._admission.check(request)
+        first = self._admission.first(request, entry.number, entry.seed)
+        begun = len(entry.token_ids) if entry.finished else entry.params.n if any(entry.token_ids) else 1
+        for index in range(1, begun):
+            sibling(request, first, index)
+        self.journal.resume(entry.number)
+        self.requests[entry.request_id] = request
+        self._replay(request, entry)
+        if listener is not None:
+            request.listener = listener
+            for increment in request.so_far():
+                listener(increment)
+        going = [completion.sequence for completion in request.completions if completion.finish_reason is None]
+        for sequence in going:
+            sequence.every_row = 0
+            self.scheduler.add(sequence)
+        if going and entry.params.prompt_logprobs is not None:
+            going[0].every_row = len(request.prompt_token_ids)
+        return request
+
+    def abort(self, request_id: str, *, resumable: bool = False) -> None:
+        """Ends a request where it is; its outputs finish with reason "abort". Unknown ids are ignored.
+
+        resumable: the journal keeps the request as one that was stopped, not given up.
+        """
         request = self.requests.get(request_id)
         if request is not None:
+            if resumable and self.journal is not None:
+                self.journal.interrupt(request, None)
             for completion in request.completions:
                 if completion.finish_reason is None:
                     self._end(request, completion, "abort", None)
+            if self.journal is not None:
+                self.journal.commit()
         if self._loop is not None and not self._loop.live:
             self._leave_loop()
 
@@ -132,7 +180,10 @@ class Engine:
         """Makes one step; returns the requests that finished in it."""
         if self._loop is None:
             self._loop = self._enter_loop()
-        return self._step() if self._loop is None else self._follow(self._loop)
+        finished = self._step() if self._loop is None else self._follow(self._loop)
+        if self.journal is not None:
+            self.journal.commit()
+        return finished
 
     def _step(self) -> list[Request]:
         """What the scheduler plans."""
@@ -150,86 +201,6 @@ class Engine:
             except Exception as error:
                 self._fail_sequences([chunk.sequence for chunk in plan.chunks], _as_error(error))
         return list({id(r): r for r in touched if r.finished}.values())
-
-    def _tokenize(self, prompt: str | Sequence[int], add_special_tokens: bool) -> list[int]:
-        if isinstance(prompt, str):
-            if not prompt:
-                raise RequestError(_EMPTY)
-            if self.tokenizer is None:
-                raise RequestError("the artifact has no tokenizer: give the prompt as token ids")
-            tokens = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-            return self._known(tokens)
-        try:
-            return self._known([operator.index(token) for token in prompt])
-        except TypeError:
-            raise RequestError(f"the prompt is {reprlib.repr(prompt)}, wanted a text or a list of token ids") from None
-
-    def _known(self, tokens: list[int]) -> list[int]:
-        """The tokens, all of which the model has an embedding for."""
-        for token in tokens:
-            if not 0 <= token < self.stepper.vocab_size:
-                raise RequestError(f"the prompt has token {token}, the vocabulary has 0..{self.stepper.vocab_size - 1}")
-        return tokens
-
-    def _check(self, request: Request) -> None:
-        params, length = request.params, len(request.prompt_token_ids)
-        if length == 0:
-            raise RequestError(_EMPTY)
-        room = self.stepper.context_length - length
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {length} tokens and leaves no room for output in the model's context of "
-                f"{self.stepper.context_length}: shorten it"
-            )
-        pages = -(-length // self.pool.page_size)
-        if pages > self.pool.num_pages:
-            raise RequestError(
-                f"the prompt needs {pages} pages of {self.pool.page_size} tokens, the page pool has "
-                f"{self.pool.num_pages}: give the engine more pages or shorten the prompt"
-            )
-        params.check_vocabulary(self.stepper.vocab_size)
-        if self.tokenizer is None and (params.stop or params.bad_words):
-            raise RequestError(
-                "the artifact has no tokenizer: use stop_token_ids and banned_token_ids instead of strings"
-            )
-        if params.stop and not params.detokenize:
-            raise RequestError("stop strings need the text: leave detokenize on, or use stop_token_ids")
-        request.max_new_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
-        stops = frozenset(params.stop_token_ids or ())
-        request.end_tokens = stops if params.ignore_eos else stops | self.eos_token_ids
-
-    def _first_completion(self, request: Request, arrival: int) -> Completion:
-        params, prompt = request.params, request.prompt_token_ids
-        seed = params.seed
-        if seed is None:
-            words = _native.philox(self._seed & ((1 << 64) - 1), [arrival & 0xFFFFFFFF, arrival >> 32, 0, 1])
-            seed = words[0] << 32 | words[1]
-        bad = []
-        if params.bad_words and self.tokenizer is not None:
-            bad = [tokens for word in params.bad_words for tokens in self.tokenizer.sequences_of(word)]
-        spec = params.native(seed=seed, end_tokens=sorted(request.end_tokens), bad_sequences=bad)
-        salt = params.cache_salt
-        sequence = scheduler.Sequence(
-            key=(arrival, 0),
-            tokens=list(prompt),
-            num_prompt=len(prompt),
-            every_row=0 if params.prompt_logprobs is None else len(prompt),
-            cache_salt=0 if salt is None else int.from_bytes(hashlib.sha256(salt.encode()).digest()[:8], "little"),
-        )
-        detokenizer = None
-        if self.tokenizer is not None and params.detokenize:
-            detokenizer = Detokenizer(
-                self.tokenizer,
-                prompt,
-                stop=params.stop_strings,
-                include_stop=params.include_stop_str_in_output,
-                skip_special_tokens=params.skip_special_tokens,
-            )
-        sampler = _native.Sampler(spec, np.array(prompt, dtype=np.int32))
-        logprobs: list[Logprobs] | None = None if params.logprobs is None else []
-        completion = Completion(0, sequence, sampler, detokenizer, logprobs, seed)
-        sequence.owner = (request, completion)
-        return completion
 
     def _enter_loop(self) -> Loop | None:
         """The loop in which the device decodes what is running, begun; None where other work is to be done."""
@@ -364,21 +335,10 @@ class Engine:
         """The other outputs of a request whose prompt is done: they share its pages."""
         children = []
         for index in range(1, request.params.n):
-            parent = first.sequence
-            sequence = scheduler.Sequence(
-                key=(parent.key[0], index),
-                tokens=list(parent.tokens),
-                num_prompt=parent.num_prompt,
-                handle=self.pool.fork(parent.handle),
-                num_computed=parent.num_computed,
-                cache_salt=parent.cache_salt,
-            )
-            detokenizer = None if first.detokenizer is None else first.detokenizer.fork()
-            logprobs: list[Logprobs] | None = None if first.logprobs is None else []
-            child = Completion(index, sequence, first.sampler.fork(index), detokenizer, logprobs, first.seed)
-            sequence.owner = (request, child)
-            request.completions.append(child)
-            self.scheduler.add_forked(sequence)
+            child = sibling(request, first, index)
+            child.sequence.handle = self.pool.fork(first.sequence.handle)
+            child.sequence.num_computed = first.sequence.num_computed
+            self.scheduler.add_forked(child.sequence)
             children.append(child)
         return children
 
@@ -391,13 +351,22 @@ class Engine:
             reason = "the model's logits are not finite" if token == -1 else "every token is banned, none can be chosen"
             self._fail(request, RequestError(f"{request.request_id}: {reason}"))
             return
-        sequence = completion.sequence
-        sequence.tokens.append(token)
         fresh: list[Logprobs] | None = None
         if logprobs is not None and completion.logprobs is not None:
             fresh = [self._logprobs(token, logprobs)]
+        if self.journal is not None:
+            sequence = completion.sequence
+            position = len(sequence.tokens) - sequence.num_prompt
+            self.journal.token(request.number, completion.index, position, token, fresh)
+        self._put_token(request, completion, token, fresh)
+
+    def _put_token(self, request: Request, completion: Completion, token: int, fresh: list[Logprobs] | None) -> None:
+        """One more token of an output, and the output's end where it is one."""
+        sequence = completion.sequence
+        sequence.tokens.append(token)
+        if fresh is not None and completion.logprobs is not None:
             completion.logprobs.extend(fresh)
-            completion.cumulative_logprob += logprobs[0]
+            completion.cumulative_logprob += fresh[0][token].logprob
         num_output = len(sequence.tokens) - sequence.num_prompt
         long_enough = num_output >= request.params.min_tokens
         matched = None
@@ -455,6 +424,8 @@ class Engine:
             text = completion.detokenizer.take(final=True)
         if request.finished:
             self.requests.pop(request.request_id, None)
+            if self.journal is not None:
+                self.journal.finish(request)
         if request.listener is not None:
             request.listener(
                 Increment(
@@ -478,9 +449,25 @@ class Engine:
                 self._end(request, completion, "error", None)
 
     def _fail_sequences(self, sequences: Sequence[scheduler.Sequence], error: EchoError) -> None:
-        """The device did not make the step: every request in it fails, the others go on."""
+        """The device did not make the step: every request in it fails, the others go on. A journal keeps them."""
         for sequence in sequences:
-            self._fail(sequence.owner[0], error)
+            request: Request = sequence.owner[0]
+            if self.journal is not None and not request.finished:
+                self.journal.interrupt(request, error)
+            self._fail(request, error)
+
+    def _replay(self, request: Request, entry: "Entry") -> None:
+        """Puts a request where its journal left it."""
+        if entry.finished:
+            request.prompt_logprobs = entry.result.prompt_logprobs
+            request.error = None if entry.result.error is None else RequestError(entry.result.error)
+        for completion, made in zip(request.completions, entry.result.outputs, strict=False):
+            for at, token in enumerate(made.token_ids):
+                if completion.finish_reason is None:
+                    completion.sampler.accept(token)
+                    self._put_token(request, completion, token, made.logprobs[at : at + 1] or None)
+            if made.finish_reason is not None and completion.finish_reason is None:
+                self._end(request, completion, made.finish_reason, made.stop_reason)
 
 
 def _is_plain(sequence: scheduler.Sequence) -> bool:

@@ -1,10 +1,11 @@
 """`LLM`: the synchronous face of the engine."""
 
+import hashlib
 import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from echoc.errors import EchoError, RequestError
 from echoc.runtime.artifact import Artifact
@@ -14,6 +15,10 @@ from echoc.runtime.model import Model
 from echoc.runtime.outputs import Increment, RequestOutput
 from echoc.runtime.request import Request
 from echoc.runtime.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from echoc.runtime.journal import Journal
+    from echoc.runtime.journal_records import Entry
 
 Prompt = str | Sequence[int]
 PromptLike = Prompt | Mapping[str, Any]  # {"prompt": text} or {"prompt_token_ids": ids}, as vLLM's users write
@@ -47,6 +52,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         seed: int = 0,
         device_index: int | None = None,
+        journal: str | os.PathLike[str] | None = None,
     ) -> None:
         self.model = Model(
             artifact,
@@ -66,6 +72,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             seed=seed,
+            journal=None if journal is None else _open_journal(journal, self.model.artifact),
         )
         self._turn = threading.RLock()
 
@@ -116,20 +123,65 @@ class LLM:
             )
         return self._increments(request, increments)
 
+    def unfinished(self) -> "list[Entry]":
+        """The journal's requests that nobody waits for, in order of arrival: of processes that died or were closed, or
+        failed by the device; those among them that came to an end which their caller was not told are `finished`.
+        """
+        with self._turn:
+            return list(self.journal.entries())
+
+    def recover(self, *, progress: bool = False) -> list[RequestOutput]:
+        """Goes on with all of `unfinished()` to their end; outputs come in order of arrival, whole.
+
+        They are what an undisturbed run had given: bitwise with deterministic=True, else up to the rounding of sums, as
+        after a preemption. One that this engine cannot serve has an `error` and stays in the journal.
+        """
+
+        def resume(entry: "Entry") -> Request | RequestOutput:
+            try:
+                return self.engine.resume(entry)
+            except EchoError as error:
+                return RequestOutput(entry.request_id, entry.prompt, entry.prompt_token_ids, [], error=error)
+
+        with self._turn:
+            return self._finish((resume(entry) for entry in list(self.journal.entries())), progress)
+
+    def resume(self, request_id: str) -> Iterator[Increment]:
+        """Goes on with one of `unfinished()` as a stream, whose first increment of each output has what there was."""
+        increments: deque[Increment] = deque()
+        with self._turn:
+            entry = self.journal.entry(self.journal.number_of(request_id))
+            request = self.engine.resume(entry, listener=increments.append)
+        return self._increments(request, increments)
+
+    @property
+    def journal(self) -> "Journal":
+        """Raises RequestError where there is none."""
+        if self.engine.journal is None:
+            raise RequestError("there is no journal of requests: give LLM a file, journal=PATH")
+        return self.engine.journal
+
     def abort(self, request_id: str) -> None:
         """Ends a request where it is."""
         with self._turn:
             self.engine.abort(request_id)
 
+    def close(self) -> None:
+        """Ends what is running. A journal keeps it, and is closed."""
+        with self._turn:
+            for request_id in list(self.engine.requests):
+                self.engine.abort(request_id, resumable=True)
+            if self.engine.journal is not None:
+                self.engine.journal.close()
+
     def __enter__(self) -> "LLM":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with self._turn:
-            for request_id in list(self.engine.requests):
-                self.engine.abort(request_id)
+        self.close()
 
     def _increments(self, request: Request, increments: "deque[Increment]") -> Iterator[Increment]:
+        left = False  # by its reader, not by what happened
         try:
             while True:
                 while increments:
@@ -142,9 +194,14 @@ class LLM:
                 with self._turn:
                     if not request.finished:
                         self.engine.step()
+        except GeneratorExit:
+            left = True
+            raise
         finally:
             with self._turn:
-                self.engine.abort(request.request_id)
+                if not request.finished:
+                    self.engine.abort(request.request_id, resumable=not left)
+                self.deliver([request])
 
     def _params_for(
         self, prompts: Sequence[PromptLike], given: SamplingParams | Sequence[SamplingParams] | None
@@ -165,27 +222,39 @@ class LLM:
         add_special_tokens: bool,
         progress: bool,
     ) -> list[RequestOutput]:
-        entries: list[Request | RequestOutput] = []
         with self._turn:
-            try:
-                for prompt, each in zip(prompts, params, strict=True):
-                    entries.append(self._add(prompt, each, add_special_tokens))
-                requests = [entry for entry in entries if isinstance(entry, Request)]
-                with _Progress(progress, len(requests)) as bar:
-                    while not all(request.finished for request in requests):
-                        self.engine.step()
-                        bar.update(sum(request.finished for request in requests))
-            except BaseException:
-                for entry in entries:
-                    self.engine.abort(entry.request_id)
-                raise
-        outputs = [entry.output() if isinstance(entry, Request) else entry for entry in entries]
+            added = (self._add(prompt, each, add_special_tokens) for prompt, each in zip(prompts, params, strict=True))
+            outputs = self._finish(added, progress)
         first = outputs[0].error if outputs else None
         if first is not None and all(output.error is not None for output in outputs):
             if isinstance(first, RequestError):
                 first.output = outputs[0]
             raise first
         return outputs
+
+    def _finish(self, added: Iterator[Request | RequestOutput], progress: bool) -> list[RequestOutput]:
+        """Steps until all requests are done. What interrupts it ends them; a journal keeps them."""
+        entries: list[Request | RequestOutput] = []
+        try:
+            for entry in added:
+                entries.append(entry)
+            requests = [entry for entry in entries if isinstance(entry, Request)]
+            with _Progress(progress, len(requests)) as bar:
+                while not all(request.finished for request in requests):
+                    self.engine.step()
+                    bar.update(sum(request.finished for request in requests))
+        except BaseException:
+            for entry in entries:
+                self.engine.abort(entry.request_id, resumable=True)
+            raise
+        outputs = [entry.output() if isinstance(entry, Request) else entry for entry in entries]
+        self.deliver(requests)
+        return outputs
+
+    def deliver(self, requests: Sequence[Request]) -> None:
+        """Tells the journal that the callers have, or are about to get, all of these requests."""
+        if self.engine.journal is not None:
+            self.engine.journal.deliver(request.number for request in requests)
 
     def _add(self, prompt: PromptLike, params: SamplingParams, add_special_tokens: bool) -> Request | RequestOutput:
         """The request in the engine, or the output of one that was refused."""
@@ -224,6 +293,12 @@ def with_output(error: EchoError, request: Request) -> EchoError:
     if isinstance(error, RequestError):
         error.output = request.output()
     return error
+
+
+def _open_journal(path: str | os.PathLike[str], artifact: Artifact) -> "Journal":
+    from echoc.runtime.journal import Journal
+
+    return Journal(path, hashlib.sha256(artifact.read("manifest.json")).hexdigest(), str(artifact.path))
 
 
 class _Progress:

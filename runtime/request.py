@@ -45,6 +45,11 @@ class Request:
     num_cached_tokens: int = 0
 
     @property
+    def number(self) -> int:
+        """Its place in the order of arrivals."""
+        return self.completions[0].sequence.key[0]
+
+    @property
     def finished(self) -> bool:
         return self.error is not None or all(c.finish_reason is not None for c in self.completions)
 
@@ -72,3 +77,20 @@ class Request:
             error=self.error,
             num_cached_tokens=self.num_cached_tokens,
         )
+
+    def so_far(self) -> list[Increment]:
+        """What there is by now as one increment of each output that has begun."""
+        return [
+            Increment(
+                request_id=self.request_id,
+                index=c.index,
+                text="" if c.detokenizer is None else c.detokenizer.text if c.finish_reason else c.detokenizer.take(),
+                token_ids=c.sequence.tokens[c.sequence.num_prompt :],
+                logprobs=None if c.logprobs is None else list(c.logprobs),
+                finish_reason=c.finish_reason,
+                stop_reason=c.stop_reason,
+                error=self.error,
+            )
+            for c in self.completions
+            if c.finish_reason is not None or len(c.sequence.tokens) > c.sequence.num_prompt
+        ]

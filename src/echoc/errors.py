@@ -30,3 +30,7 @@ class RequestError(EchoError, ValueError):
 
 class DeviceError(EchoError):
     """The device of an artifact is missing, too old or failed."""
+
+
+class JournalError(EchoError):
+    """A journal of requests that is in use, damaged, foreign, of another artifact, or cannot be written."""
