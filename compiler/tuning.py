@@ -71,6 +71,7 @@ def tune(
     *,
     level: str = "native",
     weights_dtype: str = "bf16",
+    kv_dtype: str | None = None,
     group: int = 32,
     rows: int = 8,
     prompt: int = 512,
@@ -82,7 +83,7 @@ def tune(
 
     Args:
         model: a model folder or a config.json; its weights are not read.
-        level, weights_dtype, group: as for `compile`.
+        level, weights_dtype, kv_dtype, group: as for `compile`.
         rows: rows of the batched decode that is timed (2 to 12).
         prompt: tokens of the prefill that is timed.
         rounds: measurements of each candidate, in turns; their medians decide.
@@ -99,8 +100,8 @@ def tune(
             report("compile candidates", i, len(CANDIDATES))
             path = Path(folder) / f"{i}.echo"
             compile_model(
-                config, target=f"cpu:{level}", weights_dtype=weights_dtype, group=group, weights="random:0",
-                output=path, context_length=None, schedules=_Everywhere(schedule),
+                config, target=f"cpu:{level}", weights_dtype=weights_dtype, kv_dtype=kv_dtype, group=group,
+                weights="random:0", output=path, context_length=None, schedules=_Everywhere(schedule),
             )  # fmt: skip
             paths.append(path)
         samples: list[list[dict[str, Any]]] = [[] for _ in paths]

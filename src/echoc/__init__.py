@@ -7,7 +7,7 @@ outputs = echoc.LLM(artifact).generate("def fibonacci(n):", echoc.SamplingParams
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from echoc.errors import ArtifactError, CompileError, DeviceError, EchoError, IRError, RequestError
+from echoc.errors import ArtifactError, CompileError, DeviceError, EchoError, IRError, JournalError, RequestError
 
 if TYPE_CHECKING:
     from echoc.runtime.artifact import Artifact
@@ -28,6 +28,7 @@ __all__ = [
     "EchoError",
     "IRError",
     "Increment",
+    "JournalError",
     "Program",
     "RequestError",
     "RequestOutput",

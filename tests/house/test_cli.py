@@ -50,6 +50,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
         ["run", "--interactive", "--json"],
         ["run", "--interactive", "--prompt", "x"],
         ["run", "--threads", "0", "--prompt", "x"],
+        ["run", "--resume"],
+        ["run", "--resume", "--journal", "j", "--prompt", "x"],
+        ["run", "--interactive", "--journal", "j"],
+        ["run", "--kv-dtype", "int3", "--prompt", "x"],
+        ["tune", "model", "--kv-dtype", "int3"],
         ["doctor", "--no-such-option"],
     ],
 )
@@ -196,6 +201,39 @@ def test_run_without_a_model_compiles_the_pocket_model_once(echoc: Echoc, cache:
     again = echoc(*asked)
     assert (again.returncode, again.stdout) == (0, first.stdout)
     assert "compiling" not in again.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_was_ended_is_resumed(
+    echoc: Echoc, artifact: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    asked = ["--prompt", "import os\n", "--max-tokens", "450", "--top-k", "40", "--seed", "5", "--threads", "1"]
+    asked = ["run", str(artifact), *asked, "--deterministic"]
+    journal = tmp_path / "journal"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "echoc", *asked, "--journal", journal], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(30)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == code, errors
+    whole = json.loads(echoc(*asked, "--json", "--journal", tmp_path / "other").stdout)
+    done = echoc("run", artifact, "--deterministic", "--journal", journal, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)["resumed"]
+    assert answer["outputs"] == [{name: whole[name] for name in ("text", "token_ids", "finish_reason")}]
+    again = echoc("run", artifact, "--journal", journal, "--resume")
+    assert (again.returncode, again.stdout) == (0, "") and "no unfinished request" in again.stderr
+    refused(echoc("run", artifact, "--journal", tmp_path / "absent", "--resume"), "absent: no such journal")
+
+
+def test_run_compiles_with_another_format_of_keys_and_values(echoc: Echoc, artifact: Path) -> None:
+    asked = ("--prompt", "import os\n", "--max-tokens", 4, "--temperature", 0, "--kv-dtype", "int8")
+    done = echoc("run", *asked)
+    assert done.returncode == 0, done.stderr
+    assert "compiling" in done.stderr
+    refused(echoc("run", artifact, *asked), "--kv-dtype is for compiling")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,10 @@ WeightsDtypeOption = Annotated[WeightsDtype, typer.Option("--weights-dtype", hel
 GroupOption = Annotated[
     int, typer.Option("--group", callback=check_group, help="int8 and int4: weights that share a scale, 32, 64 or 128.")
 ]
+KvDtypeOption = Annotated[
+    KvDtype | None,
+    typer.Option("--kv-dtype", help="Format of the KV cache; default: f32 for f32 weights, else bf16."),
+]
 TargetOption = Annotated[
     str,
     typer.Option("--target", help="cpu (this machine), cpu:LEVEL such as cpu:x86-64-v3, cuda:sm_90a, rocm:gfx942, ..."),
@@ -91,10 +95,7 @@ def command(
     context_length: Annotated[
         int | None, typer.Option("--context-length", min=1, help="Longest sequence in tokens; default: the model's.")
     ] = None,
-    kv_dtype: Annotated[
-        KvDtype | None,
-        typer.Option("--kv-dtype", help="Format of the KV cache; default: f32 for f32 weights, else bf16."),
-    ] = None,
+    kv_dtype: KvDtypeOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default: the model's name + .echo, here.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from echoc.cli.compile import GroupOption, SubstochasticOption, WeightsDtype, WeightsDtypeOption
+from echoc.cli.compile import GroupOption, KvDtypeOption, SubstochasticOption, WeightsDtype, WeightsDtypeOption
 from echoc.cli.console import DebugOption, JsonOption, print_json, say, stopwatch, verb
 from echoc.cli.models import artifact_for
 from echoc.errors import EchoError
@@ -60,6 +60,7 @@ def command(
     system: Annotated[str | None, typer.Option("--system", help="System message for the chat template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", "--no-chat-template", help="Leave the chat template aside.")] = False,
     weights_dtype: WeightsDtypeOption = WeightsDtype.bf16,
+    kv_dtype: KvDtypeOption = None,
     group: GroupOption = 32,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: all usable cores.")] = None,
     deterministic: Annotated[
@@ -89,6 +90,13 @@ def command(
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="Membranes: memory at most, such as 2G.")
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option("--journal", metavar="FILE", help="Keep requests in this file until their end, whatever happens."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished requests of the journal instead of a prompt.")
+    ] = False,
     allow_substochastic: SubstochasticOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -104,8 +112,8 @@ def command(
 
             artifact = Artifact(path)
             if systems.holds_system(artifact):
-                if prompt is not None or interactive or system is not None:
-                    raise typer.BadParameter("a membrane system takes no prompt")
+                if prompt is not None or interactive or system is not None or journal is not None or resume:
+                    raise typer.BadParameter("a membrane system takes no prompt and has no journal of requests")
                 systems.run_system(
                     artifact,
                     systems.Wishes(
@@ -127,7 +135,15 @@ def command(
         raise typer.BadParameter("--json gives one answer; it does not go with --interactive")
     if interactive and prompt is not None:
         raise typer.BadParameter("--interactive asks for the prompts itself; leave --prompt out")
-    words = None if interactive else _prompt_text(prompt)
+    if resume and journal is None:
+        raise typer.BadParameter("--resume goes on with the requests of a journal: name its file with --journal")
+    if resume and prompt is not None:
+        raise typer.BadParameter("--resume has its prompts from the journal; leave --prompt out")
+    words = None if interactive or resume else _prompt_text(prompt)
+    if journal is not None and words is None and not resume:
+        raise typer.BadParameter("--journal keeps single requests, no conversation; give one with --prompt")
+    if resume and journal is not None and not journal.exists():
+        raise EchoError(f"{journal}: no such journal, so there is nothing to resume")
     wishes = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -138,19 +154,24 @@ def command(
         "stop": stop,
         "seed": seed,
     }
-    path = artifact_for(model, weights_dtype.value, group, show_progress=not as_json)
+    path = artifact_for(model, weights_dtype.value, kv_dtype and kv_dtype.value, group, show_progress=not as_json)
     import echoc
 
-    llm = echoc.LLM(path, num_threads=threads, deterministic=deterministic)
-    speaker = Speaker(llm, {name: value for name, value in wishes.items() if value is not None}, system, raw)
-    if words is None:
-        converse(speaker)
-        return
-    reply = speaker.answer(words, show=not as_json)
-    if as_json:
-        print_json({"model": str(path), "prompt": words, **asdict(reply)})
-    else:
-        say_speed(reply)
+    with echoc.LLM(path, num_threads=threads, deterministic=deterministic, journal=journal) as llm:
+        if resume:
+            recover(llm, path, as_json)
+            return
+        if journal is not None and (left := len(llm.unfinished())):
+            say(f"{journal} has {left} unfinished request{'s' if left > 1 else ''}; --resume goes on with what is left")
+        speaker = Speaker(llm, {name: value for name, value in wishes.items() if value is not None}, system, raw)
+        if words is None:
+            converse(speaker)
+            return
+        reply = speaker.answer(words, show=not as_json)
+        if as_json:
+            print_json({"model": str(path), "prompt": words, **asdict(reply)})
+        else:
+            say_speed(reply)
 
 
 class Speaker:
@@ -194,6 +215,33 @@ class Speaker:
                     _write(piece.text)
             reply.seconds = seconds()
         return reply
+
+
+def recover(llm: "LLM", path: Path, as_json: bool) -> None:
+    """The whole answers of the requests that a journal has left, in order of arrival. Raises the first one's error."""
+    outputs = llm.recover()
+    if as_json:
+        answers = [
+            {
+                "request_id": output.request_id, "prompt": output.prompt,
+                "outputs": [
+                    {"text": o.text, "token_ids": o.token_ids, "finish_reason": o.finish_reason} for o in output.outputs
+                ],
+                "error": None if output.error is None else str(output.error),
+            }
+            for output in outputs
+        ]  # fmt: skip
+        print_json({"model": str(path), "resumed": answers})
+    for output in outputs:
+        if not as_json:
+            say(f"{output.request_id}:")
+            for completion in output.outputs:
+                _write(completion.text + "\n")
+    if not outputs:
+        say("the journal has no unfinished request")
+    for output in outputs:
+        if output.error is not None:
+            raise output.error
 
 
 def converse(speaker: Speaker) -> None:

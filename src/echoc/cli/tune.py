@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from echoc.cli.compile import GroupOption, WeightsDtype, WeightsDtypeOption
+from echoc.cli.compile import GroupOption, KvDtypeOption, WeightsDtype, WeightsDtypeOption
 from echoc.cli.console import DebugOption, JsonOption, print_json, progress_bar, say, stopwatch, verb
 
 
@@ -14,6 +14,7 @@ def command(
     model: Annotated[Path, typer.Argument(help="Folder with config.json, or a config.json; weights are not read.")],
     target: Annotated[str, typer.Option("--target", help="cpu (this machine) or cpu:LEVEL that it has.")] = "cpu",
     weights_dtype: WeightsDtypeOption = WeightsDtype.bf16,
+    kv_dtype: KvDtypeOption = None,
     group: GroupOption = 32,
     rows: Annotated[int, typer.Option("--batch", min=2, max=12, help="Rows of the batched decode that is timed.")] = 8,
     prompt: Annotated[int, typer.Option("--prefill", min=33, help="Tokens of the prefill that is timed.")] = 512,
@@ -30,8 +31,8 @@ def command(
 
     with stopwatch() as seconds, progress_bar(enabled=not as_json) as progress:
         choices, path = tune(
-            model, level=level or "native", weights_dtype=weights_dtype.value, group=group, rows=rows, prompt=prompt,
-            rounds=rounds, threads=threads, progress=progress,
+            model, level=level or "native", weights_dtype=weights_dtype.value, kv_dtype=kv_dtype and kv_dtype.value,
+            group=group, rows=rows, prompt=prompt, rounds=rounds, threads=threads, progress=progress,
         )  # fmt: skip
     if as_json:
         entries = [{"kernel": c.kernel, "schedule": dict(c.schedule), "gain": dict(c.gain)} for c in choices]
