@@ -44,6 +44,7 @@ struct PortUse {
 
 struct Variant {
   std::vector<Launch> launches;
+  std::vector<uint32_t> stages;    // where they begin, and the number of launches: threads meet between them
   std::vector<void*> args;         // of all launches, one after another
   std::vector<PortUse> port_uses;  // the entries of args that change from step to step
   int64_t steps = 0;
@@ -80,15 +81,17 @@ class Executor {
   int add_variant(const std::vector<LaunchSpec>& launches) {
     auto variant = std::make_unique<Variant>();
     for (const auto& [name, barrier, args] : launches) {
-      variant->launches.push_back({find(name), barrier, static_cast<uint32_t>(variant->args.size())});
+      if (barrier || variant->launches.empty()) variant->stages.push_back(count(variant->launches));
+      variant->launches.push_back({find(name), barrier, count(variant->args)});
       for (const auto& [kind, value] : args) {
         if (kind == "port") {
           check_index(kind, value, ports_.size());
-          variant->port_uses.push_back({static_cast<uint32_t>(variant->args.size()), static_cast<uint32_t>(value)});
+          variant->port_uses.push_back({count(variant->args), static_cast<uint32_t>(value)});
         }
         variant->args.push_back(resolve(kind, value));
       }
     }
+    variant->stages.push_back(count(variant->launches));
     variant->launch_ns.resize(variant->launches.size());
     variants_.push_back(std::move(variant));
     return static_cast<int>(variants_.size()) - 1;
@@ -105,7 +108,11 @@ class Executor {
     nb::gil_scoped_release release;
     StepContext context{this, &variant, dims.data()};
     const auto begin = Clock::now();
-    team_.run(profiling_ ? &run_profiled : &run_launches, &context);
+    if (profiling_) {
+      team_.run(&run_profiled, &context);
+    } else {
+      team_.run_stages(count(variant.stages) - 1, &run_stage, &context);
+    }
     variant.step_ns += nanoseconds(Clock::now() - begin);
     variant.steps += 1;
     variant.profiled_steps += profiling_ ? 1 : 0;
@@ -140,18 +147,17 @@ class Executor {
     const int64_t* dims;
   };
 
-  static void run_launches(void* context, int tid) {
+  static void run_stage(void* context, uint32_t stage, int tid) {
     const auto& c = *static_cast<StepContext*>(context);
     Call call = c.executor->make_call(c.dims, tid);
-    void* const* args = c.variant->args.data();
-    for (const Launch& launch : c.variant->launches) {
-      if (launch.barrier) c.executor->team_.barrier();
-      call.args = args + launch.first_arg;
+    for (uint32_t i = c.variant->stages[stage]; i < c.variant->stages[stage + 1]; ++i) {
+      const Launch& launch = c.variant->launches[i];
+      call.args = c.variant->args.data() + launch.first_arg;
       launch.kernel(&call);
     }
   }
 
-  /// The same with a barrier after every launch, so that each launch's time is that of its slowest thread.
+  /// All launches with a barrier after each, so that each launch's time is that of its slowest thread.
   static void run_profiled(void* context, int tid) {
     const auto& c = *static_cast<StepContext*>(context);
     Call call = c.executor->make_call(c.dims, tid);
@@ -167,6 +173,11 @@ class Executor {
       if (tid == 0) c.variant->launch_ns[i] += nanoseconds(end - begin);
       begin = end;
     }
+  }
+
+  template <class T>
+  static uint32_t count(const std::vector<T>& items) {
+    return static_cast<uint32_t>(items.size());
   }
 
   Call make_call(const int64_t* dims, int tid) const {

@@ -16,13 +16,14 @@ from echoc import _native
 SOURCE = """
 #include <cstdint>
 #include "kernels/cpu/abi.h"
-// args: values i64 [T, nthreads]; each thread adds the sum of the row before to its own place: a race shows.
+// args: values i64 [T, nthreads], zeros; each thread adds the sum of the row before to its own place: a race shows, and
+// so does a task done twice.
 ECHOC_EXPORT void relay(const echoc::Call* c) {
   auto* values = static_cast<int64_t*>(c->args[0]);
   int64_t row = reinterpret_cast<int64_t>(c->args[1]);
   int64_t sum = 1;
   for (int i = 0; row > 0 && i < c->nthreads; ++i) sum += values[(row - 1) * c->nthreads + i];
-  values[row * c->nthreads + c->tid] = sum % 1000003;
+  values[row * c->nthreads + c->tid] += sum % 1000003;
 }
 ECHOC_EXPORT void scratch(const echoc::Call* c) {
   auto* out = static_cast<int64_t*>(c->args[0]);
@@ -83,7 +84,7 @@ def spin_until(stop: Any) -> None:
 
 
 def test_strangers_on_every_core_do_not_disturb_it(library: Path) -> None:
-    """Threads that were preempted between two barriers are waited for, parked, until they come."""
+    """Tasks of threads that do not come are done by those that do, each once."""
     executor, _scratch = make_executor(library, 2)
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
