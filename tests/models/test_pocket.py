@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import echoc
-from echoc import LLM, SamplingParams
+from echoc import LLM, SamplingParams, _native
+from echoc.runtime.artifact import Artifact
 
 POCKET = Path(__file__).resolve().parents[2] / "examples" / "pocket"
 WINDOW = 512
@@ -63,6 +67,50 @@ def test_quantised_weights_cost_little(artifacts: dict[str, Path], windows: list
     assert 3 < bf16 < 12
     assert max(fp8, int8) <= bf16 * 1.005
     assert bf16 < int4 <= bf16 * 1.06
+
+
+def unpacked(path: Path, folder: Path) -> Path:
+    """A checkpoint in f32 of the weights that the artifact stores."""
+    shutil.copytree(POCKET / "model", folder)
+    state = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    artifact = Artifact(path)
+    blobs = artifact.tensors("weights.safetensors")
+    packed = [spec for spec in artifact.manifest.raw["weights"] if spec["format"] in ("i8", "i4")]
+    assert len(packed) == 6 * 6 + 1
+    for spec in packed:
+        data = blobs[spec["name"]][: spec["nbytes"]].copy()
+        values = _native.unpack(spec["format"], spec["group"], data, spec["interleave"], *spec["shape"])
+        for source, value in zip(spec["sources"], values, strict=True):
+            name = source.replace("lm_head", "model.embed_tokens")  # which are one
+            assert state[name].shape == value.shape
+            state[name] = torch.tensor(value)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_quantised_activations_cost_little(
+    artifacts: dict[str, Path], windows: list[list[int]], tmp_path: Path, dtype: str
+) -> None:
+    """The same weights with activations in 8 bits and in f32."""
+    exact = tmp_path / "exact.echo"
+    echoc.compile(unpacked(artifacts[dtype], tmp_path / "model"), weights_dtype="f32", kv_dtype="bf16", output=exact)
+    wanted = perplexity(exact, windows)
+    for budget in (None, 1):
+        cost = perplexity(artifacts[dtype], windows, budget) / wanted - 1
+        print(f"{dtype} weights, activations in 8 bits, {budget or 'all'} tokens a step: {cost:+.3%} perplexity")
+        assert cost < 0.003
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+def test_keys_and_values_in_8_bits_cost_little(
+    artifacts: dict[str, Path], windows: list[list[int]], tmp_path: Path, kv_dtype: str
+) -> None:
+    path = tmp_path / "kv.echo"
+    echoc.compile(POCKET / "model", weights_dtype="bf16", kv_dtype=kv_dtype, output=path)
+    cost = perplexity(path, windows) / perplexity(artifacts["bf16"], windows) - 1
+    print(f"keys and values in {kv_dtype}: {cost:+.3%} perplexity")
+    assert cost < 0.005
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8", "int8", "int4"])
