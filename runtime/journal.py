@@ -24,6 +24,7 @@ from echoc.runtime.request import Request
 APPLICATION = 0x6563686F  # "echo", in the file's header
 LAYOUT = 1
 KEPT = 256  # requests that were handed over and stay in the file
+_CHECKPOINT = 4096  # pages of the log, after which a step waits for the disk; idle, a quarter of it
 _OPEN, _FINISHED, _DELIVERED = 0, 1, 2
 _TABLES = """
 CREATE TABLE about(key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -57,18 +58,18 @@ class Journal:
         self.owed: dict[int, str] = {}  # by number: requests that nobody in this process waits for
         self.fault: str | None = None  # why the last step could not be written
         self._live: dict[int, int] = {}  # number -> the first step that may have tokens of it
-        self._tokens = array("q")  # of the step being made: number, index << 32 | position, token
+        self._tokens = array("q")  # of the step being made: number << 12 | index, position << 32 | token
         self._logprobs: list[Any] = []
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
-        self._step = self._delivered = 0
+        self._step = self._delivered = self._checked = 0
         self._connection: sqlite3.Connection | None = None
         try:
             self._connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
             with contextlib.closing(self._connection.cursor()) as cursor:
                 self._open(cursor, artifact, name)
-                self._fold(cursor)
                 rows = cursor.execute("SELECT number, request FROM requests WHERE state < ?", (_DELIVERED,))
                 self.owed = {number: self._name(number, text) for number, text in rows}
+                self._fold(cursor)
                 (highest,) = cursor.execute("SELECT max(number) FROM requests").fetchone()
                 self.next_number: int = 0 if highest is None else highest + 1
         except sqlite3.Error as error:
@@ -103,7 +104,7 @@ class Journal:
 
     def token(self, number: int, index: int, position: int, token: int, logprobs: list[Logprobs] | None) -> None:
         """One token of output `index`, to be written with the step's others."""
-        self._tokens.extend((number, index << 32 | position, token))
+        self._tokens.extend((number << 12 | index, position << 32 | token))
         if logprobs is not None:
             self._logprobs.append([number, index, position, records.encode_logprobs(logprobs[0])])
 
@@ -142,6 +143,8 @@ class Journal:
             oldest = min(self._live.values(), default=self._step)
             self._pending.append(("DELETE FROM steps WHERE step < ?", (oldest,)))
         self.commit()
+        if not self._live and self._step - self._checked > _CHECKPOINT // 4:
+            self._checkpoint()
 
     def commit(self) -> None:
         """Writes what came up since the last time: one write a step.
@@ -243,6 +246,7 @@ class Journal:
             )
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
         if not tables:
             marks = f"PRAGMA user_version = {LAYOUT}; PRAGMA application_id = {APPLICATION};"
             cursor.executescript(f"BEGIN EXCLUSIVE; {_TABLES} {marks} COMMIT;")
@@ -266,9 +270,9 @@ class Journal:
         for step, blob, text in cursor.execute("SELECT step, tokens, logprobs FROM steps ORDER BY step"):
             try:
                 words = array("q", blob)
-                for number, place, token in zip(words[0::3], words[1::3], words[2::3], strict=True):
-                    if number in results:
-                        results[number].put(place >> 32, place & 0xFFFFFFFF, token)
+                for output, token in zip(words[0::2], words[1::2], strict=True):
+                    if output >> 12 in results:
+                        results[output >> 12].put(output & 0xFFF, token >> 32, token & 0xFFFFFFFF)
                 for number, index, position, entry in json.loads(text or "[]"):
                     if number in results:
                         results[number].put_logprobs(index, position, entry)
@@ -298,6 +302,13 @@ class Journal:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _checkpoint(self) -> None:
+        """Moves the log into the tables while nobody waits for it. Where that fails, the log holds all of it."""
+        self._checked = self._step
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _explain(self, error: sqlite3.Error) -> str:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
