@@ -39,15 +39,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkp
 def compiled(
     checkpoint: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Compiled]:
-    """`compiled("llama", "int8", target=..., group=..., checkpoint's options)`."""
+    """`compiled("llama", "int8", target=..., group=..., kv_dtype=..., checkpoint's options)`."""
     made: dict[str, Compiled] = {}
 
-    def get(family: str, weights_dtype: str = "f32", target: str = "cpu", group: int = 32, **options: Any) -> Compiled:
-        key = repr((family, weights_dtype, target, group, sorted(options.items(), key=str)))
+    def get(
+        family: str,
+        weights_dtype: str = "f32",
+        target: str = "cpu",
+        group: int = 32,
+        kv_dtype: str | None = None,
+        **options: Any,
+    ) -> Compiled:
+        key = repr((family, weights_dtype, target, group, kv_dtype, sorted(options.items(), key=str)))
         if key not in made:
             source = checkpoint(family, **options)
             path = tmp_path_factory.mktemp("artifacts") / f"{family}.echo"
-            echoc.compile(source.folder, target=target, weights_dtype=weights_dtype, group=group, output=path)
+            echoc.compile(
+                source.folder, target=target, weights_dtype=weights_dtype, group=group, kv_dtype=kv_dtype, output=path
+            )
             made[key] = Compiled(source, path)
         return made[key]
 

@@ -13,7 +13,11 @@ import echoc
 from echoc import LLM, SamplingParams
 
 TOKENS = random_tokens(47, seed=6)
-MODELS = [("llama", "f32"), ("llama", "bf16"), ("llama", "int8"), ("gemma2", "f32"), ("qwen3_moe", "f32")]
+MODELS = [
+    ("llama", "f32", "f32"), ("llama", "bf16", "bf16"), ("llama", "int8", "bf16"), ("llama", "int4", "bf16"),
+    ("llama", "fp8", "bf16"), ("llama", "bf16", "f16"), ("llama", "int8", "int8"), ("llama", "int4", "fp8"),
+    ("gemma2", "f32", None), ("qwen3_moe", "f32", None),
+]  # fmt: skip
 
 
 def in_chunks(program: Any, sizes: list[int], others: list[list[int]]) -> Any:
@@ -31,11 +35,13 @@ def in_chunks(program: Any, sizes: list[int], others: list[list[int]]) -> Any:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize(("family", "weights_dtype"), MODELS)
-def test_logits_are_bitwise_the_same(compiled: Callable[..., Any], family: str, weights_dtype: str) -> None:
-    path = compiled(family, weights_dtype).path
+@pytest.mark.parametrize(("family", "weights_dtype", "kv_dtype"), MODELS)
+def test_logits_are_bitwise_the_same(
+    compiled: Callable[..., Any], family: str, weights_dtype: str, kv_dtype: str | None
+) -> None:
+    path = compiled(family, weights_dtype, kv_dtype=kv_dtype).path
     wanted = None
-    for num_threads in (1, 2):
+    for num_threads in (1, 2, 5):
         program = echoc.load(path, num_pages=64, num_threads=num_threads, deterministic=True, prefix_cache=False)
         for sizes in ([47], [1] * 47, [16, 3, 28], [9, 38]):
             for others in ([], [random_tokens(300, seed=7)], [random_tokens(300, seed=s) for s in (8, 9, 10)]):
