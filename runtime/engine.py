@@ -6,6 +6,7 @@ are; while all running ones do and nothing else is to be done, decoding loops on
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from echoc import _native
-from echoc.errors import EchoError, RequestError
+from echoc.errors import DeviceMemoryError, EchoError, RequestError
 from echoc.runtime import scheduler
 from echoc.runtime.admission import Admission, sibling
 from echoc.runtime.loop import AHEAD, Drawer, Loop
@@ -199,7 +200,8 @@ class Engine:
                 logits, tokens = self._run(plan, records)
                 self._digest(plan, logits, tokens)
             except Exception as error:
-                self._fail_sequences([chunk.sequence for chunk in plan.chunks], _as_error(error))
+                count = sum(chunk.tokens.size for chunk in plan.chunks)
+                self._not_made([chunk.sequence for chunk in plan.chunks], count, error)
         return list({id(r): r for r in touched if r.finished}.values())
 
     def _enter_loop(self) -> Loop | None:
@@ -214,7 +216,7 @@ class Engine:
             if loop.begin():
                 return loop
         except Exception as error:
-            self._fail_sequences(running, _as_error(error))
+            self._not_made(running, len(running), error)
         loop.close()
         return None
 
@@ -242,7 +244,7 @@ class Engine:
             rows = [row for row, _ in loop.live]
             loop.settle(rows, [tokens[row] for row in rows])
         except Exception as error:
-            self._fail_sequences([sequence for _, sequence in live], _as_error(error))
+            self._not_made([sequence for _, sequence in live], len(live), error)
         if not loop.ahead or not loop.live:
             self._leave_loop()
         return list({id(r): r for r in touched if r.finished}.values())
@@ -447,6 +449,21 @@ class Engine:
         for completion in request.completions:
             if completion.finish_reason is None:
                 self._end(request, completion, "error", None)
+
+    def _not_made(self, sequences: Sequence[scheduler.Sequence], num_tokens: int, error: Exception) -> None:
+        """The device did not make a step. Where it had too little memory for one of that size, it is asked for half."""
+        if not isinstance(error, DeviceMemoryError) or num_tokens < 2:
+            self._fail_sequences(sequences, _as_error(error))
+            return
+        self.scheduler.max_num_batched_tokens = num_tokens // 2
+        warnings.warn(
+            f"{error}. That was for a step of {num_tokens} tokens; from now on it takes {num_tokens // 2}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        for sequence in sequences:
+            if sequence in self.scheduler.running:
+                self.scheduler.preempt(sequence)
 
     def _fail_sequences(self, sequences: Sequence[scheduler.Sequence], error: EchoError) -> None:
         """The device did not make the step: every request in it fails, the others go on. A journal keeps them."""

@@ -144,7 +144,7 @@ class Scheduler:
         while (copies := self.pool.append(sequence.handle, tokens)) is None:
             victim = self.running[-1]
             if victim is not sequence and all(victim is not chunk.sequence for chunk in plan.chunks):
-                self._preempt(victim)
+                self.preempt(victim)
             elif len(self.running) > 1:
                 return None  # everybody else came first: wait for their pages
             else:
@@ -178,7 +178,8 @@ class Scheduler:
         bisect.insort(self.running, sequence)
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:
+        """Puts a running sequence back in line, without its pages: it is computed again."""
         self.running.remove(sequence)
         self._give_back(sequence)
         sequence.preemptions += 1

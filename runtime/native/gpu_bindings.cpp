@@ -121,7 +121,8 @@ void translate(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
   } catch (const Failure& failure) {
-    PyErr_SetString(nb::module_::import_("echoc.errors").attr("DeviceError").ptr(), failure.what());
+    const char* kind = failure.out_of_memory() ? "DeviceMemoryError" : "DeviceError";
+    PyErr_SetString(nb::module_::import_("echoc.errors").attr(kind).ptr(), failure.what());
   }
 }
 

@@ -91,6 +91,8 @@ std::string no_driver(Vendor vendor, const std::string& path, const std::string&
 
 }  // namespace
 
+bool Failure::out_of_memory() const { return status == kOutOfMemory; }
+
 bool Failure::sticky() const { return std::find(std::begin(kSticky), std::end(kSticky), status) != std::end(kSticky); }
 
 Lookup::Lookup(Vendor vendor, const std::string& path)

@@ -53,6 +53,8 @@ class Failure : public std::runtime_error {
 
   /// Whether the context is lost with it: every later call of the process fails too.
   bool sticky() const;
+
+  bool out_of_memory() const;
 };
 
 /// Finds functions by name in an opened driver library.

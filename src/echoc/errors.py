@@ -32,5 +32,9 @@ class DeviceError(EchoError):
     """The device of an artifact is missing, too old or failed."""
 
 
+class DeviceMemoryError(DeviceError):
+    """The device has not the memory that was asked of it; what it holds already is not touched."""
+
+
 class JournalError(EchoError):
     """A journal of requests that is in use, damaged, foreign, of another artifact, or cannot be written."""

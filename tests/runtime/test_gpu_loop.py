@@ -139,12 +139,38 @@ def test_increments_arrive_step_by_step(gpu: Driver, gpu_artifact: Make) -> None
 def test_a_step_that_fails_fails_its_requests_alone(gpu: Driver, gpu_artifact: Make, after: int) -> None:
     llm = LLM(gpu_artifact())
     params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
-    gpu.fail("cuGraphLaunch", 2, after)
+    gpu.fail("cuGraphLaunch", 1, after)
     requests = [llm.engine.add(prompt, params) for prompt in prompts(3)]
     run(llm)
     assert all(isinstance(request.error, DeviceError) for request in requests)
     requests = [llm.engine.add(prompt, params) for prompt in prompts(3)]
     run(llm)
+    for request in requests:
+        assert_right(request)
+
+
+@only_cuda
+@pytest.mark.parametrize("after", [0, 3, 8])
+def test_a_step_without_memory_is_made_again_by_halves(gpu: Driver, gpu_artifact: Make, after: int) -> None:
+    llm = LLM(gpu_artifact())
+    requests = [llm.engine.add(prompt, SamplingParams(max_tokens=30, seed=i)) for i, prompt in enumerate(prompts(5))]
+    gpu.fail("cuGraphLaunch", 2, after)
+    with pytest.warns(RuntimeWarning, match="FAKE_ERROR_2.* from now on it takes"):
+        run(llm)
+    for request in requests:
+        assert_right(request)
+
+
+def test_a_device_without_memory_fails_nobody_who_fits(gpu: Driver, gpu_artifact: Make) -> None:
+    llm = LLM(gpu_artifact(), num_pages=100)
+    greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    requests = [llm.engine.add(prompt, greedy) for prompt in ([5, 6], [7], [8])]
+    for _ in range(6):
+        llm.engine.step()
+    gpu.set("memory", gpu.in_use)  # others have taken the rest
+    requests.append(llm.engine.add(list(range(1, 60)), greedy))  # wants more for its step than there is
+    with pytest.warns(RuntimeWarning, match="for the .* of a step.*; from now on it takes"):
+        run(llm)
     for request in requests:
         assert_right(request)
 
