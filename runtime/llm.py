@@ -162,9 +162,12 @@ class LLM:
         return self.engine.journal
 
     def abort(self, request_id: str) -> None:
-        """Ends a request where it is."""
+        """Ends a request where it is; a journal keeps it no longer."""
         with self._turn:
+            request = self.engine.requests.get(request_id)
             self.engine.abort(request_id)
+            if request is not None:
+                self.deliver([request])
 
     def close(self) -> None:
         """Ends what is running. A journal keeps it, and is closed."""

@@ -196,6 +196,7 @@ def test_interrupted_requests_stay_and_those_given_up_do_not(path: Path, tmp_pat
     assert [entry.token_ids[0] for entry in llm.unfinished()] == [expected_greedy(p, 4) for p in ([5, 6], [7, 8])]
     with pytest.raises(JournalError, match="named 'request-1' that is not finished"):
         llm.engine.add([1], ENDLESS, request_id="request-1")
+    llm.abort(llm.engine.add([1], ENDLESS, request_id="x").request_id)
     llm.journal.forget("request-0")
     (output,) = llm.recover()  # in the same process
     assert output.outputs[0].token_ids == expected_greedy([7, 8], 60)
