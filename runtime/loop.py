@@ -9,6 +9,7 @@ import numpy as np
 from echoc.runtime.pages import IntArray, PageCopies, PagePool
 from echoc.runtime.scheduler import Sequence as Text
 
+ROOM = 16  # pages by which a table may grow before the batch is laid out anew
 AHEAD = 2  # steps in the device's stream: while one runs, its follower is already there
 
 
@@ -80,7 +81,8 @@ class Loop:
             return False
         self.pool.settle([s.handle for _, s in live], [s.tokens[-1] for _, s in live])
         pages = [self.pool.pages(s.handle) for _, s in live]
-        width = self.pool.table_width(max(len(p) for p in pages))
+        most = max(len(p) for p in pages)
+        width = self.pool.table_width(most + max(ROOM, most // 4))
         self._table = np.full((self.size, width), self._spare_page, np.int32)
         for (row, _), own in zip(live, pages, strict=True):
             self._table[row, : len(own)] = own

@@ -168,7 +168,7 @@ def test_a_device_without_memory_fails_nobody_who_fits(gpu: Driver, gpu_artifact
     for _ in range(6):
         llm.engine.step()
     gpu.set("memory", gpu.in_use)  # others have taken the rest
-    requests.append(llm.engine.add(list(range(1, 60)), greedy))  # wants more for its step than there is
+    requests.append(llm.engine.add(list(range(1, 90)) * 3, greedy))  # wants more for its step than there is
     with pytest.warns(RuntimeWarning, match="for the .* of a step.*; from now on it takes"):
         run(llm)
     for request in requests:
