@@ -28,8 +28,8 @@ OPTIMIZE = {  # by family, else -O3: tables steer populations; runs come out ali
     "dcba": ("-O3", "-ffp-contract=off"),
 }
 NEWER_LEVELS = {
-    "znver4": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512bitalg",
-               "-mavx512vpopcntdq", "-mavx512ifma"),
+    "znver4": ("-march=znver3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd", "-mavx512bf16",
+               "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512bitalg", "-mavx512vpopcntdq", "-mavx512ifma"),
     "graniterapids": ("-march=sapphirerapids",),
 }  # fmt: skip
 MACROS = {
