@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from echoc.bench.engines import PEER_NAMES
 from echoc.bench.gpu import COLUMNS, GpuReport
-from echoc.bench.harness import BenchOptions, Progress, run_benchmark
-from echoc.bench.report import RATIO_COLUMNS, RESULT_COLUMNS, Report, limit_lines, ratio_row, result_row
+from echoc.bench.harness import BenchOptions, Progress, run_benchmark, run_stages
+from echoc.bench.probes import CORE_STATES
+from echoc.bench.report import SCHEMA, Report
 from echoc.bench.sampling import SamplingPlan
+from echoc.bench.suite import prepare, suite_stages
+from echoc.bench.tables import limit_lines, tables
 from echoc.errors import EchoError
 
 
-def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
-    """Options of a run and where its JSON goes (a path, '-' for stdout, None for nowhere)."""
+@dataclass(frozen=True)
+class Command:
+    """A parsed command line.
+
+    `options`: one for each model. `suite`: run all stages of `suite.py`. `json`: a path, '-' for stdout, None for
+    nowhere. `prepare`: make checkpoints, conversions and artifacts, time nothing.
+    """
+
+    options: Sequence[BenchOptions]
+    suite: bool
+    json: str | None
+    prepare: bool
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Reads the command line; argparse ends the process where it is wrong."""
     defaults = BenchOptions(model="")
     parser = argparse.ArgumentParser(prog="echoc bench", description=__doc__)
-    parser.add_argument("model", help="artifact, checkpoint folder, or the name of a shape made at random")
+    parser.add_argument("model", nargs="+", help="artifact, checkpoint folder, or the name of a shape made at random")
     parser.add_argument("--checkpoint", help="folder that the artifact was compiled from, for peers")
     parser.add_argument("--weights-dtype", help="f32, bf16, fp8, int8, int4, or several with commas")
     parser.add_argument("--threads", type=int, default=defaults.threads)
@@ -30,6 +51,12 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
     parser.add_argument("--context", type=_numbers, default=list(defaults.contexts), help="tokens before decoding")
     parser.add_argument("--mixed", type=_span, metavar="LOW-HIGH", help="contexts of a batch, evenly (echoc only)")
     parser.add_argument("--batch", type=_numbers, default=list(defaults.batches), help="sequences at once, or 0")
+    parser.add_argument("--continuous", type=int, default=0, metavar="N", help="N at once, fed from a queue")
+    parser.add_argument("--kv-dtype", help="formats of keys and values: bf16, int8, fp8, or several with commas")
+    parser.add_argument("--beside-busy", action="store_true", help="also with a busy process on one of the cores")
+    parser.add_argument("--starts", action="store_true", help="also fresh processes: first token and memory")
+    parser.add_argument("--suite", action="store_true", help="all of the CPU's workloads, several models in one run")
+    parser.add_argument("--prepare", action="store_true", help="make what the run needs, time nothing")
     parser.add_argument("--vs", action="append", default=[], help=f"a peer: {', '.join(PEER_NAMES)}")
     parser.add_argument("--peer-python", action="append", default=[], metavar="PEER=PYTHON")
     parser.add_argument("--no-own", action="store_true", help="time the peers only")
@@ -49,7 +76,7 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
         max_lost=parsed.max_lost,
     )
     options = BenchOptions(
-        model=parsed.model,
+        model=parsed.model[0],
         checkpoint=parsed.checkpoint,
         weights_dtypes=parsed.weights_dtype.split(",") if parsed.weights_dtype else (),
         threads=parsed.threads,
@@ -59,6 +86,10 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
         contexts=parsed.context,
         mixed=parsed.mixed,
         batches=parsed.batch,
+        continuous=parsed.continuous,
+        kv_dtypes=parsed.kv_dtype.split(",") if parsed.kv_dtype else (None,),
+        beside_busy=parsed.beside_busy,
+        starts=parsed.starts,
         vs=[name for entry in parsed.vs for name in entry.split(",")],
         peer_pythons=parse_pythons(parsed.peer_python),
         own=not parsed.no_own,
@@ -67,7 +98,8 @@ def parse(arguments: Sequence[str]) -> tuple[BenchOptions, str | None]:
         work=parsed.work,
         plan=plan,
     )
-    return options, parsed.json
+    models = [dataclasses.replace(options, model=name) for name in parsed.model]
+    return Command(models, parsed.suite, parsed.json, parsed.prepare)
 
 
 def _numbers(text: str) -> list[int]:
@@ -94,11 +126,15 @@ def parse_pythons(entries: Sequence[str]) -> dict[str, str]:
     return pythons
 
 
-def run_with_progress(options: BenchOptions) -> Report | GpuReport:
-    """The run with a progress bar on stderr.
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr where that is a terminal.
 
-    The bar is drawn between samples only: a refreshing thread would take a core from what is being timed.
+    It is drawn between samples only: a refreshing thread would take a core from what is being timed.
     """
+    if not sys.stderr.isatty():
+        yield lambda _progress: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -110,7 +146,31 @@ def run_with_progress(options: BenchOptions) -> Report | GpuReport:
         def show(progress: Progress) -> None:
             bar.update(task, completed=progress.done, total=progress.total, description=progress.text, refresh=True)
 
-        return run_benchmark(options, show)
+        yield show
+
+
+def run_command(command: Command) -> None:
+    """Runs each model, prints its tables as soon as it is done, and keeps the JSON file up to date on the way."""
+    reports: list[Report | GpuReport] = []
+    for options in command.options:
+        with progress_bar() as show:
+            if command.prepare:
+                for line in prepare(suite_stages(options) if command.suite else [options], show):
+                    print(line, flush=True)
+                continue
+            if command.suite:
+
+                def keep(report: Report) -> None:
+                    if command.json not in (None, "-"):
+                        write_json([*reports, report], str(command.json))
+
+                reports.append(run_stages(suite_stages(options), show, keep))
+            else:
+                reports.append(run_benchmark(options, show))
+        if command.json != "-":
+            print_report(reports[-1])
+    if command.json is not None and reports:
+        write_json(reports, command.json)
 
 
 def print_report(report: Report | GpuReport) -> None:
@@ -119,7 +179,7 @@ def print_report(report: Report | GpuReport) -> None:
     from rich.table import Table
 
     console = Console()
-    console = console if console.is_terminal else Console(width=140)
+    console = console if console.is_terminal else Console(width=160)
     if isinstance(report, GpuReport):
         for line in report.lines():
             console.print(line, highlight=False)
@@ -130,13 +190,10 @@ def print_report(report: Report | GpuReport) -> None:
         return
     machine = report.machine
     console.print(f"{machine['cpu']}, {machine['cpus']} CPUs, {report.threads} threads; model {report.model['name']}")
-    for limits in report.limits[:1]:
+    for limits in report.limits:
         for line in limit_lines(limits):
-            console.print(f"  {line} (cores {limits['core_state']})", highlight=False)
-    for title, columns, rows in (
-        ("results", RESULT_COLUMNS, [result_row(result) for result in report.results]),
-        ("speed-up of echoc", RATIO_COLUMNS, [ratio_row(ratio) for ratio in report.ratios]),
-    ):
+            console.print(f"  {line} ({limits['weights_dtype']}; {limits['core_state']})", highlight=False)
+    for title, columns, rows in tables(report):
         if rows:
             table = Table(*columns, title=title)
             for row in rows:
@@ -146,16 +203,21 @@ def print_report(report: Report | GpuReport) -> None:
     discarded, clean = document["samples_discarded"], document["samples_clean"]
     allowed = f"others had more than {report.max_lost:.0%} of the cores"
     console.print(f"{discarded} of {discarded + clean} samples discarded: {allowed}", highlight=False)
+    states = "; ".join(f"{name}: {meaning}" for name, meaning in CORE_STATES.items())
+    console.print(f"cores: {states}", highlight=False)
 
 
-def write_json(report: Report | GpuReport, target: str) -> None:
-    """The report as JSON to a file, or to stdout for '-'."""
-    text = json.dumps(report.as_dict(), indent=1)
+def write_json(reports: Sequence[Report | GpuReport], target: str) -> None:
+    """One report as it is, several under `reports`, to a file (beside, then renamed) or to stdout for '-'."""
+    documents = [report.as_dict() for report in reports]
+    text = json.dumps(documents[0] if len(documents) == 1 else {"schema": SCHEMA, "reports": documents}, indent=1)
     if target == "-":
         print(text)
         return
+    partial = Path(target).with_name(Path(target).name + ".partial")
     try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, target)
     except OSError as error:
         raise EchoError(f"cannot write the report to {target}: {error}") from error
 
@@ -163,12 +225,7 @@ def write_json(report: Report | GpuReport, target: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the harness from the command line; returns the exit status."""
     try:
-        options, target = parse(sys.argv[1:] if arguments is None else arguments)
-        report = run_with_progress(options) if sys.stderr.isatty() else run_benchmark(options)
-        if target is not None:
-            write_json(report, target)
-        if target != "-":
-            print_report(report)
+        run_command(parse(sys.argv[1:] if arguments is None else arguments))
     except EchoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

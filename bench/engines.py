@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echoc.bench.process import PEERS, EngineError, EngineSpec
+from echoc.bench.process import PEERS, EngineError, EngineSpec, UnsupportedError
 from echoc.errors import EchoError
 
 GGUF_TYPES = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
@@ -33,7 +33,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all engines of one run share: weights dtype, threads, seed, folder for converted models, Pythons."""
+    """What all engines of one run share: weights dtype, threads, seed, folder for converted models, Pythons.
+
+    `kv_dtype`: of keys and values, None for each engine's own choice. `continuous`: engines are to take requests as
+    places get free. `ordinary_priority`: engines run without the real-time priority that the harness may have.
+    """
 
     weights_dtype: str
     threads: int
@@ -41,6 +45,9 @@ class Setting:
     work: Path
     pythons: Mapping[str, str]
     deterministic: bool = False
+    kv_dtype: str | None = None
+    continuous: bool = False
+    ordinary_priority: bool = False
     note: Callable[[str], None] = lambda _text: None
 
     def python_of(self, name: str) -> str:
@@ -101,19 +108,29 @@ def own_engine(model: Model, setting: Setting) -> EngineSpec:
     artifact = model.artifact or compile_artifact(_checkpoint(model, "echoc"), setting)
     options = _options(artifact, setting) | {"vocab_size": model.vocab_size, "deterministic": setting.deterministic}
     return EngineSpec(
-        "echoc", PEERS / "own.py", sys.executable, "reinstall echoc", setting.weights_dtype, options, own_environment()
+        "echoc",
+        PEERS / "own.py",
+        sys.executable,
+        "reinstall echoc",
+        setting.weights_dtype,
+        options,
+        own_environment(),
+        sum(int(weight.get("nbytes", 0)) for weight in read_manifest(artifact).get("weights", [])),
     )
 
 
 def compile_artifact(checkpoint: Path, setting: Setting) -> Path:
     """`echoc compile` in a child, so that torch's memory is gone when we time. Reused while newer than all sources."""
-    output = setting.work / f"{checkpoint.resolve().name}-{setting.weights_dtype}.echo"
+    usual = "f32" if setting.weights_dtype == "f32" else "bf16"
+    kv = f"-kv-{setting.kv_dtype}" if setting.kv_dtype not in (None, usual) else ""
+    output = setting.work / f"{checkpoint.resolve().name}-{setting.weights_dtype}{kv}.echo"
     sources = [*checkpoint.glob("*.json"), *checkpoint.glob("*.safetensors"), *_package_files()]
     if output.is_file() and all(output.stat().st_mtime > path.stat().st_mtime for path in sources):
         return output
     setting.note(f"compiling {output.name}")
     command = [sys.executable, "-m", "echoc", "compile", str(checkpoint)]
     command += ["--weights-dtype", setting.weights_dtype, "-o", str(output)]
+    command += ["--kv-dtype", setting.kv_dtype] if setting.kv_dtype else []
     run_task(command, "echoc compile", own_environment())
     return output
 
@@ -123,7 +140,9 @@ def llamacpp_engine(model: Model, setting: Setting) -> EngineSpec:
     checkpoint, python = _checkpoint(model, "llama.cpp"), setting.python_of("llama.cpp")
     install = "install llama-cpp-python and gguf there, or name another with --peer-python llama.cpp=PYTHON"
     if setting.weights_dtype not in GGUF_TYPES:
-        raise EngineError(f"llama.cpp has no {setting.weights_dtype} weights: time it with {', '.join(GGUF_TYPES)}")
+        raise UnsupportedError(
+            f"llama.cpp has no {setting.weights_dtype} weights: time it with {', '.join(GGUF_TYPES)}"
+        )
     kind = GGUF_TYPES[setting.weights_dtype]
     output = setting.work / f"{checkpoint.resolve().name}-{kind}.gguf"
     require_packages("llama.cpp", python, ("llama_cpp", "gguf"), install)
@@ -133,14 +152,20 @@ def llamacpp_engine(model: Model, setting: Setting) -> EngineSpec:
         setting.note(f"converting {output.name}")
         run_task([python, str(PEERS / "gguf_convert.py"), str(checkpoint), str(output), kind], "GGUF conversion")
     return EngineSpec(
-        "llama.cpp", PEERS / "llamacpp.py", python, install, setting.weights_dtype, _options(output, setting)
+        "llama.cpp",
+        PEERS / "llamacpp.py",
+        python,
+        install,
+        setting.weights_dtype,
+        _options(output, setting),
+        weight_bytes=output.stat().st_size,
     )
 
 
 def transformers_engine(model: Model, setting: Setting) -> EngineSpec:
     """transformers on the checkpoint, f32 or bf16."""
     if setting.weights_dtype not in ("f32", "bf16"):
-        raise EngineError(f"transformers runs f32 and bf16 here, not {setting.weights_dtype}: choose another peer")
+        raise UnsupportedError(f"transformers runs f32 and bf16 here, not {setting.weights_dtype}: choose another peer")
     install = "install echoc[compile], or name a Python with --peer-python transformers=PYTHON"
     python = setting.python_of("transformers")
     require_packages("transformers", python, ("torch", "transformers"), install)
@@ -161,7 +186,7 @@ def openvino_engine(model: Model, setting: Setting) -> EngineSpec:
     checkpoint, python = _checkpoint(model, "openvino"), setting.python_of("openvino")
     install = "install openvino, optimum-intel and nncf there, or name another with --peer-python openvino=PYTHON"
     if setting.weights_dtype not in GGUF_TYPES:
-        raise EngineError(f"openvino converts to {', '.join(GGUF_TYPES)} here, not {setting.weights_dtype}")
+        raise UnsupportedError(f"openvino converts to {', '.join(GGUF_TYPES)} here, not {setting.weights_dtype}")
     output = setting.work / f"{checkpoint.resolve().name}-openvino-{setting.weights_dtype}"
     require_packages("openvino", python, ("openvino",), install)
     if not (output / "openvino_model.xml").is_file():
@@ -170,13 +195,17 @@ def openvino_engine(model: Model, setting: Setting) -> EngineSpec:
         command = [python, str(PEERS / "openvino_convert.py"), str(checkpoint), str(output), setting.weights_dtype]
         run_task(command, "OpenVINO export")
     options = _options(output, setting) | {"vocab_size": model.vocab_size}
-    return EngineSpec("openvino", PEERS / "openvino_peer.py", python, install, setting.weights_dtype, options)
+    if setting.continuous:
+        require_packages("openvino", python, ("openvino_genai",), "install openvino-genai there")
+    file = PEERS / ("openvino_batching.py" if setting.continuous else "openvino_peer.py")
+    size = (output / "openvino_model.bin").stat().st_size
+    return EngineSpec("openvino", file, python, install, setting.weights_dtype, options, weight_bytes=size)
 
 
 def onnxruntime_engine(model: Model, setting: Setting) -> EngineSpec:
     """ONNX Runtime GenAI on what its own builder makes of the checkpoint; its CPU provider has no bf16."""
     if setting.weights_dtype in ("bf16", "fp8"):
-        raise EngineError(
+        raise UnsupportedError(
             f"onnxruntime-genai has no {setting.weights_dtype} on CPUs: time it with f32, int8 or int4 weights"
         )
     checkpoint, python = _checkpoint(model, "onnxruntime-genai"), setting.python_of("onnxruntime-genai")
@@ -193,7 +222,13 @@ def onnxruntime_engine(model: Model, setting: Setting) -> EngineSpec:
         run_task(command, "ONNX Runtime GenAI's builder")
     options = _options(output, setting) | {"vocab_size": model.vocab_size}
     return EngineSpec(
-        "onnxruntime-genai", PEERS / "onnxruntime_peer.py", python, install, setting.weights_dtype, options
+        "onnxruntime-genai",
+        PEERS / "onnxruntime_peer.py",
+        python,
+        install,
+        setting.weights_dtype,
+        options,
+        weight_bytes=sum(path.stat().st_size for path in output.glob("*.data")),
     )
 
 
@@ -207,10 +242,22 @@ MAKERS: dict[str, Callable[[Model, Setting], EngineSpec]] = {
 PEER_NAMES = tuple(name for name in MAKERS if name != "echoc")
 
 
+# What peers can't do, by peer: asked before anything is converted.
+NOT_CONTINUOUS = {
+    "transformers": "transformers' generate takes a batch and lets nobody in before its end",
+    "onnxruntime-genai": "onnxruntime-genai batches continuously over paged attention only, which is not on its CPUs",
+}
+KV_CHOICE = ("echoc", "llama.cpp")
+
+
 def make_engine(name: str, model: Model, setting: Setting) -> EngineSpec:
     """The engine of this name on this model, its weights converted as needed."""
     if name not in MAKERS:
         raise EchoError(f"unknown peer {name!r}: wanted one of {', '.join(PEER_NAMES)}")
+    if setting.continuous and name in NOT_CONTINUOUS:
+        raise UnsupportedError(NOT_CONTINUOUS[name])
+    if setting.kv_dtype and name not in KV_CHOICE:
+        raise UnsupportedError(f"{name} is timed with its own keys and values here, not with {setting.kv_dtype}")
     setting.work.mkdir(parents=True, exist_ok=True)
     return MAKERS[name](model, setting)
 
@@ -258,6 +305,8 @@ def _options(path: Path, setting: Setting) -> dict[str, Any]:
         "threads": setting.threads,
         "seed": setting.seed,
         "work": str(setting.work),
+        "kv_dtype": setting.kv_dtype,
+        "ordinary_priority": setting.ordinary_priority,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import struct
@@ -15,6 +16,7 @@ from echoc.errors import EchoError
 
 # Bits a weight, scales included: groups of 32 with one f16 scale, as in Q8_0 and Q4_0; those of rows do not count.
 WEIGHT_BITS = {"f32": 32.0, "bf16": 16.0, "fp8": 8.0, "int8": 8.5, "int4": 4.5}
+KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "int8": 1.0, "fp8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class ModelShape:
     def kv_bytes(self, context: int) -> float:
         """Bytes of keys and values that one token at this context length has to read."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_value_bytes * context
+
+    def with_kv(self, kv_dtype: str | None) -> ModelShape:
+        """The shape with keys and values in this dtype; 8-bit ones have an f32 scale for each token and head."""
+        if kv_dtype is None:
+            return self
+        if kv_dtype not in KV_BYTES:
+            raise EchoError(f"unknown KV cache dtype {kv_dtype!r}: wanted one of {', '.join(KV_BYTES)}")
+        scale = 4 / self.head_dim if KV_BYTES[kv_dtype] == 1 and self.head_dim else 0.0
+        return dataclasses.replace(self, kv_value_bytes=KV_BYTES[kv_dtype] + scale)
 
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers for the report."""
@@ -92,10 +103,24 @@ def cost_of(workload: Workload, shape: ModelShape, weights_dtype: str) -> tuple[
         operations = 2.0 * shape.block_weights * length + 2.0 * shape.head_weights
         operations += pair_operations * length * (length + 1) / 2
         return shape.weight_bytes(weights_dtype), operations * sequences
+    if workload.kind == "continuous":
+        return _cost_of_requests(workload, shape, weights_dtype)
     contexts = sum(held + step + 1 for held in workload.contexts for step in range(steps))
     operations = 2.0 * (shape.block_weights + shape.head_weights) * sequences * steps
     operations += pair_operations * contexts
     return steps * shape.weight_bytes(weights_dtype) + shape.kv_bytes(contexts), operations
+
+
+def _cost_of_requests(workload: Workload, shape: ModelShape, weights_dtype: str) -> tuple[float, float]:
+    """Of a continuous run: weights are read once for as many steps as the outputs need with every place taken."""
+    outputs = sum(output for _, output in workload.requests)
+    passed = sum(prompt + output - 1 for prompt, output in workload.requests)
+    pairs = sum((prompt + output - 1) * (prompt + output) / 2 for prompt, output in workload.requests)
+    held = sum(prompt + at + 1 for prompt, output in workload.requests for at in range(output - 1))
+    steps = max(-(-outputs // workload.sequences), max(output for _, output in workload.requests))
+    operations = 2.0 * shape.block_weights * passed + 2.0 * shape.head_weights * outputs
+    operations += 4.0 * shape.layers * shape.heads * shape.head_dim * pairs
+    return steps * shape.weight_bytes(weights_dtype) + shape.kv_bytes(held), operations
 
 
 def read_headers(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -22,8 +22,8 @@ from echoc.bench.engines import Model, Setting, make_engine, own_environment
 from echoc.bench.floors import ModelShape, cost_of
 from echoc.bench.machine import describe_versions
 from echoc.bench.process import EngineError, EngineProcess, EngineSpec
-from echoc.bench.report import format_seconds
 from echoc.bench.stats import Summary, summarise
+from echoc.bench.tables import format_seconds
 from echoc.bench.workloads import Workload
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices.gpu import open_driver

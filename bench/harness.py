@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from echoc.bench.engines import PEER_NAMES, Model, Setting, make_engine, open_model, read_manifest
-from echoc.bench.floors import WEIGHT_BITS, ModelShape, floor_of, shape_of, shape_of_manifest
+from echoc.bench.floors import KV_BYTES, WEIGHT_BITS, Floor, ModelShape, floor_of, shape_of, shape_of_manifest
 from echoc.bench.gpu import GpuReport, run_gpu_benchmark
 from echoc.bench.machine import available_cpus, describe_machine, describe_versions, memory_bytes
 from echoc.bench.probes import Limits, Probes, cache_folder
-from echoc.bench.process import EngineProcess, Reply
-from echoc.bench.report import Ratio, Report, Result
+from echoc.bench.process import EngineError, EngineProcess, EngineSpec, Reply, UnsupportedError
+from echoc.bench.report import BESIDE, Ratio, Report, Result, Shared, format_names
 from echoc.bench.sampling import Lane, Sample, SamplingPlan, by_round, least_disturbed, main_state, take_samples
+from echoc.bench.sharing import BusyProcess
+from echoc.bench.starts import measure_start
 from echoc.bench.stats import paired_ratios, summarise
 from echoc.bench.workloads import Workload, make_workloads
 from echoc.errors import EchoError
@@ -45,8 +47,10 @@ class BenchOptions:
     `weights_dtypes`: formats to time, each against the peers' nearest; none means an artifact's own, or bf16.
     `prefill`: prompt lengths; `prompts`: how many are given at once. `decode_tokens`, `contexts`, `batches`: decode
     steps after each context, alone and for each batch size; `mixed`: the least and the longest context of a batch
-    whose sequences differ, echoc's alone. `vs`: peers. `peer_pythons`: interpreter by peer.
-    `work`: folder for converted models.
+    whose sequences differ, echoc's alone. `continuous`: sequences at once, fed from a queue of requests.
+    `kv_dtypes`: formats of keys and values to time, None for each engine's own. `beside_busy`: each workload also with
+    a busy process on one core. `starts`: fresh processes, their time to a first token and their memory.
+    `vs`: peers. `peer_pythons`: interpreter by peer. `work`: folder for converted models.
     """
 
     model: str
@@ -59,6 +63,10 @@ class BenchOptions:
     contexts: Sequence[int] = (512,)
     mixed: tuple[int, int] | None = None
     batches: Sequence[int] = (8,)
+    continuous: int = 0
+    kv_dtypes: Sequence[str | None] = (None,)
+    beside_busy: bool = False
+    starts: bool = False
     vs: Sequence[str] = ()
     peer_pythons: Mapping[str, str] = field(default_factory=dict)
     own: bool = True
@@ -76,6 +84,9 @@ class BenchOptions:
         for dtype in self.weights_dtypes:
             if dtype not in WEIGHT_BITS:
                 raise EchoError(f"unknown weights dtype {dtype!r}: wanted one of {', '.join(WEIGHT_BITS)}")
+        for kv_dtype in self.kv_dtypes:
+            if kv_dtype is not None and kv_dtype not in KV_BYTES:
+                raise EchoError(f"unknown KV cache dtype {kv_dtype!r}: wanted one of {', '.join(KV_BYTES)}")
         if self.vs and self.mixed:
             raise EchoError("peers are timed at equal contexts: leave out --mixed, or --vs")
         if not self.own and not self.vs:
@@ -95,15 +106,27 @@ def run_benchmark(
 ) -> Report | GpuReport:
     """Runs everything the options name and returns the report; engines are child processes, ended in any case."""
     options.check()
-    workloads = make_workloads(
-        options.prefill, options.decode_tokens, options.contexts, options.batches, options.prompts, options.mixed
-    )
     model = open_model(options.model, options.checkpoint, options.work)
     manifest = read_manifest(model.artifact) if model.artifact is not None else {}
     if manifest.get("target", {}).get("device") in GPUS:
-        return _run_gpu(options, workloads, model, manifest, on_progress)
-    probes = Probes(options.threads)
-    shape = _shape(model)
+        return _run_gpu(options, _workloads(options), model, manifest, on_progress)
+    return run_stages([options], on_progress)
+
+
+def run_stages(
+    stages: Sequence[BenchOptions],
+    on_progress: Callable[[Progress], None] = lambda _p: None,
+    on_stage: Callable[[Report], None] = lambda _r: None,
+) -> Report:
+    """Runs stages of one model on a CPU into one report; `on_stage` is given what there is after each.
+
+    A peer that fails in a stage ends this stage alone, and only where there are others: the report says so.
+    """
+    for stage in stages:
+        stage.check()
+    options = stages[0]
+    model = open_model(options.model, options.checkpoint, options.work)
+    probes, shape = Probes(options.threads), _shape(model)
     report = Report(
         command=list(sys.argv),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -113,12 +136,32 @@ def run_benchmark(
         threads=options.threads,
         max_lost=options.plan.max_lost,
     )
-    dtypes = choose_dtypes(options, model)
-    total = len(dtypes) * len(workloads)
-    for index, dtype in enumerate(dtypes):
-        ticker = _Ticker(on_progress, index * len(workloads), total)
-        _run_dtype(options, workloads, probes, model, shape, dtype, report, ticker)
+    for number, stage in enumerate(stages):
+        run = _Run(stage, probes, model, shape, report, _Ticker(on_progress, number, len(stages)))
+        try:
+            run.all()
+        except EngineError as error:
+            if len(stages) == 1:
+                raise
+            report.note_unable("a stage", ", ".join(w.label for w in _workloads(stage)) or "starts", str(error))
+        run.ticker.step()
+        on_stage(report)
     return report
+
+
+def _workloads(options: BenchOptions) -> list[Workload]:
+    if options.starts and not (options.prefill or options.decode_tokens or options.continuous):
+        return []
+    return make_workloads(
+        options.prefill,
+        options.decode_tokens,
+        options.contexts,
+        options.batches,
+        options.prompts,
+        options.mixed,
+        options.continuous,
+        options.seed,
+    )
 
 
 def _run_gpu(
@@ -156,7 +199,7 @@ def choose_dtypes(options: BenchOptions, model: Model) -> Sequence[str]:
 
 
 class _Ticker:
-    """Progress of one weight format within the whole run."""
+    """Progress of one stage within the whole run."""
 
     def __init__(self, report: Callable[[Progress], None], done: int, total: int) -> None:
         self.report, self.done, self.total = report, done, total
@@ -169,84 +212,116 @@ class _Ticker:
         self.say("")
 
 
-def _run_dtype(
-    options: BenchOptions,
-    workloads: Sequence[Workload],
-    probes: Probes,
-    model: Model,
-    shape: ModelShape,
-    dtype: str,
-    report: Report,
-    ticker: _Ticker,
-) -> None:
-    setting = Setting(
-        dtype,
-        options.threads,
-        options.seed,
-        options.work,
-        options.peer_pythons,
-        options.deterministic,
-        ticker.say,
-    )
-    names = [*(["echoc"] if options.own else []), *options.vs]
-    specs = [make_engine(name, model, setting) for name in names]
-    ticker.say("measuring the machine's limits")
-    read_bytes = min(max(int(shape.weight_bytes(dtype)), SMALLEST_READ), memory_bytes() // 4)
-    measured = [_measure_limits(probes, read_bytes, dtype, report)]
-    first = len(report.results)
-    with contextlib.ExitStack() as stack:
-        engines: dict[str, EngineProcess] = {}
-        for spec in specs:
-            ticker.say(f"loading {spec.name} {dtype}")
-            engines[spec.name] = stack.enter_context(EngineProcess(spec, options.timeout))
-            engine = engines[spec.name]
-            loaded = {"engine": spec.name, "weights_dtype": dtype, "load_seconds": engine.load_seconds}
-            report.engines.append(loaded | engine.description)
-        for workload in workloads:
-            _run_workload(options, workload, engines, probes, shape, dtype, measured[0][1], report, ticker)
-            ticker.step()
-    measured.append(_measure_limits(probes, read_bytes, dtype, report))
-    _settle_floors(report, first, measured, shape)
+@dataclass
+class _Run:
+    """One stage: its options and what they are run with."""
 
+    options: BenchOptions
+    probes: Probes
+    model: Model
+    shape: ModelShape
+    report: Report
+    ticker: _Ticker
 
-def _run_workload(
-    options: BenchOptions,
-    workload: Workload,
-    engines: Mapping[str, EngineProcess],
-    probes: Probes,
-    shape: ModelShape,
-    dtype: str,
-    limits: Limits,
-    report: Report,
-    ticker: _Ticker,
-) -> None:
-    op, arguments = workload.request()
-    resident: dict[str, int] = {}
+    def all(self) -> None:
+        """Every format of weights and of keys and values; what is continuous has engines of its own."""
+        workloads = _workloads(self.options)
+        groups = [[w for w in workloads if w.kind != "continuous"], [w for w in workloads if w.kind == "continuous"]]
+        for dtype, kv_dtype in itertools.product(choose_dtypes(self.options, self.model), self.options.kv_dtypes):
+            for group in filter(None, groups):
+                self._format(group, dtype, kv_dtype)
+            if self.options.starts:
+                self._starts(dtype, kv_dtype)
 
-    def lane(name: str, engine: EngineProcess) -> Lane:
-        def run() -> Reply:
-            reply = engine.request(op, **arguments)
-            resident[name] = reply.resident_bytes
-            return reply
+    def specs(self, dtype: str, kv_dtype: str | None, continuous: bool, what: str) -> list[EngineSpec]:
+        """The engines that can do it, converted and compiled; the report names the others."""
+        options = self.options
+        setting = Setting(
+            dtype,
+            options.threads,
+            options.seed,
+            options.work,
+            options.peer_pythons,
+            options.deterministic,
+            kv_dtype,
+            continuous,
+            options.beside_busy,
+            self.ticker.say,
+        )
+        specs = []
+        for name in [*(["echoc"] if options.own else []), *options.vs]:
+            try:
+                specs.append(make_engine(name, self.model, setting))
+            except UnsupportedError as error:
+                self.report.note_unable(name, f"{what}, {format_names(dtype, kv_dtype)}", str(error))
+        if not specs:
+            raise EngineError(f"no engine of those named can do {what} with {format_names(dtype, kv_dtype)}")
+        return specs
 
-        return Lane(name, run)
+    def _format(self, workloads: Sequence[Workload], dtype: str, kv_dtype: str | None) -> None:
+        what = ", ".join(workload.label for workload in workloads)
+        specs = self.specs(dtype, kv_dtype, workloads[0].kind == "continuous", what)
+        shape = self.shape.with_kv(kv_dtype)
+        self.ticker.say("measuring the machine's limits")
+        read_bytes = min(max(int(shape.weight_bytes(dtype)), SMALLEST_READ), memory_bytes() // 4)
+        measured = [_measure_limits(self.probes, read_bytes, dtype, self.report)]
+        first = len(self.report.results)
+        with contextlib.ExitStack() as stack:
+            engines: dict[str, EngineProcess] = {}
+            for spec in specs:
+                self.ticker.say(f"loading {spec.name} {dtype}")
+                engine = stack.enter_context(EngineProcess(spec, self.options.timeout))
+                engines[spec.name] = engine
+                loaded = {"engine": spec.name, "weights_dtype": dtype, "load_seconds": engine.load_seconds}
+                self.report.engines.append(loaded | engine.description)
+            for workload in workloads:
+                floor = floor_of(workload, shape, dtype, measured[0][1])
+                self._workload(workload, engines, dtype, kv_dtype, floor)
+        measured.append(_measure_limits(self.probes, read_bytes, dtype, self.report))
+        _settle_floors(self.report, first, measured, shape)
 
-    lanes = [lane(name, engine) for name, engine in engines.items()]
-    for warm in lanes:
-        ticker.say(f"{workload.label} {dtype}: warming up {warm.name}")
-        warm.run()
+    def _lanes(self, workload: Workload, engines: Mapping[str, EngineProcess], resident: dict[str, int]) -> list[Lane]:
+        op, arguments = workload.request()
 
-    def show(name: str, sample: Sample) -> None:
-        ticker.say(f"{workload.label} {dtype}: {name} round {sample.round + 1}, {sample.discarded or sample.state}")
+        def lane(name: str, engine: EngineProcess, beside: int) -> Lane:
+            def run() -> Reply:
+                with BusyProcess() if beside else contextlib.nullcontext():
+                    reply = engine.request(op, **arguments)
+                resident[name] = reply.resident_bytes
+                return reply
 
-    taken = take_samples(lanes, options.plan, probes.wait_until_free, options.threads, available_cpus(), show)
-    floor = floor_of(workload, shape, dtype, limits)
-    for name, samples in taken.items():
-        state = main_state(samples)
-        clean = [sample.seconds for sample in samples if sample.discarded is None and sample.state == state]
-        report.results.append(
-            Result(
-                engine=name,
+            return Lane(name + BESIDE * bool(beside), run, beside)
+
+        counts = (0, 1) if self.options.beside_busy else (0,)
+        return [lane(name, engine, beside) for beside in counts for name, engine in engines.items()]
+
+    def _workload(
+        self,
+        workload: Workload,
+        engines: Mapping[str, EngineProcess],
+        dtype: str,
+        kv_dtype: str | None,
+        floor: Floor,
+    ) -> None:
+        names, resident = format_names(dtype, kv_dtype), dict.fromkeys(engines, 0)
+        lanes = self._lanes(workload, engines, resident)
+        for warm in lanes:
+            if not warm.beside:
+                self.ticker.say(f"{workload.label} {names}: warming up {warm.name}")
+                warm.run()
+
+        def show(name: str, sample: Sample) -> None:
+            said = sample.discarded or sample.state
+            self.ticker.say(f"{workload.label} {names}: {name} round {sample.round + 1}, {said}")
+
+        plan, probe = self.options.plan, self.probes.wait_until_free
+        taken = take_samples(lanes, plan, probe, self.options.threads, available_cpus(), show)
+        for lane in lanes:
+            samples = taken[lane.name]
+            state = main_state(samples)
+            clean = [sample.seconds for sample in samples if sample.discarded is None and sample.state == state]
+            result = Result(
+                engine=lane.name.removesuffix(BESIDE),
                 weights_dtype=dtype,
                 workload=workload,
                 state=state,
@@ -254,22 +329,40 @@ def _run_workload(
                 disturbed=least_disturbed(samples),
                 floor=floor,
                 samples=samples,
-                resident_bytes=resident[name],
+                resident_bytes=resident[lane.name.removesuffix(BESIDE)],
+                kv_dtype=kv_dtype,
+                beside=lane.beside,
             )
-        )
-    if "echoc" in taken:
-        report.ratios += _ratios(taken, dtype, workload)
+            self.report.results.append(result)
+        alone = {name: taken[name] for name in engines}
+        if "echoc" in alone:
+            self.report.ratios += _ratios(alone, dtype, kv_dtype, workload)
+        for name in engines if self.options.beside_busy else ():
+            fractions = _paired(taken[name + BESIDE], taken[name], plan.max_rounds)
+            if fractions:
+                self.report.shared.append(Shared(name, dtype, workload, summarise(fractions)))
+
+    def _starts(self, dtype: str, kv_dtype: str | None) -> None:
+        for spec in self.specs(dtype, kv_dtype, False, "a fresh process"):
+            shape, plan = self.shape.with_kv(kv_dtype), self.options.plan
+            self.report.starts.append(measure_start(spec, shape, plan.rounds, self.options.timeout, self.ticker.say))
 
 
-def _ratios(taken: Mapping[str, Sequence[Sample]], dtype: str, workload: Workload) -> list[Ratio]:
+def _ratios(taken: Mapping[str, Sequence[Sample]], dtype: str, kv_dtype: str | None, workload: Workload) -> list[Ratio]:
     ratios = []
     rounds = max(len(samples) for samples in taken.values())
     state = main_state(taken["echoc"])
     for name, samples in taken.items():
-        values = paired_ratios(by_round(taken["echoc"], state, rounds), by_round(samples, state, rounds))
+        values = _paired(taken["echoc"], samples, rounds)
         if name != "echoc" and values and state is not None:
-            ratios.append(Ratio(name, dtype, workload, state, summarise(values)))
+            ratios.append(Ratio(name, dtype, workload, state, summarise(values), kv_dtype))
     return ratios
+
+
+def _paired(ours: Sequence[Sample], theirs: Sequence[Sample], rounds: int) -> list[float]:
+    """Seconds of theirs over ours, round by round, in the state that most of ours were taken in."""
+    state = main_state(ours)
+    return paired_ratios(by_round(ours, state, rounds), by_round(theirs, state, rounds))
 
 
 def _measure_limits(probes: Probes, read_bytes: int, dtype: str, report: Report) -> tuple[str, Limits]:
@@ -278,7 +371,7 @@ def _measure_limits(probes: Probes, read_bytes: int, dtype: str, report: Report)
     limits = probes.limits(read_bytes)
     after = probes.core_state()
     states = {before.state, after.state}
-    state = next((name for name in ("contended", "shared-core") if name in states), "free")
+    state = next((name for name in ("contended", "shared-core", "slow-reads") if name in states), "free")
     report.limits.append({"weights_dtype": dtype, "core_state": state, **limits.as_dict()})
     return state, limits
 

@@ -25,6 +25,8 @@ COMPUTE_KINDS = ("fma_f32", "dot_bf16", "dot_int8", "amx_bf16", "amx_int8")
 PREFETCH_DISTANCES = (0, 1024, 4096)
 MIN_READ_BYTES = 1 << 30
 MIN_CPU_SHARE = 0.9  # below this a probe thread was waiting for a core
+MIN_READ_SHARE = 0.7  # of the best short read: below this memory is slow
+SHORT_READ_BYTES = 64 << 20  # about a millisecond, and more than the caches keep
 MIN_TEAM_RATE = 0.7  # of num_threads times one thread: below this the virtual cores share a physical one
 
 
@@ -79,25 +81,45 @@ class Limits:
 
 @dataclass(frozen=True)
 class CoreState:
-    """What a short multiply-add probe on all threads saw: 'free', 'shared-core' or 'contended'."""
+    """What a probe of about a millisecond on all threads saw: a name of CORE_STATES.
+
+    `scaling`: all threads' multiply-add rate over one thread's. `cpu_share`: of the wall time, the least of a thread.
+    `read`: bytes/s of all threads together; `read_share`: over the best that such a probe saw in this process.
+    """
 
     state: str
-    scaling: float  # all threads' rate over one thread's
+    scaling: float
     cpu_share: float
+    read: float = 0.0
+    read_share: float = 1.0
 
 
-def classify(one: float, team: float, threads: int, cpu_share: float) -> CoreState:
-    """Names the state of the cores from the rates of one thread and of the team (operations/s) and the cpu share.
+# What the cores were like, by the name that samples and limits carry.
+CORE_STATES = {
+    "free": "every thread has a physical core",
+    "slow-reads": "every thread has a physical core, memory is slow",
+    "shared-core": "threads share a physical core",
+    "contended": "disturbed by other processes",
+}
+
+
+def classify(one: float, team: float, threads: int, cpu_share: float, read: float = 0, best: float = 0) -> CoreState:
+    """Names the state of the cores from the rates of one thread and of the team (operations/s), the cpu share, and the
+    bytes/s that the team read, now and at best.
 
     A thread that waited for its core makes the state 'contended'. Threads that all ran but were slow together are
-    'shared-core': virtual cores on one physical core halve the multiply-add rate of a team.
+    'shared-core': virtual cores on one physical core halve the multiply-add rate of a team. Reads far below the best
+    with full multiply-adds are 'slow-reads': neighbours take the memory.
     """
     scaling = team / one if one > 0 else 0.0
+    share = read / best if best > 0 else 1.0
     if cpu_share < MIN_CPU_SHARE:
-        return CoreState("contended", scaling, cpu_share)
-    if threads > 1 and scaling < MIN_TEAM_RATE * threads:
-        return CoreState("shared-core", scaling, cpu_share)
-    return CoreState("free", scaling, cpu_share)
+        state = "contended"
+    elif threads > 1 and scaling < MIN_TEAM_RATE * threads:
+        state = "shared-core"
+    else:
+        state = "slow-reads" if share < MIN_READ_SHARE else "free"
+    return CoreState(state, scaling, cpu_share, read, share)
 
 
 def find_compiler() -> str:
@@ -173,7 +195,8 @@ class Probes:
             doubles,
             doubles,
         ]
-        self.fma_one_best = 0.0
+        self.fma_one_best = self.short_read_best = 0.0
+        self._short: int | None = None  # memory of the short reads
 
     def compute(self, kind: str, threads: int, seconds: float) -> Rate:
         """Peak of one instruction (a name of COMPUTE_KINDS) in operations/s; 0 where the machine has none."""
@@ -193,16 +216,30 @@ class Probes:
             if one.cpu_share >= MIN_CPU_SHARE:
                 self.fma_one_best = max(self.fma_one_best, one.per_second)
             team = self.compute("fma_f32", self.threads, seconds)
-            state = classify(self.fma_one_best or one.per_second, team.per_second, self.threads, team.cpu_share)
+            read = self.short_read()
+            if team.cpu_share >= MIN_CPU_SHARE:
+                self.short_read_best = max(self.short_read_best, read)
+            fma_one = self.fma_one_best or one.per_second
+            state = classify(fma_one, team.per_second, self.threads, team.cpu_share, read, self.short_read_best)
             if state.state == "free":
                 break
         return state
 
-    def read_bandwidth(self, threads: int, num_bytes: int, passes: int = 4) -> float:
-        """Bytes/s of the best of `passes` forward passes over `num_bytes`; the slowest thread ends a pass."""
-        memory = self.library.echoc_probe_allocate(num_bytes)
+    def short_read(self) -> float:
+        """Bytes/s of one pass of all threads over 64 MiB, which are kept for the next time."""
+        if self._short is None:
+            self._short = self._allocate(SHORT_READ_BYTES)
+        return self._read_once(self._short, SHORT_READ_BYTES, self.threads, PREFETCH_DISTANCES[1])
+
+    def _allocate(self, num_bytes: int) -> int:
+        memory: int | None = self.library.echoc_probe_allocate(num_bytes)
         if not memory:
             raise ProbeError(f"no memory for a read probe of {num_bytes} bytes: free some or pass a smaller read size")
+        return memory
+
+    def read_bandwidth(self, threads: int, num_bytes: int, passes: int = 4) -> float:
+        """Bytes/s of the best of `passes` forward passes over `num_bytes`; the slowest thread ends a pass."""
+        memory = self._allocate(num_bytes)
         try:
             return max(
                 self._read_once(memory, num_bytes, threads, ahead)

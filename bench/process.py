@@ -24,12 +24,17 @@ class EngineError(EchoError):
     """An engine cannot be started, failed at a request, or did not answer in time."""
 
 
+class UnsupportedError(EngineError):
+    """An engine has no way to run this: the report says so and the run goes on."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """How to run one engine.
 
     `name`: as the report calls it. `file`: its module in `peers/`. `python`: interpreter that has it installed.
-    `install`: what to tell a user who lacks it. `options`: passed to `open_engine`.
+    `install`: what to tell a user who lacks it. `options`: passed to `open_engine`. `weight_bytes`: of its weights on
+    disk.
     """
 
     name: str
@@ -39,6 +44,7 @@ class EngineSpec:
     weights_dtype: str
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,15 @@ class EngineProcess:
             self._log.close()
             self._log = None
 
-    def request(self, op: str, **arguments: int) -> Reply:
-        """Runs one timed request ("prefill", "decode", "batched") and waits for its reply."""
+    @property
+    def pid(self) -> int:
+        """Process id of the running engine."""
+        if self._child is None:
+            raise EngineError(f"{self.spec.name} is not running: open it with `with EngineProcess(...)`")
+        return self._child.pid
+
+    def request(self, op: str, **arguments: Any) -> Reply:
+        """Runs one timed request ("prefill", "decode", "batched", "continuous") and waits for its reply."""
         child = self._child
         if child is None or child.stdin is None:
             raise EngineError(f"{self.spec.name} is not running: open it with `with EngineProcess(...)`")

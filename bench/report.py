@@ -6,16 +6,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echoc.bench.floors import Floor
+from echoc.bench.probes import CORE_STATES
 from echoc.bench.sampling import Sample, count_clean, discard_counts
 from echoc.bench.stats import Summary
 from echoc.bench.workloads import Workload
 
-SCHEMA = "echoc-bench/1"
+SCHEMA = "echoc-bench/2"
+BESIDE = ", a busy process beside"
+
+
+def format_names(weights_dtype: str, kv_dtype: str | None) -> str:
+    """Formats of weights, and of keys and values where they were asked for."""
+    return weights_dtype + (f", KV {kv_dtype}" if kv_dtype else "")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One engine on one workload. `seconds` is None where no sample was clean; then `disturbed` holds their median."""
+    """One engine on one workload. `seconds` is None where no sample was clean; then `disturbed` holds their median.
+
+    `kv_dtype`: of keys and values where one was asked for. `beside`: busy processes of ours that ran meanwhile.
+    """
 
     engine: str
     weights_dtype: str
@@ -26,6 +36,18 @@ class Result:
     floor: Floor
     samples: list[Sample]
     resident_bytes: int
+    kv_dtype: str | None = None
+    beside: int = 0
+
+    @property
+    def formats(self) -> str:
+        """Weights' format, and the one of keys and values where it was asked for."""
+        return format_names(self.weights_dtype, self.kv_dtype)
+
+    @property
+    def label(self) -> str:
+        """The workload, and what ran beside it."""
+        return self.workload.label + BESIDE * bool(self.beside)
 
     @property
     def tokens_per_second(self) -> Summary | None:
@@ -43,11 +65,14 @@ class Result:
         return {
             "engine": self.engine,
             "weights_dtype": self.weights_dtype,
+            "kv_dtype": self.kv_dtype,
+            "busy_beside": self.beside,
             "workload": {
                 "kind": self.workload.kind,
                 "context": self.workload.context,
                 "num_tokens": self.workload.num_tokens,
                 "sequences": self.workload.sequences,
+                "requests": [list(pair) for pair in self.workload.requests],
             },
             "core_state": self.state,
             "seconds": self.seconds.as_dict() if self.seconds else None,
@@ -71,15 +96,73 @@ class Ratio:
     workload: Workload
     state: str
     speedup: Summary
+    kv_dtype: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {
             "peer": self.peer,
             "weights_dtype": self.weights_dtype,
+            "kv_dtype": self.kv_dtype,
             "workload": self.workload.label,
             "core_state": self.state,
             "speedup": self.speedup.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An engine's speed beside a busy process over its speed alone, over rounds taken in turn."""
+
+    engine: str
+    weights_dtype: str
+    workload: Workload
+    fraction: Summary
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "engine": self.engine,
+            "weights_dtype": self.weights_dtype,
+            "workload": self.workload.label,
+            "fraction": self.fraction.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Start:
+    """A fresh process of an engine: seconds to its first token, and its memory in bytes once it has served a batch.
+
+    `resident`, `proportional`: of the process, from the kernel's smaps_rollup. `weights`: of the model's file or of the
+    weights in an artifact. `keys_values`: of the tokens held.
+    """
+
+    engine: str
+    weights_dtype: str
+    seconds: Summary
+    serving: Workload
+    weights: int
+    keys_values: int
+    resident: int
+    proportional: int
+
+    @property
+    def beyond(self) -> int:
+        """Proportional memory beyond weights, keys and values."""
+        return self.proportional - self.weights - self.keys_values
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "engine": self.engine,
+            "weights_dtype": self.weights_dtype,
+            "seconds_to_first_token": self.seconds.as_dict(),
+            "serving": self.serving.label,
+            "weight_bytes": self.weights,
+            "kv_bytes": self.keys_values,
+            "resident_bytes": self.resident,
+            "proportional_bytes": self.proportional,
+            "bytes_beyond": self.beyond,
         }
 
 
@@ -88,7 +171,7 @@ class Report:
     """Everything a run found out.
 
     `max_lost`: share of the cores that others could take before a sample was refused. `limits`: each measurement of
-    the machine with the core state it was made in.
+    the machine with the core state it was made in. `unable`: engines that a row lacks, with the reason.
     """
 
     command: list[str]
@@ -102,6 +185,15 @@ class Report:
     engines: list[dict[str, Any]] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
+    shared: list[Shared] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    unable: list[dict[str, str]] = field(default_factory=list)
+
+    def note_unable(self, engine: str, what: str, reason: str) -> None:
+        """Says once why an engine is missing from what was timed."""
+        entry = {"engine": engine, "what": what, "reason": reason}
+        if entry not in self.unable:
+            self.unable.append(entry)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -118,71 +210,10 @@ class Report:
             "engines": self.engines,
             "results": [result.as_dict() for result in self.results],
             "ratios": [ratio.as_dict() for ratio in self.ratios],
+            "shared_core": [shared.as_dict() for shared in self.shared],
+            "starts": [start.as_dict() for start in self.starts],
+            "unable": self.unable,
+            "core_states": CORE_STATES,
             "samples_clean": sum(count_clean(result.samples) for result in self.results),
             "samples_discarded": sum(len(r.samples) - count_clean(r.samples) for r in self.results),
         }
-
-
-def result_row(result: Result) -> list[str]:
-    """Cells of one line of the table of results."""
-    cells = [result.workload.label, result.weights_dtype, result.engine]
-    rate = result.tokens_per_second
-    if result.seconds and rate and result.floor_fraction is not None:
-        cells += [
-            format_seconds(result.seconds.median),
-            f"{rate.median:.1f}",
-            f"{rate.low:.1f} to {rate.high:.1f}",
-            f"{result.floor_fraction:.0%} of {result.floor.bound}",
-            result.state or "",
-        ]
-    else:
-        shown = f"({format_seconds(result.disturbed)})" if result.disturbed else ""
-        cells += [shown, "", "", "", "no clean sample"]
-    clean = count_clean(result.samples)
-    return [*cells, f"{clean} of {len(result.samples)}"]
-
-
-RESULT_COLUMNS = ["workload", "weights", "engine", "time", "tokens/s", "range", "floor", "cores", "clean samples"]
-RATIO_COLUMNS = ["workload", "weights", "against", "speed-up", "range", "rounds", "cores"]
-
-
-def ratio_row(ratio: Ratio) -> list[str]:
-    """Cells of one line of the table of ratios."""
-    value = ratio.speedup
-    return [
-        ratio.workload.label,
-        ratio.weights_dtype,
-        ratio.peer,
-        f"{value.median:.2f}x",
-        f"{value.low:.2f} to {value.high:.2f}",
-        str(value.count),
-        ratio.state,
-    ]
-
-
-def limit_lines(limits: dict[str, Any]) -> list[str]:
-    """The machine's limits, in words."""
-    giga = 1e9
-    lines = [
-        (
-            f"reads {limits['read_one'] / giga:.1f} GB/s on one thread, {limits['read_all'] / giga:.1f} on "
-            f"{limits['threads']} (over {limits['read_bytes'] / giga:.2f} GB)"
-        ),
-        (
-            f"f32 multiply-add {limits['fma_f32_one'] / giga:.0f} GFLOP/s on one thread, "
-            f"{limits['fma_f32'] / giga:.0f} on {limits['threads']}"
-        ),
-    ]
-    units = {
-        "dot_bf16": ("bf16 dot", "GFLOP/s"),
-        "dot_int8": ("int8 dot", "GOP/s"),
-        "amx_bf16": ("AMX bf16", "GFLOP/s"),
-        "amx_int8": ("AMX int8", "GOP/s"),
-    }
-    dots = [f"{name} {limits[key] / giga:.0f} {unit}" for key, (name, unit) in units.items() if limits[key]]
-    return [*lines, *([f"on {limits['threads']} threads: {', '.join(dots)}"] if dots else [])]
-
-
-def format_seconds(seconds: float) -> str:
-    """Three or four digits in s or ms."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"

@@ -18,12 +18,14 @@ FOREIGN_FLOOR_SECONDS = 0.02  # /proc/stat counts in ticks of 10 ms
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed run: round, seconds, state of the cores around it, shares lost to others, and why it was refused."""
+    """One timed run: round, seconds, state of the cores around it (probes.CORE_STATES) with the multiply-adds of all
+    threads over those of one and the bytes/s that the probes read, shares lost to others, and why it was refused."""
 
     round: int
     seconds: float
     state: str
     scaling: float
+    read: float
     run_delay: float
     foreign: float
     steal: float
@@ -35,15 +37,24 @@ class Sample:
 
 
 def judge(
-    reply: Reply, before: CoreState, after: CoreState, threads: int, cpus: int, max_lost: float = MAX_LOST
+    reply: Reply,
+    before: CoreState,
+    after: CoreState,
+    threads: int,
+    cpus: int,
+    max_lost: float = MAX_LOST,
+    beside: int = 0,
 ) -> tuple[str | None, str]:
     """Why a sample must be refused (None if it need not be) and the state of the cores it was taken in.
 
     Run delay counts only where somebody else was busy: an engine with more threads than cores delays itself, and
     that is its own affair. Foreign time counts against a process that uses all CPUs even when the run delay does
-    not show it, and never for less than two ticks of the counter.
+    not show it, and never for less than two ticks of the counter. `beside` busy processes of ours on a core each are
+    meant to be there: run delay tells nothing then, and their cores are no foreign time.
     """
     run_delay, foreign, steal = lost_shares(reply, threads, cpus)
+    if beside:
+        run_delay, foreign = 0.0, max(0.0, foreign - beside / cpus)
     wall = reply.seconds
     foreign_seen = foreign * cpus * wall > FOREIGN_FLOOR_SECONDS
     reason = None
@@ -55,9 +66,9 @@ def judge(
         reason = "other processes busy"
     elif "contended" in (before.state, after.state):
         reason = "cores busy beside the sample"
-    shared = "shared-core" in (before.state, after.state)
-    state = "contended" if reason else "shared-core" if shared else "free"
-    return reason, state
+    seen = (before.state, after.state)
+    slower = next((name for name in ("shared-core", "slow-reads") if name in seen), "free")
+    return reason, "contended" if reason else slower
 
 
 def lost_shares(reply: Reply, threads: int, cpus: int) -> tuple[float, float, float]:
@@ -74,10 +85,11 @@ def lost_shares(reply: Reply, threads: int, cpus: int) -> tuple[float, float, fl
 
 @dataclass(frozen=True)
 class Lane:
-    """One engine's way to run the workload once."""
+    """One engine's way to run the workload once, and how many busy processes of ours are beside it meanwhile."""
 
     name: str
     run: Callable[[], Reply]
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,9 +129,10 @@ def take_samples(
             reply = lane.run()
             time.sleep(plan.settle_seconds)
             after = probe(0.0)
-            reason, state = judge(reply, before, after, threads, cpus, plan.max_lost)
+            reason, state = judge(reply, before, after, threads, cpus, plan.max_lost, lane.beside)
             shares = lost_shares(reply, threads, cpus)
-            sample = Sample(index, reply.seconds, state, min(before.scaling, after.scaling), *shares, reason)
+            scaling, read = min(before.scaling, after.scaling), min(before.read, after.read)
+            sample = Sample(index, reply.seconds, state, scaling, read, *shares, reason)
             samples[lane.name].append(sample)
             on_sample(lane.name, sample)
     return samples

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from echoc.bench.peers.worker import Meter
 
 MICRO_BATCH = 512
+KV_TYPES = {"f32": "GGML_TYPE_F32", "bf16": "GGML_TYPE_F16", "f16": "GGML_TYPE_F16", "int8": "GGML_TYPE_Q8_0"}
 
 
 class LlamaCpp:
@@ -25,6 +26,7 @@ class LlamaCpp:
         self.version = llama_cpp.__version__
         self.path = str(options["model"])
         self.threads = int(options["threads"])
+        self.kv_dtype: str | None = options.get("kv_dtype")
         self.random = np.random.default_rng(int(options.get("seed", 0)))
         if not Path(self.path).is_file():
             raise FileNotFoundError(f"no GGUF file at {self.path}")
@@ -36,7 +38,7 @@ class LlamaCpp:
             raise RuntimeError(f"llama.cpp cannot load {self.path}")
         self.vocab_size = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model)))
         self.context: Any = None
-        self.context_key = (0, 0)
+        self.context_key = (0, 0, False)
         self.cached = 0  # context tokens held by every sequence of the context
 
     def describe(self) -> dict[str, Any]:
@@ -45,9 +47,9 @@ class LlamaCpp:
         size = int(self.api.llama_model_size(self.model))
         return {"version": self.version, "system": system, "model": self.path, "weight_bytes": size}
 
-    def _open(self, sequences: int, length: int) -> None:
+    def _open(self, sequences: int, length: int, unified: bool = False) -> None:
         """A context of `sequences` KV streams of at least `length` tokens; kept while the request stays the same."""
-        key = (sequences, -(-length // 256) * 256)
+        key = (sequences, -(-length // 256) * 256, unified)
         if self.context is not None and key == self.context_key:
             return
         if self.context is not None:
@@ -55,7 +57,11 @@ class LlamaCpp:
         params = self.api.llama_context_default_params()
         params.n_ctx = key[0] * key[1]
         params.n_seq_max = sequences
+        params.kv_unified = unified
         params.n_batch = max(2048, length)
+        if self.kv_dtype:
+            params.type_k = params.type_v = getattr(self.api, KV_TYPES[self.kv_dtype])
+            params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_ENABLED  # 8-bit values want it
         params.n_ubatch = MICRO_BATCH
         params.n_threads = params.n_threads_batch = self.threads
         params.no_perf = True
@@ -128,6 +134,51 @@ class LlamaCpp:
             for step in range(num_tokens):
                 self._decode([(token, context + step, sequence, True) for sequence, token in enumerate(tokens)])
                 tokens = [self._greedy(row) for row in range(sequences)]
+
+    def continuous(self, sequences: int, requests: list[list[int]], unified: bool = False) -> None:
+        """Times all requests as llama.cpp's server takes them: each batch has the next token of every sequence that
+        generates, then prompt tokens up to the size of a micro batch."""
+        self._open(sequences, max(prompt + output for prompt, output in requests), unified)
+        self._forget(0)
+        self.cached = 0
+        waiting = [(self._tokens(prompt), output) for prompt, output in reversed(requests)]
+        places: list[_Place | None] = [None] * sequences
+        memory = self.api.llama_get_memory(self.context)
+        with self.meter:
+            while waiting or any(places):
+                for index in range(sequences):
+                    if places[index] is None and waiting:
+                        places[index] = _Place(*waiting.pop())
+                self._advance(places, memory)
+
+    def _advance(self, places: list[_Place | None], memory: Any) -> None:
+        """One batch over all places; those that end are freed."""
+        rows: list[tuple[int, int, int, bool]] = []
+        ends: list[tuple[int, int]] = []  # row with logits, its place
+        held = [(index, place) for index, place in enumerate(places) if place is not None]
+        for index, place in sorted(held, key=lambda item: item[1].at < item[1].prompt):
+            for _ in range(min(len(place.tokens) - place.at, MICRO_BATCH - len(rows))):
+                last = place.at + 1 == len(place.tokens)
+                if last:
+                    ends.append((len(rows), index))
+                rows.append((place.tokens[place.at], place.at, index, last))
+                place.at += 1
+        self._decode(rows)
+        for row, index in ends:
+            ended = places[index]
+            assert ended is not None
+            ended.tokens.append(self._greedy(row))
+            if len(ended.tokens) - ended.prompt == ended.outputs:
+                self.api.llama_memory_seq_rm(memory, index, -1, -1)
+                places[index] = None
+
+
+class _Place:
+    """A request at work: its tokens so far, how many of them the cache holds (`at`), what it is to give."""
+
+    def __init__(self, tokens: list[int], outputs: int) -> None:
+        self.tokens, self.outputs = tokens, outputs
+        self.prompt, self.at = len(tokens), 0
 
 
 def open_engine(options: dict[str, Any], meter: Meter) -> LlamaCpp:

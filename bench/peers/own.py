@@ -83,6 +83,24 @@ class Own:
             for request in requests:
                 self.llm.engine.abort(request.request_id)
 
+    def continuous(self, sequences: int, requests: list[list[int]]) -> None:
+        """Times all requests, at most `sequences` at once, from the first prompt to the last token."""
+        waiting = [(self._prompts(1, prompt)[0], output) for prompt, output in reversed(requests)]
+        active: list[Request] = []
+        done: list[Request] = []
+        with self.meter:
+            while waiting or active:
+                while waiting and len(active) < sequences:
+                    active.append(self._add(*waiting.pop()))
+                self.llm.engine.step()
+                done += [request for request in active if request.finished]
+                active = [request for request in active if not request.finished]
+        for request in done:
+            raise_failure(request)
+        made = sum(num_generated(request) for request in done)
+        if made != sum(output for _, output in requests):
+            raise RuntimeError(f"{made} tokens came, {sum(output for _, output in requests)} were asked for")
+
 
 def num_generated(request: Request) -> int:
     """Tokens that the request's one sequence has beyond its prompt."""

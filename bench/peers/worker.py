@@ -39,6 +39,10 @@ class Engine(Protocol):
     def batched(self, sequences: int, context: int, num_tokens: int) -> None:
         """Times `num_tokens` greedy steps of `sequences` sequences at once, each after its own context."""
 
+    def continuous(self, sequences: int, requests: list[list[int]]) -> None:
+        """Times all requests, [prompt, output] lengths, from the first prompt to the last token: at most `sequences`
+        at once, the next one entering when one ends. Where an engine batches; others leave the method out."""
+
 
 class Meter:
     """Measures the block under `with`: wall time, and what the system did with the cores meanwhile."""
@@ -156,6 +160,8 @@ def serve(engine_file: str, options: dict[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
+    if options.get("ordinary_priority") and hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # threads made from here on inherit it
     meter = Meter()
     start = time.perf_counter()
     try:

@@ -8,9 +8,12 @@ from bench_machines import FREE, LIMITS
 from test_bench_floors import write_checkpoint
 
 from echoc.bench import cli, engines, harness
-from echoc.bench.harness import BenchOptions, Progress, best_limits, run_benchmark
-from echoc.bench.process import EngineSpec
+from echoc.bench.harness import BenchOptions, Progress, best_limits, run_benchmark, run_stages
+from echoc.bench.process import EngineSpec, UnsupportedError
+from echoc.bench.report import Report
 from echoc.bench.sampling import SamplingPlan
+from echoc.bench.suite import suite_stages
+from echoc.bench.tables import tables
 from echoc.errors import EchoError
 
 ENGINE = """
@@ -32,6 +35,9 @@ class Steady:
 
     def batched(self, sequences, context, num_tokens):
         self.prefill(num_tokens)
+
+    def continuous(self, sequences, requests):
+        self.prefill(sum(map(sum, requests)))
 
 def open_engine(options, meter):
     return Steady(options, meter)
@@ -66,9 +72,12 @@ def test_a_run_reports_results_ratios_and_limits(options: BenchOptions) -> None:
     steps: list[Progress] = []
     report = run_benchmark(options, steps.append).as_dict()
     assert json.loads(json.dumps(report)) == report
-    assert report["schema"] == "echoc-bench/1"
+    assert report["schema"] == "echoc-bench/2"
     keys = "schema command started machine versions model threads max_lost limits engines results ratios"
-    assert set(report) == {*keys.split(), "samples_clean", "samples_discarded"}
+    assert set(report) == {
+        *keys.split(),
+        *"shared_core starts unable core_states samples_clean samples_discarded".split(),
+    }
     assert [(r["engine"], r["workload"]["kind"]) for r in report["results"]] == [
         (name, kind) for kind in ("prefill", "decode", "batched") for name in ("echoc", "llama.cpp")
     ]
@@ -80,7 +89,49 @@ def test_a_run_reports_results_ratios_and_limits(options: BenchOptions) -> None:
             assert result["floor_fraction"] == pytest.approx(result["floor"]["seconds"] / result["seconds"]["median"])
     assert all(ratio["peer"] == "llama.cpp" and ratio["speedup"]["count"] > 0 for ratio in report["ratios"])
     assert report["limits"][0]["read_all"] == LIMITS.read_all
-    assert (steps[-1].done, steps[-1].total) == (3, 3)
+    assert (steps[-1].done, steps[-1].total) == (1, 1)
+
+
+def test_a_suite_has_queues_long_contexts_busy_cores_and_fresh_processes(options: BenchOptions) -> None:
+    stages = suite_stages(dataclasses.replace(options, weights_dtypes=["int8", "int4"], vs=["llama.cpp", "openvino"]))
+    assert [(stage.continuous, stage.beside_busy, stage.starts) for stage in stages] == [
+        (0, False, False),
+        (32, False, False),
+        (0, False, False),
+        (0, True, False),
+        (0, False, True),
+    ]
+    assert stages[1].weights_dtypes == ["int4"]
+    assert (stages[2].contexts, stages[2].kv_dtypes, stages[2].vs) == ((8192,), ("bf16", "int8"), ["llama.cpp"])
+
+
+def test_a_queue_a_busy_core_and_a_fresh_process_are_reported(options: BenchOptions) -> None:
+    short = dataclasses.replace(options, prefill=(), decode_tokens=0, batches=())
+    seen: list[int] = []
+    queue = dataclasses.replace(short, continuous=4)
+    busy = dataclasses.replace(short, decode_tokens=2, beside_busy=True)
+    fresh = dataclasses.replace(short, starts=True, vs=())
+    report = run_stages([queue, busy, fresh], on_stage=lambda report: seen.append(len(report.results)))
+    assert seen == [2, 6, 6]
+    assert [len(result.workload.requests) for result in report.results] == [6, 6, 0, 0, 0, 0]
+    assert [result.beside for result in report.results[2:]] == [0, 0, 1, 1]
+    (start,) = report.starts
+    assert start.seconds.low > 0.002
+    assert 0 < start.proportional <= start.resident
+    document = report.as_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert any("echoc" in row for _, _, rows in tables(report) for row in rows)
+
+
+def test_a_peer_that_cannot_is_named_with_its_reason(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(_model: engines.Model, _setting: engines.Setting) -> EngineSpec:
+        raise UnsupportedError("no such weights there")
+
+    monkeypatch.setitem(engines.MAKERS, "llama.cpp", unable)
+    report = run_benchmark(dataclasses.replace(options, decode_tokens=0))
+    assert isinstance(report, Report)
+    assert [result.engine for result in report.results] == ["echoc"]
+    assert report.unable == [{"engine": "llama.cpp", "what": "prefill 512, bf16", "reason": "no such weights there"}]
 
 
 def test_the_command_line_writes_json_and_tables(
@@ -92,7 +143,7 @@ def test_the_command_line_writes_json_and_tables(
     assert json.loads(target.read_text())["results"][0]["engine"] == "echoc"
     assert "prefill 8" in capsys.readouterr().out
     assert cli.main([*arguments, "--work", str(options.work), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == "echoc-bench/1"
+    assert json.loads(capsys.readouterr().out)["schema"] == "echoc-bench/2"
 
 
 def test_errors_are_one_line_and_status_one(capsys: pytest.CaptureFixture[str]) -> None:
