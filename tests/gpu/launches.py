@@ -18,7 +18,7 @@ from echoc.compiler.passes.pack import Packed, plan_packing
 from echoc.compiler.targets.gpu import weights
 from echoc.compiler.targets.gpu.inline import inline
 from echoc.compiler.targets.gpu.kernel import Kernel
-from echoc.compiler.targets.gpu.lower import launch_runs
+from echoc.compiler.targets.gpu.lower import launch_list, launch_runs
 from echoc.compiler.targets.gpu.printer import Workspace
 from echoc.compiler.targets.gpu.render import Device, Renderer
 from echoc.compiler.weights import Weights
@@ -43,9 +43,8 @@ class Launches:
             bounds, self.packing, {n for g in groups for n in g.outputs}, frozenset(), device or Device("cuda")
         )
         self.renderer.announce(groups)
-        self.kernels: list[Kernel] = []
-        for run in launch_runs(groups, self.packing):
-            self.kernels += self.renderer.kernels(run, deterministic, form)
+        runs = launch_runs(groups, self.packing)
+        self.kernels: list[Kernel] = [k for k, _ in launch_list(self.renderer, runs, deterministic, form)]
 
     def run(self, inputs: Arrays, values: Arrays, symbols: Mapping[str, int], states: Arrays | None = None) -> Arrays:
         """The out ports, with `inputs` as the in ports and `states` [pages, 16, heads, dim]."""

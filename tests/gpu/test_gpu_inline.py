@@ -27,11 +27,11 @@ def rotate(x: Node, cos: Node, sin: Node) -> Node:
     return make("add", make("mul", x, cos), make("mul", turned, sin))
 
 
-def attention(shared: bool = False) -> Program:
+def attention(shared: bool = False, width: int = 32) -> Program:
     """Projections, rotary positions and attention; `shared`: the rotated queries are an output, too."""
-    x = port("x", T, 32)
+    x = port("x", T, width)
     q, k, v = (
-        make("contract", x, make("weight", name=name, shape=(heads * DIM, 32), dtype="f32"), spec="Tk,nk->Tn")
+        make("contract", x, make("weight", name=name, shape=(heads * DIM, width), dtype="f32"), spec="Tk,nk->Tn")
         for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
     )
     angle = make("reshape", port("angle", T, DIM), shape=(T, 1, DIM))
@@ -47,16 +47,16 @@ def attention(shared: bool = False) -> Program:
     return program_of(outputs, SYMBOLS, {"ks": after[0], "vs": after[1]})
 
 
-def run(program: Program, form: int | None) -> Launches:
+def run(program: Program, form: int | None, width: int = 32) -> Launches:
     generator = np.random.default_rng(0)
     inputs: dict[str, Any] = {
-        "x": generator.standard_normal((5, 32)).astype(np.float32),
+        "x": generator.standard_normal((5, width)).astype(np.float32),
         "angle": generator.standard_normal((5, DIM)).astype(np.float32),
         "sequences": np.array([1, 1, 1, 0, 0], np.int32), "positions": np.array([0, 1, 2, 0, 1], np.int32),
         "table": np.array([[3], [1]], np.int32),
     }  # fmt: skip
     sizes = {"q": HEADS, "k": KV_HEADS, "v": KV_HEADS}
-    values = {n: generator.standard_normal((h * DIM, 32)).astype(np.float32) for n, h in sizes.items()}
+    values = {n: generator.standard_normal((h * DIM, width)).astype(np.float32) for n, h in sizes.items()}
     states = {n: np.zeros((4, 16, KV_HEADS, DIM), np.float32) for n in ("ks", "vs")}
     launches = Launches(program, form)
     found = launches.run(inputs, values, {"T": 5, "B": 2, "M": 1}, states)

@@ -22,6 +22,7 @@ from echoc.compiler.targets.index import dim_text
 
 if TYPE_CHECKING:
     from echoc.compiler.targets.gpu.render import Renderer
+    from echoc.compiler.targets.gpu.rows import RowKernel
 
 PAGE = 16
 LOG2_E = 1.4426950408889634
@@ -86,9 +87,11 @@ def power_of_two(n: int, least: int = 16) -> int:
     return max(1 << (n - 1).bit_length(), least)
 
 
-def append(renderer: Renderer, group: Group, deterministic: bool, form: int | None) -> list[Kernel]:
-    """One kernel for all appends of the group (K and V of a layer): one program a row."""
-    arguments = renderer.arguments()
+def append(renderer: Renderer, group: Group, before: RowKernel | None = None) -> list[Kernel]:
+    """One kernel for all appends of the group (K and V of a layer): one program a row, which does the statements of
+    `before` first."""
+    first, ir = (before.render(), listing(before.group)) if before else ([], [])
+    arguments = before.arguments if before else renderer.arguments()
     appends = [n for n in group.nodes if n.op == "append"]
     states = []
     for node in appends:
@@ -115,11 +118,14 @@ def append(renderer: Renderer, group: Group, deterministic: bool, form: int | No
     assert all(n.inputs[2:] == appends[0].inputs[2:] for n in appends)
     holes: dict[str, Any] = {
         "states": states, "sequences": arguments.get(sequences), "positions": arguments.get(positions),
-        "table": arguments.get(table), "blocks": dim_text(table.shape[1]),
+        "table": arguments.get(table), "blocks": dim_text(table.shape[1]), "before": first,
     }  # fmt: skip
     return [
-        renderer.finish("append", listing(group), arguments, ((group.domain, 1),), num_warps=4, dependent=True, **holes)
-    ]
+        renderer.finish(
+            "append", [*ir, *listing(group)], arguments, ((group.domain, 1),),
+            num_warps=before.num_warps if before else 4, dependent=True, **holes,
+        )
+    ]  # fmt: skip
 
 
 class Inline(Printer):

@@ -7,7 +7,7 @@ while printing: the printing starts again with the node in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,13 +57,27 @@ class Block:
     shape: str
 
 
-class RowBlocks(Printer):
-    """The statements of one row: what is stored and where, maps and scatters. Folds are in the subclass."""
+@dataclass(frozen=True)
+class Parts:
+    """Products [rows, N] whose K a matmul took in `splits` parts. Their sums, f32 [splits, rows, total], lie in
+    `memory`; `columns` says where in a row those of each product begin."""
 
-    def __init__(self, group: Group, renderer: Renderer) -> None:
+    memory: Workspace
+    splits: int
+    columns: Mapping[Node, int]
+    total: int
+
+
+class RowBlocks(Printer):
+    """The statements of one row: what is stored and where, maps and scatters. Folds are in the subclass.
+
+    `parts` are products that the kernel sums itself."""
+
+    def __init__(self, group: Group, renderer: Renderer, parts: Parts | None = None) -> None:
         super().__init__(renderer.arguments(), renderer.bounds)
         self.group = group
         self.renderer = renderer
+        self.parts = parts
         self.members = set(group.nodes)
         self.outputs = set(group.outputs)
         self.in_memory: set[Node] = set()
@@ -110,8 +124,9 @@ class RowBlocks(Printer):
         else:
             self.body.lines.append("t = tl.program_id(0)")
             self.row = self.variable("t", high=known(domain))
+        summed = self.parts.columns if self.parts is not None else ()
         for node in self.group.nodes:
-            if self.folds(node):
+            if self.folds(node) and node not in summed:
                 self.fold(node)
             elif node in self.outputs or node in self.in_memory:
                 self.map(node)
@@ -132,11 +147,13 @@ class RowBlocks(Printer):
         return dim_product(self.row_shape(node))
 
     def load(self, node: Node, index: tuple[Index, ...], scope: Scope) -> str | None:
-        if node not in self.members:
-            return super().load(node, index, scope)
         if node in self.stored:
             self.see(node)
             return self.stored_value(node, index, scope)
+        if self.parts is not None and node in self.parts.columns:
+            return self.summed(self.parts, node, index, scope)
+        if node not in self.members:
+            return super().load(node, index, scope)
         if node.op in ("sum", "max", "min") and not node["axes"]:
             return scope.value(node.inputs[0], index)
         if self.folds(node):
@@ -148,6 +165,16 @@ class RowBlocks(Printer):
         if self.is_cheap(node):
             return None
         raise InMemory(node)
+
+    def summed(self, parts: Parts, node: Node, index: tuple[Index, ...], scope: Scope) -> str:
+        """An element of a product in parts, summed in their order."""
+        pointer = self.arguments.get(parts.memory, "f32")
+        row, column = index
+        offset = row * parts.total + column + parts.columns[node]
+        size = dim_value(node.shape[0], self.bounds) * parts.total * parts.splits
+        lines = f"tl.cast({dim_text(node.shape[0])}, tl.int64)"
+        places = [f"{pointer} + {lines} * {i * parts.total}" if i else pointer for i in range(parts.splits)]
+        return " + ".join(scope.load(place, offset, size) for place in places)
 
     def at_home(self, node: Node, index: tuple[Index, ...]) -> bool:
         """Whether a place of a node is that of its own lane, at hand all the time."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 from echoc.compiler.ir import Membrane, Node, Program, Rule
@@ -13,11 +15,13 @@ from echoc.compiler.passes.pack import Packed, Packing, plan_packing
 from echoc.compiler.passes.plan import Access, Launch, place_buffers
 from echoc.compiler.targets.cuda import fusion, ring
 from echoc.compiler.targets.cuda.source import DEVICES
-from echoc.compiler.targets.gpu import matmul
+from echoc.compiler.targets.gpu import attention, matmul
+from echoc.compiler.targets.gpu.blocks import LIMIT, Parts
 from echoc.compiler.targets.gpu.inline import inline
 from echoc.compiler.targets.gpu.kernel import Argument, Kernel, grid_json
 from echoc.compiler.targets.gpu.printer import ELEMENT_BYTES, Workspace
 from echoc.compiler.targets.gpu.render import Device, Renderer
+from echoc.compiler.targets.gpu.rows import RowKernel
 from echoc.compiler.targets.interface import StateName, only_rule, own_outputs, state_outputs
 
 TOKENS = (1, 4, 16, 64, 256, 8192)  # the most tokens of a step that a variant serves
@@ -87,13 +91,46 @@ def lower(program: Program, weights_dtype: str, group: int, device: Device) -> L
             kernels = fusion.decode(groups, renderer, size.max_tokens or 1, DEVICES[device.streams])
             lowered.variants.append(_variant(lowered, skin, rule, kernels, size))
             continue
-        kernels = [
-            (kernel, run)
-            for run in runs
-            for kernel in rows.get(id(run[0])) or tiles.kernels(run, size.deterministic, size.max_tokens)
-        ]
+        kernels = launch_list(tiles, runs, size.deterministic, size.max_tokens, rows)
         lowered.variants.append(_variant(lowered, skin, rule, kernels, size))
     return lowered
+
+
+def launch_list(
+    renderer: Renderer, runs: Sequence[list[Group]], deterministic: bool, form: int | None,
+    rows: Mapping[int, list[Kernel]] = MappingProxyType({}),
+) -> list[tuple[Kernel, list[Group]]]:  # fmt: skip
+    """The kernels of runs in their order, each with the groups that it serves; `rows` are those that are there already,
+    by the identity of their group."""
+    out: list[tuple[Kernel, list[Group]]] = []
+    for run in runs:
+        found = rows.get(id(run[0])) or renderer.kernels(run, deterministic, form)
+        if out and (summing := _summing(renderer, *out[-1], run[0])):
+            (_, before), found = out.pop(), summing
+            run = [*before, *run]
+        out += [(kernel, run) for kernel in found]
+    return out
+
+
+def _summing(renderer: Renderer, merge: Kernel, run: Sequence[Group], group: Group) -> list[Kernel]:
+    """The kernel of rows, or of an append, that also does what a merging kernel before it does: it sums the parts of
+    the products that it reads. Empty where it reads none of them, or has no room for its rows."""
+    outputs, reads = [n for g in run for n in g.outputs], {root(i) for n in group.nodes for i in n.inputs}
+    if merge.family != "gemm_merge" or group.family not in ("rows", "append") or reads.isdisjoint(outputs):
+        return []
+    products = [g.matmuls[0] for g in run]
+    fits = all(p.n <= LIMIT and p.node.tensor.rank == 2 and p.rows == group.domain for p in products)
+    if not fits or len(run[0].matmuls) > 1 or any(n.shape[:1] != (group.domain,) for n in outputs):
+        return []
+    starts = accumulate((p.n for p in products), initial=0)
+    columns = {p.node: start for p, start in zip(products, starts, strict=False)}
+    memory = next(a.key for a in merge.arguments if isinstance(a.key, Workspace))
+    parts = Parts(memory, merge.schedule["splits"], columns, sum(p.n for p in products))
+    own = Group("rows", group.stage, [n for g in run for n in g.nodes], group.domain, outputs)
+    if group.family == "append":
+        return attention.append(renderer, group, RowKernel(own, renderer, parts))
+    whole = replace(group, nodes=[*own.nodes, *group.nodes], outputs=[*outputs, *group.outputs])
+    return renderer.rows(whole, parts)
 
 
 def launch_runs(groups: Sequence[Group], packing: Packing) -> list[list[Group]]:

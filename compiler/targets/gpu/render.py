@@ -17,6 +17,7 @@ from echoc.compiler.passes.fuse import Group, root
 from echoc.compiler.passes.pack import Packing
 from echoc.compiler.targets.cpu.kernels import listing
 from echoc.compiler.targets.gpu import attention, matmul
+from echoc.compiler.targets.gpu.blocks import Parts
 from echoc.compiler.targets.gpu.kernel import Kernel
 from echoc.compiler.targets.gpu.printer import Arguments, Workspace, symbols_in
 from echoc.compiler.targets.gpu.rows import RowKernel
@@ -92,11 +93,12 @@ class Renderer:
         if group.family in ("gemm", "experts"):
             return matmul.render(self, run, deterministic, form)
         if group.family == "append":
-            return attention.append(self, group, deterministic, form)
+            return attention.append(self, group)
         return attention.attend(self, group, deterministic, form)
 
-    def rows(self, group: Group) -> list[Kernel]:
-        kernel = RowKernel(group, self)
+    def rows(self, group: Group, parts: Parts | None = None) -> list[Kernel]:
+        """The kernel of a group of rows; `parts` are products that it sums itself."""
+        kernel = RowKernel(group, self, parts)
         body = kernel.render()
         return [
             self.finish(
