@@ -450,3 +450,25 @@ def test_a_fault_of_a_kernel_leaves_the_requests_to_the_next_process(
     gpu.reset()
     wanted = LLM(gpu_artifact(), num_pages=100).generate(prompts, [*params, params[0]])
     assert json.loads(done.stdout) == [[o.token_ids for o in output.outputs] for output in wanted]
+
+
+@pytest.mark.parametrize("status", [46, 709, 999])  # taken by another, its context destroyed, gone without a name
+def test_a_device_that_is_taken_away_leaves_the_requests(
+    gpu: Driver, gpu_artifact: Callable[..., Path], tmp_path: Path, status: int
+) -> None:
+    artifact, file = gpu_artifact(), tmp_path / "j"
+    llm = LLM(artifact, num_pages=100, journal=file)
+    requests = [llm.engine.add([5 + i], ENDLESS) for i in range(3)]
+    take(llm, 9)
+    gpu.fail("cuGraphLaunch", status)
+    while llm.engine.has_work:
+        llm.engine.step()
+    for request in requests:
+        assert isinstance(request.error, DeviceError) and f"FAKE_ERROR_{status}" in str(request.error)
+    llm.close()
+    gpu.reset()
+    again = LLM(artifact, num_pages=100, journal=file)
+    assert all(len(entry.token_ids[0]) > 3 for entry in again.unfinished())
+    assert [output.outputs[0].token_ids for output in again.recover()] == [
+        expected_greedy([5 + i], 60) for i in range(3)
+    ]
