@@ -53,7 +53,10 @@ class Writer:
                     continue
                 places[a.key] = len(buffers)
                 if isinstance(a.key, Packed):
-                    buffers.append({"kind": "weight", "nbytes": weights.nbytes(a.key), "element": a.element})
+                    form = weights.layout(a.key)
+                    slabs = {f: getattr(form, f) for f in ("format", "n", "row", "groups", "nbytes")}
+                    buffers.append({"kind": "weight", "nbytes": weights.nbytes(a.key), "element": a.element,
+                                    "slabs": slabs})  # fmt: skip
                 elif isinstance(a.key, Workspace):
                     buffers.append({"kind": "zero", "nbytes": dim_value(a.key.size, symbols)})
                 elif isinstance(a.key, str):
@@ -133,7 +136,7 @@ def both(default: Any, **sizes: Any) -> Iterator[Any]:
     yield replace(default, **sizes, loads="boxes")
 
 
-def matmuls(writer: Writer, only: str, device: Any) -> None:
+def matmuls(writer: Writer, only: str, device: Any, weights_dtype: str = "bf16") -> None:
     from echoc.compiler.ir import make, symbol
     from echoc.compiler.passes.fuse import Group, Matmul
     from echoc.compiler.passes.pack import Packing
@@ -166,7 +169,7 @@ def matmuls(writer: Writer, only: str, device: Any) -> None:
                     elif len(siblings) == 1:
                         nodes.append(make("add", nodes[0], make("port", name="residual", shape=(t, n), dtype="f32")))
                     groups.append(Group("gemm", 0, nodes, t, [nodes[-1]], found))
-                packing = Packing("bf16", 32)
+                packing = Packing(weights_dtype, 32)
                 stored = {n for g in groups for n in g.outputs}
                 renderer = Renderer({"T": 8192}, packing, stored, frozenset(), device)
                 renderer.narrow = {x} | ({groups[0].outputs[0]} if label == "gate-up" else set())
@@ -304,19 +307,49 @@ def error(driver: Driver, case: dict[str, Any]) -> float:
     last = case["launches"][-1]
     written = [memory[last["arguments"][i]] for i in last["written"]]
     worst = 0.0
-    products = [m.reshape(-1, case["k"]) for m, b in zip(memory, case["buffers"], strict=True) if b["kind"] == "weight"]
-    if len(products) > 1 or "gate-up" not in case["name"]:
-        results = [x @ w.float().T for w in products]
-        if "residual" in named:
-            results[0] += memory[named["residual"]].reshape(results[0].shape)
-    else:
-        gate, up = products[0].float().chunk(2)
-        gate = x @ gate.T
-        results = [gate * torch.sigmoid(gate) * (x @ up.T)]
+    products = [
+        matrix(m, b, torch) for m, b in zip(memory, case["buffers"], strict=True) if b["kind"] == "weight"
+    ]  # fmt: skip
+    results = [x @ w.T for found in products for w in found]
+    if len(products) == 1 and len(results) == 2:
+        results = [results[0] * torch.sigmoid(results[0]) * results[1]]
+    if "residual" in named:
+        results[0] += memory[named["residual"]].reshape(results[0].shape)
     for found, wanted in zip(written, results, strict=True):
         gap = (found.reshape(wanted.shape).float() - wanted).abs().max() / wanted.abs().max()
         worst = max(worst, float(gap))
     return worst
+
+
+def matrix(memory: Any, buffer: dict[str, Any], torch: Any) -> list[Any]:
+    """The matrices [N, K] of a packed weight in f32."""
+    found = []
+    form = buffer["slabs"]
+    for slab in memory.view(torch.uint8).reshape(-1, form["nbytes"]):
+        n, row = form["n"], form["row"]
+        if form["format"] == "bf16":
+            found.append(slab[: 2 * n * row].view(torch.bfloat16).reshape(n, row).float())
+            continue
+        stored, scales = slab[: n * row], slab[n * row :]
+        if form["format"] == "f8":
+            scale = scales[: 4 * n].view(torch.float32).reshape(n, 1)
+            found.append(stored.view(torch.float8_e4m3fn).reshape(n, row).float() * scale)
+        else:
+            scale = scales[: 2 * n * form["groups"]].view(torch.float16).reshape(n, form["groups"], 1).float()
+            found.append((stored.view(torch.int8).reshape(n, form["groups"], -1) * scale).reshape(n, row))
+    return found
+
+
+def quantised(buffer: dict[str, Any], torch: Any) -> Any:
+    """A packed weight of random bytes (f8: none above 2) whose scales are near 0.01."""
+    form = buffer["slabs"]
+    memory = torch.randint(0, 256, (buffer["nbytes"],), dtype=torch.uint8, device="cuda")
+    for slab in memory.reshape(-1, form["nbytes"]):
+        slab[: form["n"] * form["row"]] &= 0xBF if form["format"] == "f8" else 0xFF
+        kept = slab[form["n"] * form["row"] :]
+        dtype = torch.float32 if form["format"] == "f8" else torch.float16
+        kept.view(dtype).uniform_(0.005, 0.015)
+    return memory
 
 
 def tensor(buffer: dict[str, Any], case: dict[str, Any], torch: Any) -> Any:
@@ -334,6 +367,8 @@ def tensor(buffer: dict[str, Any], case: dict[str, Any], torch: Any) -> Any:
     if buffer["element"] in ("bf16", "f16", "f32"):
         dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[buffer["element"]]
         return torch.empty(count // dtype.itemsize, dtype=dtype, device="cuda").normal_()
+    if buffer.get("slabs", {}).get("format") in ("f8", "i8"):
+        return quantised(buffer, torch)
     return torch.zeros(count, dtype=torch.uint8, device="cuda")
 
 

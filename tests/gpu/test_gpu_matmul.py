@@ -109,6 +109,13 @@ def test_siblings_and_long_rows_are_read_in_boxes(ragged: int) -> None:
         assert [len(b) for b in boxed(launches)][:2] == [1, 3]
 
 
+@pytest.mark.parametrize("tensor_maps", [False, True])
+def test_large_blocks_have_their_epilogue_by_halves(tensor_maps: bool) -> None:
+    y = make("add", matmul(port("x", T, 48), weight("w", 1090, 48)), port("residual", T, 1090))
+    launches = check({"y": y}, 130, None, "bf16", device=Device("cuda", tensor_maps=tensor_maps))
+    assert "tl.split" in launches.kernels[0].source
+
+
 def test_experts_of_rows_are_read_in_boxes() -> None:
     ids = np.random.default_rng(5).integers(0, 6, (90, 2)).astype(np.int32)
     launches = check(experts(7, 2), 90, None, "bf16", device=Device("cuda", tensor_maps=True), ids=ids)

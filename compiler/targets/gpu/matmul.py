@@ -147,14 +147,32 @@ def gemm_schedule(bound: int | None, columns: int, packed: Packed, roomy: bool =
     pair = sisters == 2
     if roomy and packed.format == "bf16" and sisters * wide == 128 and programs >= (1.6 if pair else 4) * BUSY:
         return Schedule("tiles", block, 2 * wide, depth, warps, 4)  # a tile of x meets twice the weights
-    splits = 1
-    most = (2 if bound <= 64 else 1.1) * BUSY
-    while programs * splits * 2 <= most and packed.k >= splits * 2 * max(4 * depth, 4 * bound):
-        splits *= 2  # as long as partial sums are less to read and write than weights
-    if roomy and packed.format == "bf16" and bound > 64 and sisters == splits == 1:
-        return Schedule("tiles", block, wide, 2 * depth, warps, 3)
+    if roomy and packed.format == "bf16" and sisters == 1:
+        return _spread(bound, columns, packed.k)
+    splits = _splits(programs, (2 if bound <= 64 else 1.1) * BUSY, bound, depth, packed.k)
     stages = stages if precise else _stages(block, sisters * wide, depth)
     return Schedule("tiles", block, wide, depth, warps, stages, splits)
+
+
+def _spread(bound: int, columns: int, k: int) -> Schedule:
+    """Tiles of one bf16 matrix that the device copies to shared memory: narrower ones where there are few, as a part
+    of K costs a second pass over the sums."""
+    size = 64 if bound <= 64 else 128  # of a block, either way
+    programs = -(-columns // size) * -(-bound // size)
+    if programs >= 0.7 * BUSY:
+        warps, stages = (4, 8) if size == 64 else (8, 6)
+        return Schedule("tiles", size, size, 64, warps, stages, loads="boxes")
+    depth, stages = (256, 4) if size == 64 else (64, 6)
+    splits = _splits(2 * programs, 1.1 * BUSY, bound, depth, k)
+    return Schedule("tiles", size, size // 2, depth, 4, stages, splits, loads="boxes")
+
+
+def _splits(programs: int, most: float, bound: int, depth: int, k: int) -> int:
+    """Parts of K, as long as partial sums are less to read and write than weights."""
+    splits = 1
+    while programs * splits * 2 <= most and k >= splits * 2 * max(4 * depth, 4 * bound):
+        splits *= 2
+    return splits
 
 
 def _stages(block: int, wide: int, depth: int) -> int:
@@ -202,7 +220,7 @@ def tiled(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed],
     holes |= {
         "depth": depth, "steps": steps, "cut": form.row != steps * splits * depth or form.k != form.padded_k,
         "each": form.group // span, "block": schedule.block, "band": BAND, "routed": routing is not None,
-        "splits": splits, "prefetch": "",
+        "splits": splits, "prefetch": "", "halves": splits == holes["sisters"] == 1 and _crowded(schedule),
     }  # fmt: skip
     weighted = not holes["weight_boxes"]  # weights are read by pointers
     if renderer.device.dependent and routing is None and schedule.block <= 64 and not holes["cut"] and weighted:
@@ -226,7 +244,15 @@ def tiled(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed],
     )  # fmt: skip
     if splits == 1:
         return [kernel]
-    return [kernel, _merge(renderer, groups, packed, replace(schedule, block=4, columns=256), partial)]
+    return [
+        kernel,
+        _merge(renderer, groups, packed, replace(schedule, block=4, columns=256, loads="pointers"), partial),
+    ]
+
+
+def _crowded(schedule: Schedule) -> bool:
+    """Whether sums take half of a thread's registers: the epilogue, which reads as many values, has them by halves."""
+    return schedule.block * schedule.columns >= 128 * 32 * schedule.num_warps
 
 
 def _merge(renderer: Renderer, groups: Sequence[Group], packed: Sequence[Packed], schedule: Schedule,
