@@ -1,7 +1,5 @@
 """`echoc bench`: measure, with the options of the harness (`bench/cli.py`); `python -m echoc.bench` is the same."""
 
-import sys
-
 import typer
 
 from echoc.cli.console import DebugOption, verb
@@ -13,12 +11,6 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 @verb
 def command(context: typer.Context, debug: DebugOption = False) -> None:
     """Measure prefill, decode and batched decode against the machine's limits and other engines."""
-    from echoc.bench.cli import parse, print_report, run_with_progress, write_json
-    from echoc.bench.harness import run_benchmark
+    from echoc.bench.cli import parse, run_command
 
-    options, target = parse(context.args)
-    report = run_with_progress(options) if sys.stderr.isatty() else run_benchmark(options)
-    if target is not None:
-        write_json(report, target)
-    if target != "-":
-        print_report(report)
+    run_command(parse(context.args))
