@@ -171,11 +171,13 @@ def schedule_for(shape: Shape, rows: int | None) -> Schedule:
         splits = 32
         while splits > 1 and splits * shape.kv_heads * rows > 512:
             splits //= 2
+        if splits == 1 and wide <= 128 and shape.group <= 16 and shape.kv in ("bf16", "f16"):
+            return Schedule("decode", 2048 // wide, 1, 0, 1, 5)  # many small programs hide the lookups of each
         tile = 64 if wide <= 128 else 32 if wide <= 256 else 16
         if wide <= 64 and splits == 1:
             tile = 128
         return Schedule("decode", tile, splits, 0, 4, 3)
-    return Schedule("prefill", 64 if wide <= 128 else 32, 1, 64 if wide <= 256 else 32, 4, 2)
+    return Schedule("prefill", 64 if wide <= 128 else 32, 1, 64 if wide <= 256 else 32, 4, 3 if wide <= 128 else 2)
 
 
 def decode(renderer: Renderer, group: Group, node: Node, shape: Shape, schedule: Schedule, block: int = 1,
