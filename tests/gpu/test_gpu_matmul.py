@@ -109,6 +109,16 @@ def test_siblings_and_long_rows_are_read_in_boxes(ragged: int) -> None:
         assert [len(b) for b in boxed(launches)][:2] == [1, 3]
 
 
+@pytest.mark.parametrize("k", [40, 2064])
+@pytest.mark.parametrize("form", [64, 256])
+def test_few_rows_are_read_in_boxes_too_and_long_ones_in_parts(form: int, k: int) -> None:
+    x = matmul(port("x", T, 16), weight("first", k, 16))
+    y = make("add", matmul(x, weight("w", 72, k)), port("residual", T, 72))
+    launches = check({"y": y}, form - 13, form, "bf16", device=Device("cuda", tensor_maps=True))
+    assert [len(b) for b in boxed(launches)][:2] == [1, 2]
+    assert [k.family for k in launches.kernels][1:] == ["gemm", "gemm_merge"][: 1 + (k > 1000)]
+
+
 @pytest.mark.parametrize("tensor_maps", [False, True])
 def test_large_blocks_have_their_epilogue_by_halves(tensor_maps: bool) -> None:
     y = make("add", matmul(port("x", T, 48), weight("w", 1090, 48)), port("residual", T, 1090))

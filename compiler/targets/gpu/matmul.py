@@ -103,7 +103,7 @@ def render(renderer: Renderer, group: Group | Sequence[Group], deterministic: bo
         return [*route, *tiled(renderer, groups, packed, schedule, renderer.routes[key])]
     if bound is not None and bound <= GEMV_ROWS[packed[0].format]:
         return [_gemv(renderer, groups, packed, gemv_schedule(bound, columns, packed[0]))]
-    schedule = gemm_schedule(None if deterministic else bound, columns, packed[0], renderer.device.dependent)
+    schedule = gemm_schedule(None if deterministic else bound, columns, packed[0], renderer.device.tensor_maps)
     if schedule.block > 64:
         schedule = replace(schedule, loads="boxes")
     return tiled(renderer, groups, packed, schedule)
@@ -119,7 +119,8 @@ def gemv_schedule(rows: int, columns: int, packed: Packed) -> Schedule:
 
 def gemm_schedule(bound: int | None, columns: int, packed: Packed, roomy: bool = False) -> Schedule:
     """Tiles by the number of rows. Few rows' weights are spread over the device: narrow tiles up to 16 rows, parts of
-    K beyond, where narrow tiles would read the rows too often. `roomy`: blocks may have 200 KB of shared memory."""
+    K beyond, where narrow tiles would read the rows too often. `roomy`: blocks may have 200 KB of shared memory, which
+    boxes are copied to."""
     precise = packed.format == "f32"
     sisters = packed.interleave
     depth = max(32 if precise else 64, packed.group)
