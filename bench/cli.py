@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from echoc.bench.harness import BenchOptions, Progress, run_benchmark, run_stage
 from echoc.bench.probes import CORE_STATES
 from echoc.bench.report import SCHEMA, Report
 from echoc.bench.sampling import SamplingPlan
-from echoc.bench.suite import prepare, suite_stages
+from echoc.bench.suite import STAGES, prepare, suite_stages
 from echoc.bench.tables import limit_lines, tables
 from echoc.errors import EchoError
 
@@ -27,12 +28,12 @@ from echoc.errors import EchoError
 class Command:
     """A parsed command line.
 
-    `options`: one for each model. `suite`: run all stages of `suite.py`. `json`: a path, '-' for stdout, None for
-    nowhere. `prepare`: make checkpoints, conversions and artifacts, time nothing.
+    `options`: one for each model. `suite`: stages of `suite.py` to run, none for the options alone. `json`: a path, '-'
+    for stdout, None for nowhere. `prepare`: make checkpoints, conversions and artifacts, time nothing.
     """
 
     options: Sequence[BenchOptions]
-    suite: bool
+    suite: Sequence[str]
     json: str | None
     prepare: bool
 
@@ -55,7 +56,8 @@ def parse(arguments: Sequence[str]) -> Command:
     parser.add_argument("--kv-dtype", help="formats of keys and values: bf16, int8, fp8, or several with commas")
     parser.add_argument("--beside-busy", action="store_true", help="also with a busy process on one of the cores")
     parser.add_argument("--starts", action="store_true", help="also fresh processes: first token and memory")
-    parser.add_argument("--suite", action="store_true", help="all of the CPU's workloads, several models in one run")
+    every = ",".join(STAGES)
+    parser.add_argument("--suite", nargs="?", const=every, metavar="STAGES", help=f"a CPU's workloads: {every}")
     parser.add_argument("--prepare", action="store_true", help="make what the run needs, time nothing")
     parser.add_argument("--vs", action="append", default=[], help=f"a peer: {', '.join(PEER_NAMES)}")
     parser.add_argument("--peer-python", action="append", default=[], metavar="PEER=PYTHON")
@@ -99,7 +101,7 @@ def parse(arguments: Sequence[str]) -> Command:
         plan=plan,
     )
     models = [dataclasses.replace(options, model=name) for name in parsed.model]
-    return Command(models, parsed.suite, parsed.json, parsed.prepare)
+    return Command(models, parsed.suite.split(",") if parsed.suite else (), parsed.json, parsed.prepare)
 
 
 def _numbers(text: str) -> list[int]:
@@ -128,12 +130,18 @@ def parse_pythons(entries: Sequence[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr where that is a terminal.
+    """A bar on stderr where that is a terminal, else a line for each new text with the seconds since the start.
 
     It is drawn between samples only: a refreshing thread would take a core from what is being timed.
     """
     if not sys.stderr.isatty():
-        yield lambda _progress: None
+        begun = time.monotonic()
+
+        def tell(progress: Progress) -> None:
+            if progress.text:
+                print(f"{time.monotonic() - begun:6.0f} s  {progress.text}", file=sys.stderr, flush=True)
+
+        yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -155,7 +163,7 @@ def run_command(command: Command) -> None:
     for options in command.options:
         with progress_bar() as show:
             if command.prepare:
-                for line in prepare(suite_stages(options) if command.suite else [options], show):
+                for line in prepare(suite_stages(options, command.suite) if command.suite else [options], show):
                     print(line, flush=True)
                 continue
             if command.suite:
@@ -164,7 +172,7 @@ def run_command(command: Command) -> None:
                     if command.json not in (None, "-"):
                         write_json([*reports, report], str(command.json))
 
-                reports.append(run_stages(suite_stages(options), show, keep))
+                reports.append(run_stages(suite_stages(options, command.suite), show, keep))
             else:
                 reports.append(run_benchmark(options, show))
         if command.json != "-":

@@ -27,6 +27,7 @@ from echoc.bench.workloads import Workload, make_workloads
 from echoc.errors import EchoError
 from echoc.runtime.manifest import GPUS
 
+WARM_REQUESTS = 3  # of a queue
 SMALLEST_READ = 64 << 20  # a read probe below this would measure caches
 
 
@@ -295,6 +296,14 @@ class _Run:
         counts = (0, 1) if self.options.beside_busy else (0,)
         return [lane(name, engine, beside) for beside in counts for name, engine in engines.items()]
 
+    def _warm_up(self, engine: EngineProcess, workload: Workload) -> None:
+        """The workload once, or a few requests of a queue: enough to compile and allocate what comes late."""
+        operation, arguments = workload.request()
+        if workload.requests:
+            longest = max(workload.requests, key=sum)
+            arguments = arguments | {"requests": [list(longest), *arguments["requests"][:WARM_REQUESTS]]}
+        engine.request(operation, **arguments)
+
     def _workload(
         self,
         workload: Workload,
@@ -308,7 +317,7 @@ class _Run:
         for warm in lanes:
             if not warm.beside:
                 self.ticker.say(f"{workload.label} {names}: warming up {warm.name}")
-                warm.run()
+                self._warm_up(engines[warm.name], workload)
 
         def show(name: str, sample: Sample) -> None:
             said = sample.discarded or sample.state

@@ -10,33 +10,54 @@ from echoc.bench.engines import Setting, make_engine, open_model
 from echoc.bench.harness import BenchOptions, Progress
 from echoc.bench.process import UnsupportedError
 from echoc.bench.report import format_names
+from echoc.bench.sampling import SamplingPlan
+from echoc.errors import EchoError
 
 SMALLEST = "int4"  # the weights beside which keys, values and scheduling show most
 LONG_CONTEXT = 8192
 PLACES = 32
+SHARED_PATIENCE = 120.0  # s: engines that spin may take a second a token beside a busy process
 
 
-def suite_stages(options: BenchOptions) -> list[BenchOptions]:
-    """The stages of a whole run.
+STAGES = ("table", "queue", "long", "shared", "starts")
 
-    First what the options say in every format they name, then with the smallest weights of these: a queue of requests
-    over 32 places; decode after 8192 tokens with keys and values in 16 and 8 bits and decode beside a busy process,
-    against llama.cpp where it is named; fresh processes of every format.
+
+def suite_stages(options: BenchOptions, names: Sequence[str] = STAGES) -> list[BenchOptions]:
+    """The stages of these names, in the order of STAGES.
+
+    table: what the options say in every format they name. With the smallest weights of these: queue, requests over 32
+    places; long, decode after 8192 tokens with keys and values in 16 and 8 bits; shared, decode beside a busy process.
+    starts: fresh processes of every format. The last three are against llama.cpp where it is named.
     """
+    if unknown := [name for name in names if name not in STAGES]:
+        raise EchoError(f"unknown stages {', '.join(unknown)}: wanted some of {', '.join(STAGES)}")
     dtypes = list(options.weights_dtypes) or ["bf16"]
     small = [SMALLEST if SMALLEST in dtypes else dtypes[-1]]
     rival = [name for name in options.vs if name == "llama.cpp"]
-    one = dataclasses.replace(options.plan, rounds=min(options.plan.rounds, 2), max_rounds=options.plan.max_rounds)
+    one, two = (_at_most(options.plan, rounds) for rounds in (1, 2))
     replace = dataclasses.replace
     none = replace(options, weights_dtypes=small, prefill=(), decode_tokens=0, batches=())
     decode = replace(none, decode_tokens=options.decode_tokens, vs=rival)
-    return [
+    stages = [
         options,
         replace(none, continuous=PLACES, plan=one),
-        replace(decode, contexts=(LONG_CONTEXT,), kv_dtypes=("bf16", "int8")),
-        replace(decode, beside_busy=True),
-        replace(none, weights_dtypes=dtypes, starts=True, vs=rival),
+        replace(decode, contexts=(LONG_CONTEXT,), kv_dtypes=("bf16", "int8"), plan=two),
+        replace(
+            decode,
+            beside_busy=True,
+            decode_tokens=min(options.decode_tokens, 8),
+            plan=two,
+            timeout=SHARED_PATIENCE,
+        ),
+        replace(none, weights_dtypes=dtypes, starts=True, vs=rival, plan=two),
     ]
+    return [stage for name, stage in zip(STAGES, stages, strict=True) if name in names]
+
+
+def _at_most(plan: SamplingPlan, rounds: int) -> SamplingPlan:
+    """The plan with no more than so many clean samples wanted, and twice as many tries."""
+    rounds = min(plan.rounds, rounds)
+    return dataclasses.replace(plan, rounds=rounds, max_rounds=max(rounds, min(plan.max_rounds, 2 * rounds)))
 
 
 def prepare(stages: Sequence[BenchOptions], on_progress: Callable[[Progress], None]) -> Iterator[str]:

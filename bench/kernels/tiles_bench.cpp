@@ -1,5 +1,5 @@
 // Measures this machine's read bandwidth and dot-product peaks, then every weight format's matmul against them, in one
-// run. Build: see bench/kernels/tiles.py, which builds and runs it per feature level.
+// run. `python -m echoc.bench.kernels` builds and runs it per level of instructions.
 //
 // Usage: tiles_bench [threads] [formats, e.g. bf16,i4] [rows, e.g. 1,8,512] [N K] [MiB of weights]
 #include <sys/mman.h>
@@ -140,6 +140,22 @@ void spin_zmm(int64_t steps, Op&& op) {
 }
 #endif
 
+#if defined(__AVX2__) && !defined(ECHOC_AVX512)
+template <class Op>
+void spin_ymm(int64_t steps, Op&& op) {
+  __m256i sum[12];
+  vec16::unroll<12>([&](auto j) ECHOC_INLINE_LAMBDA { sum[j] = _mm256_setzero_si256(); });
+  __m256i a = _mm256_set1_epi32(static_cast<int>(steps & 1));
+  for (int64_t i = 0; i < steps; i += 12) {
+    asm volatile("" : "+x"(a));  // products are not to be taken out of the loop
+    vec16::unroll<12>([&](auto j) ECHOC_INLINE_LAMBDA {
+      sum[j] = op(sum[j], a);
+      asm volatile("" : "+x"(sum[j]));
+    });
+  }
+}
+#endif
+
 Peaks peaks(Team& team) {
   Peaks found;
 #if defined(ECHOC_AVX512)
@@ -147,6 +163,18 @@ Peaks peaks(Team& team) {
     spin_zmm(n, [](__m512i s, __m512i a) {
       return _mm512_castps_si512(
           _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(a), _mm512_castsi512_ps(s)));
+    });
+  });
+#elif defined(__AVX2__)
+  found.f32 = peak(team, 16, [](int64_t n) {
+    spin_ymm(n, [](__m256i s, __m256i a) {
+      return _mm256_castps_si256(
+          _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(a), _mm256_castsi256_ps(s)));
+    });
+  });
+  found.i8 = peak(team, 64, [](int64_t n) {
+    spin_ymm(n, [](__m256i s, __m256i a) {
+      return _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(a, a), _mm256_set1_epi16(1)));
     });
   });
 #endif

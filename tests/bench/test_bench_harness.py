@@ -74,10 +74,8 @@ def test_a_run_reports_results_ratios_and_limits(options: BenchOptions) -> None:
     assert json.loads(json.dumps(report)) == report
     assert report["schema"] == "echoc-bench/2"
     keys = "schema command started machine versions model threads max_lost limits engines results ratios"
-    assert set(report) == {
-        *keys.split(),
-        *"shared_core starts unable core_states samples_clean samples_discarded".split(),
-    }
+    more = "shared_core starts unable core_states samples_clean samples_discarded"
+    assert set(report) == {*keys.split(), *more.split()}
     assert [(r["engine"], r["workload"]["kind"]) for r in report["results"]] == [
         (name, kind) for kind in ("prefill", "decode", "batched") for name in ("echoc", "llama.cpp")
     ]
