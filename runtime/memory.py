@@ -23,11 +23,12 @@ def allocate(nbytes: int) -> Bytes:
     return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
 
 
-def ask_for_huge_pages(memory: mmap.mmap) -> None:
-    """For a file: that what is not cached yet is read in large folios. A kernel without them only runs slower."""
+def ask_for_huge_pages(memory: mmap.mmap, begin: int = 0, nbytes: int | None = None) -> None:
+    """For `nbytes` from `begin` on (None: to the end), whole pages. A kernel that has none to give works as well, only
+    slower. Of a file it reads what is not cached in large folios."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE, begin, len(memory) - begin if nbytes is None else nbytes)
 
 
 def address(array: npt.NDArray[np.generic]) -> int:

@@ -11,11 +11,11 @@ from echoc import _native
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices import Array, PageCount
+from echoc.runtime.devices.cpu_pool import StateMemory
 from echoc.runtime.libraries import open_library
-from echoc.runtime.manifest import Manifest, WeightSpec
+from echoc.runtime.manifest import WeightSpec
 from echoc.runtime.memory import Bytes, address, allocate, available_memory
 
-_PAGE = 4096
 _POOL_SHARE = 0.4  # of the memory that is available
 _SCRATCH_GAP = 128  # keeps neighbouring threads' scratch off each other's cache lines and prefetches
 
@@ -89,10 +89,10 @@ class CpuDevice:
         stride = max((v.scratch_bytes for v in manifest.variants), default=0) + _SCRATCH_GAP
         stride = (stride + 63) // 64 * 64
         self._scratch = allocate(stride * num_threads)
-        self._pool, bases = _pool(manifest, num_pages, str(artifact.path))
+        self._states = StateMemory(manifest, num_pages, str(artifact.path))
         self._values = [
-            self._pool[base : base + state.bytes_per_page]
-            for base, state in zip(bases, manifest.states, strict=True)
+            self._states.data[base : base + state.bytes_per_page]
+            for base, state in zip(self._states.bases, manifest.states, strict=True)
             if state.kind == "value"
         ]
         self._executor.bind(
@@ -101,8 +101,8 @@ class CpuDevice:
             stride,
             [address(weight) for weight in self._weights],
             [
-                (address(self._pool) + base, state.bytes_per_page if state.kind == "pages" else 0)
-                for base, state in zip(bases, manifest.states, strict=True)
+                (address(self._states.data) + base, state.bytes_per_page if state.kind == "pages" else 0)
+                for base, state in zip(self._states.bases, manifest.states, strict=True)
             ],
             len(manifest.ports),
         )
@@ -204,20 +204,3 @@ def _random_weight(weight: WeightSpec, seed: int, index: int, num_threads: int) 
         out = memory[expert * size : (expert + 1) * size]
         _native.fill_random_into(*form, seed, stream, weight.std, out, num_threads)
     return memory
-
-
-def _pool(manifest: Manifest, num_pages: int, where: str) -> tuple[Bytes, list[int]]:
-    """Memory for `num_pages` pages of every state, and where in it each state begins."""
-    bases, end = [], 0
-    for state in manifest.states:
-        if state.kind not in ("pages", "value"):
-            raise ArtifactError(
-                f"{where}: state {state.name} is of kind {state.kind!r}, this echoc knows 'pages' and 'value'"
-            )
-        bases.append(end)
-        count = num_pages if state.kind == "pages" else 1  # a value belongs to the program: it has one instance
-        end += -(-state.bytes_per_page * count // _PAGE) * _PAGE
-    try:
-        return allocate(end), bases
-    except MemoryError as error:
-        raise DeviceError(f"{where}: no memory for {num_pages} pages ({error}); ask for fewer pages") from None
