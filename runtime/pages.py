@@ -114,6 +114,15 @@ class PagePool:
 
         tokens, positions, sequences [T]; rows [R], the tokens whose output is wanted; block_table [B, M].
         """
+        if all(chunk.size == 1 for chunk in chunks):  # a step that decodes waits for this: few calls
+            each = np.arange(len(chunks), dtype=np.int32)
+            return {
+                "tokens": np.concatenate(chunks) if len(chunks) > 1 else chunks[0],
+                "positions": np.array(starts, dtype=np.int32),
+                "sequences": each,
+                "rows": each,
+                "block_table": self.block_table(sequences),
+            }
         sizes = np.array([chunk.size for chunk in chunks], dtype=np.int32)
         ends = np.cumsum(sizes, dtype=np.int32)
         total = int(ends[-1])
