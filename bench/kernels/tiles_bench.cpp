@@ -147,8 +147,8 @@ void spin_ymm(int64_t steps, Op&& op) {
   vec16::unroll<12>([&](auto j) ECHOC_INLINE_LAMBDA { sum[j] = _mm256_setzero_si256(); });
   __m256i a = _mm256_set1_epi32(static_cast<int>(steps & 1));
   for (int64_t i = 0; i < steps; i += 12) {
-    asm volatile("" : "+x"(a));  // products are not to be taken out of the loop
     vec16::unroll<12>([&](auto j) ECHOC_INLINE_LAMBDA {
+      asm volatile("" : "+x"(a));  // every product is made anew
       sum[j] = op(sum[j], a);
       asm volatile("" : "+x"(sum[j]));
     });
