@@ -1,4 +1,4 @@
-"""Large zeroed memory straight from the operating system, in huge pages where it gives them."""
+"""Large zeroed memory straight from the operating system: in huge pages where it gives them, on all memory nodes."""
 
 import contextlib
 import mmap
@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 import numpy.typing as npt
+
+from echoc import _native
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -20,7 +22,27 @@ def allocate(nbytes: int) -> Bytes:
     except (OSError, OverflowError) as error:
         raise MemoryError(f"cannot map {nbytes} bytes: {error}") from None
     ask_for_huge_pages(memory)
-    return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
+    array: Bytes = np.frombuffer(memory, dtype=np.uint8)
+    spread_over_nodes(array)
+    return array[:nbytes]
+
+
+def spread_over_nodes(memory: Bytes) -> None:
+    """Lays the pages of `memory` [whole mapping] on all memory nodes in turn, where there are several: the threads of a
+    program run on all of them, and each reads all of it. Pages that a file's cache holds stay where they are."""
+    nodes = memory_nodes()
+    if len(nodes) > 1:
+        _native.interleave(memory, nodes)
+
+
+def memory_nodes(path: str = "/sys/devices/system/node/has_memory") -> list[int]:
+    """The numbers of the nodes that have memory, from Linux's list such as 0-1,4; [] where it cannot be read."""
+    try:
+        with open(path, encoding="ascii") as file:
+            ranges = [part.partition("-") for part in file.read().strip().split(",") if part]
+        return [node for first, _, last in ranges for node in range(int(first), int(last or first) + 1)]
+    except (OSError, ValueError):
+        return []
 
 
 def ask_for_huge_pages(memory: mmap.mmap, begin: int = 0, nbytes: int | None = None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.manifest import Manifest
-from echoc.runtime.memory import Bytes, address, ask_for_huge_pages
+from echoc.runtime.memory import Bytes, address, ask_for_huge_pages, spread_over_nodes
 
 _PAGE = 4096
 _HUGE = 2 << 20
@@ -38,7 +38,9 @@ class StateMemory:
             self._memory = mmap.mmap(-1, max(end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError) as error:
             raise DeviceError(f"{where}: no memory for {num_pages} pages ({error}); ask for fewer pages") from None
-        self.data: Bytes = np.frombuffer(self._memory, dtype=np.uint8)[:end]
+        whole: Bytes = np.frombuffer(self._memory, dtype=np.uint8)
+        spread_over_nodes(whole)
+        self.data = whole[:end]
         offset = address(self.data) % _HUGE
         for base, end_of_state in zip(self.bases, [*self.bases[1:], end], strict=True):
             begin = -(-(base + offset + _SMALL) // _HUGE) * _HUGE - offset

@@ -360,3 +360,8 @@ class GpuExecutor:
     @property
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device."""
+
+def interleave(memory: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], nodes: Sequence[int]) -> bool:
+    """
+    Lays pages of a u8 array that starts on a page border on the nodes in turn, as they are first touched. False where the kernel does not; the memory works all the same.
+    """
