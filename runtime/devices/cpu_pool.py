@@ -4,6 +4,7 @@ A huge page is 2 MB, and every state of every layer grows by itself: with huge p
 model of 16 layers takes 64 MB and the time to clear as much, and the last ones are half empty while little is held.
 """
 
+import itertools
 import mmap
 
 import numpy as np
@@ -42,7 +43,7 @@ class StateMemory:
         spread_over_nodes(whole)
         self.data = whole[:end]
         offset = address(self.data) % _HUGE
-        for base, end_of_state in zip(self.bases, [*self.bases[1:], end], strict=True):
+        for base, end_of_state in itertools.pairwise([*self.bases, end]):
             begin = -(-(base + offset + _SMALL) // _HUGE) * _HUGE - offset
             if begin < end_of_state:
                 ask_for_huge_pages(self._memory, begin, end_of_state - begin)
