@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from echoc.bench.earlier import read_reports
 from echoc.bench.engines import PEER_NAMES
 from echoc.bench.gpu import COLUMNS, GpuReport
 from echoc.bench.harness import BenchOptions, Progress, run_benchmark, run_stages
-from echoc.bench.probes import CORE_STATES
 from echoc.bench.report import SCHEMA, Report
 from echoc.bench.sampling import SamplingPlan
+from echoc.bench.states import CORE_STATES
 from echoc.bench.suite import STAGES, prepare, suite_stages
 from echoc.bench.tables import limit_lines, tables
 from echoc.errors import EchoError
@@ -30,12 +32,14 @@ class Command:
 
     `options`: one for each model. `suite`: stages of `suite.py` to run, none for the options alone. `json`: a path, '-'
     for stdout, None for nowhere. `prepare`: make checkpoints, conversions and artifacts, time nothing.
+    `go_on`: with what the file `json` holds.
     """
 
     options: Sequence[BenchOptions]
     suite: Sequence[str]
     json: str | None
     prepare: bool
+    go_on: bool
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -66,16 +70,23 @@ def parse(arguments: Sequence[str]) -> Command:
     parser.add_argument("--rounds", type=int, default=defaults.plan.rounds, help="clean samples wanted")
     parser.add_argument("--max-rounds", type=int, default=None, help="samples tried at most (3 times the rounds)")
     parser.add_argument("--patience", type=float, default=defaults.plan.patience_seconds, help="s to wait for cores")
+    parser.add_argument("--wait", type=float, default=0.0, help="s to wait for free cores before a sample")
+    parser.add_argument("--wait-total", type=float, default=defaults.plan.wait_total, help="s to wait so for a model")
     parser.add_argument("--max-lost", type=float, default=defaults.plan.max_lost, help="share others may take")
     parser.add_argument("--work", type=Path, default=defaults.work, help="folder for converted models")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write the report (stdout without FILE)")
+    parser.add_argument("--continue", action="store_true", dest="go_on", help="measure what the file of --json lacks")
     parsed = parser.parse_args(arguments)
+    if parsed.go_on and parsed.json in (None, "-"):
+        parser.error("--continue needs the report to go on with: --json FILE")
     plan = SamplingPlan(
         rounds=parsed.rounds,
         max_rounds=parsed.max_rounds or 3 * parsed.rounds,
         patience_seconds=parsed.patience,
         max_lost=parsed.max_lost,
+        wait_seconds=parsed.wait,
+        wait_total=parsed.wait_total,
     )
     options = BenchOptions(
         model=parsed.model[0],
@@ -101,7 +112,8 @@ def parse(arguments: Sequence[str]) -> Command:
         plan=plan,
     )
     models = [dataclasses.replace(options, model=name) for name in parsed.model]
-    return Command(models, parsed.suite.split(",") if parsed.suite else (), parsed.json, parsed.prepare)
+    stages = parsed.suite.split(",") if parsed.suite else ()
+    return Command(models, stages, parsed.json, parsed.prepare, parsed.go_on)
 
 
 def _numbers(text: str) -> list[int]:
@@ -160,6 +172,18 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 def run_command(command: Command) -> None:
     """Runs each model, prints its tables as soon as it is done, and keeps the JSON file up to date on the way."""
     reports: list[Report | GpuReport] = []
+    target = command.json
+    earlier = (Path(target), read_reports(Path(target))) if command.go_on and target else None
+
+    def keep(*more: Report) -> None:
+        """Writes what there is, and what an earlier run found out about other models."""
+        documents = [report.as_dict() for report in (*reports, *more)]
+        if target is not None and documents:
+            models = [document["model"] for document in documents]
+            others = [old.as_dict() for old in (earlier[1] if earlier else ()) if old.model not in models]
+            write_json([*documents, *others], target)
+
+    on_change = keep if target not in (None, "-") else lambda _report: None
     for options in command.options:
         with progress_bar() as show:
             if command.prepare:
@@ -167,18 +191,12 @@ def run_command(command: Command) -> None:
                     print(line, flush=True)
                 continue
             if command.suite:
-
-                def keep(report: Report) -> None:
-                    if command.json not in (None, "-"):
-                        write_json([*reports, report], str(command.json))
-
-                reports.append(run_stages(suite_stages(options, command.suite), show, keep))
+                reports.append(run_stages(suite_stages(options, command.suite), show, on_change, earlier))
             else:
-                reports.append(run_benchmark(options, show))
-        if command.json != "-":
+                reports.append(run_benchmark(options, show, on_change, earlier))
+        if target != "-":
             print_report(reports[-1])
-    if command.json is not None and reports:
-        write_json(reports, command.json)
+    keep()
 
 
 def print_report(report: Report | GpuReport) -> None:
@@ -215,9 +233,8 @@ def print_report(report: Report | GpuReport) -> None:
     console.print(f"cores: {states}", highlight=False)
 
 
-def write_json(reports: Sequence[Report | GpuReport], target: str) -> None:
+def write_json(documents: Sequence[dict[str, Any]], target: str) -> None:
     """One report as it is, several under `reports`, to a file (beside, then renamed) or to stdout for '-'."""
-    documents = [report.as_dict() for report in reports]
     text = json.dumps(documents[0] if len(documents) == 1 else {"schema": SCHEMA, "reports": documents}, indent=1)
     if target == "-":
         print(text)

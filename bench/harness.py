@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from echoc.bench.earlier import continued
 from echoc.bench.engines import PEER_NAMES, Model, Setting, make_engine, open_model, read_manifest
-from echoc.bench.floors import KV_BYTES, WEIGHT_BITS, Floor, ModelShape, floor_of, shape_of, shape_of_manifest
+from echoc.bench.floors import KV_BYTES, WEIGHT_BITS, ModelShape, shape_of, shape_of_manifest
 from echoc.bench.gpu import GpuReport, run_gpu_benchmark
 from echoc.bench.machine import available_cpus, describe_machine, describe_versions, memory_bytes
-from echoc.bench.probes import Limits, Probes, cache_folder
+from echoc.bench.probes import Probes, cache_folder
 from echoc.bench.process import EngineError, EngineProcess, EngineSpec, Reply, UnsupportedError
-from echoc.bench.report import BESIDE, Ratio, Report, Result, Shared, format_names
-from echoc.bench.sampling import Lane, Sample, SamplingPlan, by_round, least_disturbed, main_state, take_samples
+from echoc.bench.report import BESIDE, Report, Result, Row, format_names
+from echoc.bench.sampling import Lane, Sample, SamplingPlan, lanes_lacking, take_samples
 from echoc.bench.sharing import BusyProcess
 from echoc.bench.starts import measure_start
-from echoc.bench.stats import paired_ratios, summarise
+from echoc.bench.states import CoreState
 from echoc.bench.workloads import Workload, make_workloads
 from echoc.errors import EchoError
 from echoc.runtime.manifest import GPUS
@@ -103,25 +104,33 @@ class BenchOptions:
 
 
 def run_benchmark(
-    options: BenchOptions, on_progress: Callable[[Progress], None] = lambda _p: None
+    options: BenchOptions,
+    on_progress: Callable[[Progress], None] = lambda _p: None,
+    on_change: Callable[[Report], None] = lambda _r: None,
+    earlier: tuple[Path, Sequence[Report]] | None = None,
 ) -> Report | GpuReport:
-    """Runs everything the options name and returns the report; engines are child processes, ended in any case."""
+    """Runs everything the options name and returns the report; engines are child processes, ended in any case.
+
+    `on_change`, `earlier`: as for `run_stages`, on a CPU.
+    """
     options.check()
     model = open_model(options.model, options.checkpoint, options.work)
     manifest = read_manifest(model.artifact) if model.artifact is not None else {}
     if manifest.get("target", {}).get("device") in GPUS:
         return _run_gpu(options, _workloads(options), model, manifest, on_progress)
-    return run_stages([options], on_progress)
+    return run_stages([options], on_progress, on_change, earlier)
 
 
 def run_stages(
     stages: Sequence[BenchOptions],
     on_progress: Callable[[Progress], None] = lambda _p: None,
-    on_stage: Callable[[Report], None] = lambda _r: None,
+    on_change: Callable[[Report], None] = lambda _r: None,
+    earlier: tuple[Path, Sequence[Report]] | None = None,
 ) -> Report:
-    """Runs stages of one model on a CPU into one report; `on_stage` is given what there is after each.
+    """Runs stages of one model on a CPU into one report; `on_change` is given what there is after each workload.
 
-    A peer that fails in a stage ends this stage alone, and only where there are others: the report says so.
+    `earlier`: a file and the reports in it; where one is of this model, the run goes on with it and measures what it
+    lacks. A peer that fails in a stage ends this stage alone, and only where there are others: the report says so.
     """
     for stage in stages:
         stage.check()
@@ -137,17 +146,46 @@ def run_stages(
         threads=options.threads,
         max_lost=options.plan.max_lost,
     )
-    for number, stage in enumerate(stages):
-        run = _Run(stage, probes, model, shape, report, _Ticker(on_progress, number, len(stages)))
+    if earlier is not None:
+        report = continued(report, earlier[1], earlier[0])
+    ticker = _Ticker(on_progress, 0, len(stages))
+    cores = _Cores(probes, options.plan, ticker.say)
+    for stage in stages:
+        run = _Run(stage, cores, model, shape, report, ticker, on_change)
         try:
             run.all()
         except EngineError as error:
             if len(stages) == 1:
                 raise
             report.note_unable("a stage", ", ".join(w.label for w in _workloads(stage)) or "starts", str(error))
-        run.ticker.step()
-        on_stage(report)
+        ticker.step()
+        on_change(report)
     return report
+
+
+class _Cores:
+    """The probes, and the time that is left to wait for free cores."""
+
+    def __init__(self, probes: Probes, plan: SamplingPlan, say: Callable[[str], None]) -> None:
+        self.probes, self.say = probes, say
+        self.left = plan.wait_total if plan.wait_seconds > 0 else 0.0
+
+    def ready(self, patience: float, wait: float) -> CoreState:
+        """Waits up to `patience` seconds while others have the cores, up to `wait` while they are not free."""
+
+        def tell(state: CoreState) -> None:
+            seen = f"{state.state}, reads {state.read / 1e9:.0f} GB/s"
+            self.say(f"waiting for free cores: {seen}, {self.left:.0f} s of waiting left")
+
+        begun = time.monotonic()
+        state = self.probes.wait_until_free(patience, min(wait, self.left), tell)
+        if wait > 0:
+            self.left = max(0.0, self.left - (time.monotonic() - begun))
+        return state
+
+    def wanted(self) -> str | None:
+        """The state that samples are to be taken in while there is time to wait for it."""
+        return "free" if self.left > 0 else None
 
 
 def _workloads(options: BenchOptions) -> list[Workload]:
@@ -218,11 +256,12 @@ class _Run:
     """One stage: its options and what they are run with."""
 
     options: BenchOptions
-    probes: Probes
+    cores: _Cores
     model: Model
     shape: ModelShape
     report: Report
     ticker: _Ticker
+    on_change: Callable[[Report], None]
 
     def all(self) -> None:
         """Every format of weights and of keys and values; what is continuous has engines of its own."""
@@ -262,11 +301,11 @@ class _Run:
     def _format(self, workloads: Sequence[Workload], dtype: str, kv_dtype: str | None) -> None:
         what = ", ".join(workload.label for workload in workloads)
         specs = self.specs(dtype, kv_dtype, workloads[0].kind == "continuous", what)
-        shape = self.shape.with_kv(kv_dtype)
-        self.ticker.say("measuring the machine's limits")
-        read_bytes = min(max(int(shape.weight_bytes(dtype)), SMALLEST_READ), memory_bytes() // 4)
-        measured = [_measure_limits(self.probes, read_bytes, dtype, self.report)]
-        first = len(self.report.results)
+        names = [spec.name for spec in specs]
+        workloads = [workload for workload in workloads if self._lacks(names, self._row(workload, dtype, kv_dtype))]
+        if not workloads:
+            return
+        self._limits(dtype)
         with contextlib.ExitStack() as stack:
             engines: dict[str, EngineProcess] = {}
             for spec in specs:
@@ -276,10 +315,35 @@ class _Run:
                 loaded = {"engine": spec.name, "weights_dtype": dtype, "load_seconds": engine.load_seconds}
                 self.report.engines.append(loaded | engine.description)
             for workload in workloads:
-                floor = floor_of(workload, shape, dtype, measured[0][1])
-                self._workload(workload, engines, dtype, kv_dtype, floor)
-        measured.append(_measure_limits(self.probes, read_bytes, dtype, self.report))
-        _settle_floors(self.report, first, measured, shape)
+                self._workload(self._row(workload, dtype, kv_dtype), engines)
+                self.on_change(self.report)
+        self._limits(dtype)
+
+    def _limits(self, dtype: str) -> None:
+        """Limits of the machine over as many bytes as the weights have, with the state of the cores around them."""
+        self.ticker.say("measuring the machine's limits")
+        read_bytes = min(max(int(self.shape.weight_bytes(dtype)), SMALLEST_READ), memory_bytes() // 4)
+        before = self.cores.ready(2.0, self.options.plan.wait_seconds)
+        limits = self.cores.probes.limits(read_bytes)
+        after = self.cores.probes.core_state()
+        state = before.state if before.state == after.state else "changed"
+        if "contended" in (before.state, after.state):
+            state = "contended"
+        line_ns = max(before.line_ns, after.line_ns)
+        self.report.limits.append({"weights_dtype": dtype, "core_state": state, "line_ns": line_ns, **limits.as_dict()})
+
+    def _row(self, workload: Workload, dtype: str, kv_dtype: str | None) -> Row:
+        return Row(workload, dtype, kv_dtype, self.options.beside_busy)
+
+    def _lacks(self, names: Sequence[str], row: Row) -> bool:
+        """Whether a row needs samples still, after what the report holds."""
+        counts = (0, 1) if self.options.beside_busy else (0,)
+        taken = {f"{name}{beside}": self._taken(name, row, beside) for beside in counts for name in names}
+        return bool(lanes_lacking(taken, self.options.plan.rounds, self.cores.wanted()))
+
+    def _taken(self, name: str, row: Row, beside: int) -> list[Sample]:
+        found = self.report.find(name, row, beside)
+        return found.samples if found else []
 
     def _lanes(self, workload: Workload, engines: Mapping[str, EngineProcess], resident: dict[str, int]) -> list[Lane]:
         op, arguments = workload.request()
@@ -291,7 +355,7 @@ class _Run:
                 resident[name] = reply.resident_bytes
                 return reply
 
-            return Lane(name + BESIDE * bool(beside), run, beside)
+            return Lane(name + BESIDE * bool(beside), run, name, beside)
 
         counts = (0, 1) if self.options.beside_busy else (0,)
         return [lane(name, engine, beside) for beside in counts for name, engine in engines.items()]
@@ -304,15 +368,8 @@ class _Run:
             arguments = arguments | {"requests": [list(longest), *arguments["requests"][:WARM_REQUESTS]]}
         engine.request(operation, **arguments)
 
-    def _workload(
-        self,
-        workload: Workload,
-        engines: Mapping[str, EngineProcess],
-        dtype: str,
-        kv_dtype: str | None,
-        floor: Floor,
-    ) -> None:
-        names, resident = format_names(dtype, kv_dtype), dict.fromkeys(engines, 0)
+    def _workload(self, row: Row, engines: Mapping[str, EngineProcess]) -> None:
+        workload, names, resident = row.workload, row.formats, dict.fromkeys(engines, 0)
         lanes = self._lanes(workload, engines, resident)
         for warm in lanes:
             if not warm.beside:
@@ -323,87 +380,31 @@ class _Run:
             said = sample.discarded or sample.state
             self.ticker.say(f"{workload.label} {names}: {name} round {sample.round + 1}, {said}")
 
-        plan, probe = self.options.plan, self.probes.wait_until_free
-        taken = take_samples(lanes, plan, probe, self.options.threads, available_cpus(), show)
+        taken = take_samples(
+            lanes,
+            self.options.plan,
+            self.cores.ready,
+            self.options.threads,
+            available_cpus(),
+            show,
+            {lane.name: self._taken(lane.engine, row, lane.beside) for lane in lanes},
+            self.cores.wanted,
+        )
         for lane in lanes:
-            samples = taken[lane.name]
-            state = main_state(samples)
-            clean = [sample.seconds for sample in samples if sample.discarded is None and sample.state == state]
-            result = Result(
-                engine=lane.name.removesuffix(BESIDE),
-                weights_dtype=dtype,
-                workload=workload,
-                state=state,
-                seconds=summarise(clean) if clean else None,
-                disturbed=least_disturbed(samples),
-                floor=floor,
-                samples=samples,
-                resident_bytes=resident[lane.name.removesuffix(BESIDE)],
-                kv_dtype=kv_dtype,
-                beside=lane.beside,
-            )
-            self.report.results.append(result)
-        alone = {name: taken[name] for name in engines}
-        if "echoc" in alone:
-            self.report.ratios += _ratios(alone, dtype, kv_dtype, workload)
-        for name in engines if self.options.beside_busy else ():
-            fractions = _paired(taken[name + BESIDE], taken[name], plan.max_rounds)
-            if fractions:
-                self.report.shared.append(Shared(name, dtype, workload, summarise(fractions)))
+            result = self.report.find(lane.engine, row, lane.beside)
+            if result is None:
+                result = Result(lane.engine, row, [], beside=lane.beside)
+                self.report.results.append(result)
+            result.samples, result.resident_bytes = taken[lane.name], resident[lane.engine]
 
     def _starts(self, dtype: str, kv_dtype: str | None) -> None:
+        done = {(start.engine, start.weights_dtype) for start in self.report.starts}
         for spec in self.specs(dtype, kv_dtype, False, "a fresh process"):
-            shape, plan = self.shape.with_kv(kv_dtype), self.options.plan
-            self.report.starts.append(measure_start(spec, shape, plan.rounds, self.options.timeout, self.ticker.say))
-
-
-def _ratios(taken: Mapping[str, Sequence[Sample]], dtype: str, kv_dtype: str | None, workload: Workload) -> list[Ratio]:
-    ratios = []
-    rounds = max(len(samples) for samples in taken.values())
-    state = main_state(taken["echoc"])
-    for name, samples in taken.items():
-        values = _paired(taken["echoc"], samples, rounds)
-        if name != "echoc" and values and state is not None:
-            ratios.append(Ratio(name, dtype, workload, state, summarise(values), kv_dtype))
-    return ratios
-
-
-def _paired(ours: Sequence[Sample], theirs: Sequence[Sample], rounds: int) -> list[float]:
-    """Seconds of theirs over ours, round by round, in the state that most of ours were taken in."""
-    state = main_state(ours)
-    return paired_ratios(by_round(ours, state, rounds), by_round(theirs, state, rounds))
-
-
-def _measure_limits(probes: Probes, read_bytes: int, dtype: str, report: Report) -> tuple[str, Limits]:
-    """Limits with the core state around them; both go into the report."""
-    before = probes.wait_until_free(2.0)
-    limits = probes.limits(read_bytes)
-    after = probes.core_state()
-    states = {before.state, after.state}
-    state = next((name for name in ("contended", "shared-core", "slow-reads") if name in states), "free")
-    report.limits.append({"weights_dtype": dtype, "core_state": state, **limits.as_dict()})
-    return state, limits
-
-
-def _settle_floors(report: Report, first: int, measured: Sequence[tuple[str, Limits]], shape: ModelShape) -> None:
-    """Gives each result of this format the floor of the best limits seen, in its own core state where there are any."""
-    for index in range(first, len(report.results)):
-        result = report.results[index]
-        same = [limits for state, limits in measured if state == result.state]
-        limits = best_limits(same or [limits for _, limits in measured])
-        floor = floor_of(result.workload, shape, result.weights_dtype, limits)
-        report.results[index] = dataclasses.replace(result, floor=floor)
-
-
-def best_limits(measured: Sequence[Limits]) -> Limits:
-    """The highest of each rate: a limit is what the machine can do, and disturbance only lowers a reading."""
-    first = measured[0]
-    rates = {
-        name: max(getattr(limits, name) for limits in measured)
-        for name in first.as_dict()
-        if name not in ("threads", "read_bytes")
-    }
-    return dataclasses.replace(first, **rates)
+            if (spec.name, dtype) not in done:
+                shape, plan = self.shape.with_kv(kv_dtype), self.options.plan
+                start = measure_start(spec, shape, plan.rounds, self.options.timeout, self.ticker.say)
+                self.report.starts.append(start)
+                self.on_change(self.report)
 
 
 def _shape(model: Model) -> ModelShape:

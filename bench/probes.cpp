@@ -3,6 +3,7 @@
 // Compiled by the system compiler for the machine at hand (-march=native) and called through ctypes. Every entry runs
 // the given number of threads, which start together behind a spin barrier; each reports its own rate and the share of
 // the wall time during which it really ran, so that the caller can tell a slow machine from a shared one.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -291,5 +292,57 @@ unsigned long long echoc_probe_read(const char* memory, std::size_t bytes, int t
     return static_cast<double>(share);
   });
   return checksum.load();
+}
+
+// Nanoseconds that a cache line takes one way between neighbours in a row of `threads` threads, which all run
+// meanwhile: one[threads - 1], the best batch of a pair's, 0 where a pair did not get its cores in time.
+void echoc_probe_line(int threads, double* one) {
+  struct alignas(128) Line {
+    std::atomic<int> value{0};
+  };
+  constexpr int kStopped = -1, kBatches = 5, kRounds = 100;
+  constexpr double kPatience = 0.002;
+  Line ball, pair;  // odd: on its way to the neighbour; the pair that plays
+  auto serve = [&]() -> double {
+    const auto begin = Clock::now();
+    double best = 0;
+    for (int batch = 0; batch < kBatches; ++batch) {
+      const auto start = Clock::now();
+      for (int round = 0; round < kRounds; ++round) {
+        const int sent = 2 * (batch * kRounds + round) + 1;
+        ball.value.store(sent, std::memory_order_release);
+        for (int spins = 1; ball.value.load(std::memory_order_acquire) == sent; ++spins) {
+          if (spins % 4096 == 0 && seconds_since(begin) > kPatience) return best;
+        }
+      }
+      const double took = 1e9 * seconds_since(start) / (2 * kRounds);
+      best = best == 0 ? took : std::min(best, took);
+    }
+    return best;
+  };
+  auto answer = [&] {
+    for (int seen = ball.value.load(); seen != kStopped; seen = ball.value.load(std::memory_order_acquire)) {
+      if (seen % 2 == 1) ball.value.compare_exchange_strong(seen, seen + 1);
+    }
+  };
+  auto await_pair = [&](int wanted) {
+    while (pair.value.load(std::memory_order_acquire) != wanted) {
+    }
+  };
+  std::vector<double> rates(threads), shares(threads);
+  on_team(threads, rates.data(), shares.data(), [&](int tid) {
+    if (tid > 0) {
+      await_pair(tid - 1);
+      answer();
+      ball.value.store(0);
+      pair.value.store(tid, std::memory_order_release);
+    }
+    if (tid + 1 < threads) {
+      await_pair(tid);
+      one[tid] = serve();
+      ball.value.exchange(kStopped);
+    }
+    return 1.0;
+  });
 }
 }

@@ -14,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from echoc.bench.states import MIN_CPU_SHARE, BestKnown, CoreState, Reading, classify
 from echoc.errors import EchoError
 
 SOURCE = Path(__file__).with_name("probes.cpp")
@@ -24,10 +26,8 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 COMPUTE_KINDS = ("fma_f32", "dot_bf16", "dot_int8", "amx_bf16", "amx_int8")
 PREFETCH_DISTANCES = (0, 1024, 4096)
 MIN_READ_BYTES = 1 << 30
-MIN_CPU_SHARE = 0.9  # below this a probe thread was waiting for a core
-MIN_READ_SHARE = 0.7  # of the best short read: below this memory is slow
+TELL_SECONDS = 4.0  # between two words about waiting
 SHORT_READ_BYTES = 64 << 20  # about a millisecond, and more than the caches keep
-MIN_TEAM_RATE = 0.7  # of num_threads times one thread: below this the virtual cores share a physical one
 
 
 class ProbeError(EchoError):
@@ -79,49 +79,6 @@ class Limits:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class CoreState:
-    """What a probe of about a millisecond on all threads saw: a name of CORE_STATES.
-
-    `scaling`: all threads' multiply-add rate over one thread's. `cpu_share`: of the wall time, the least of a thread.
-    `read`: bytes/s of all threads together; `read_share`: over the best that such a probe saw in this process.
-    """
-
-    state: str
-    scaling: float
-    cpu_share: float
-    read: float = 0.0
-    read_share: float = 1.0
-
-
-# What the cores were like, by the name that samples and limits carry.
-CORE_STATES = {
-    "free": "every thread has a physical core",
-    "slow-reads": "every thread has a physical core, memory is slow",
-    "shared-core": "threads share a physical core",
-    "contended": "disturbed by other processes",
-}
-
-
-def classify(one: float, team: float, threads: int, cpu_share: float, read: float = 0, best: float = 0) -> CoreState:
-    """Names the state of the cores from the rates of one thread and of the team (operations/s), the cpu share, and the
-    bytes/s that the team read, now and at best.
-
-    A thread that waited for its core makes the state 'contended'. Threads that all ran but were slow together are
-    'shared-core': virtual cores on one physical core halve the multiply-add rate of a team. Reads far below the best
-    with full multiply-adds are 'slow-reads': neighbours take the memory.
-    """
-    scaling = team / one if one > 0 else 0.0
-    share = read / best if best > 0 else 1.0
-    if cpu_share < MIN_CPU_SHARE:
-        state = "contended"
-    elif threads > 1 and scaling < MIN_TEAM_RATE * threads:
-        state = "shared-core"
-    else:
-        state = "slow-reads" if share < MIN_READ_SHARE else "free"
-    return CoreState(state, scaling, cpu_share, read, share)
-
-
 def find_compiler() -> str:
     """The C++ compiler to use: $CXX, g++, clang++ or c++."""
     candidates = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
@@ -166,11 +123,16 @@ def build(folder: Path | None = None) -> Path:
 
 
 def _cpu_flags() -> str:
+    return _cpu_field("flags", "Features")
+
+
+def _cpu_field(*names: str) -> str:
+    """The first line of /proc/cpuinfo that begins with one of these names; the platform's name where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return sys.platform
-    return next((line for line in lines if line.startswith(("flags", "Features"))), sys.platform)
+    return next((line for line in lines if line.startswith(names)), sys.platform)
 
 
 class Probes:
@@ -195,7 +157,11 @@ class Probes:
             doubles,
             doubles,
         ]
-        self.fma_one_best = self.short_read_best = 0.0
+        self.library.echoc_probe_line.restype = None
+        self.library.echoc_probe_line.argtypes = [ctypes.c_int, doubles]
+        cpu = hashlib.sha256(f"{_cpu_field('model name')}\0{_cpu_flags()}".encode()).hexdigest()[:16]
+        self.known = BestKnown((folder or cache_folder()) / f"best_{cpu}_{threads}.json")
+        self.fma_one_best = 0.0
         self._short: int | None = None  # memory of the short reads
 
     def compute(self, kind: str, threads: int, seconds: float) -> Rate:
@@ -209,21 +175,33 @@ class Probes:
         return max(self.compute(kind, threads, seconds).per_second for _ in range(repeats))
 
     def core_state(self, seconds: float = 0.001, attempts: int = 3) -> CoreState:
-        """A probe of about a millisecond beside a sample; the first free reading of `attempts` decides."""
-        state = CoreState("contended", 0.0, 0.0)
+        """A probe of some milliseconds beside a sample: the best figures of a few, one where the cores are free."""
+        best = Reading(0.0, 0.0)
         for _ in range(attempts):
-            one = self.compute("fma_f32", 1, seconds / 2)
-            if one.cpu_share >= MIN_CPU_SHARE:
-                self.fma_one_best = max(self.fma_one_best, one.per_second)
-            team = self.compute("fma_f32", self.threads, seconds)
-            read = self.short_read()
-            if team.cpu_share >= MIN_CPU_SHARE:
-                self.short_read_best = max(self.short_read_best, read)
-            fma_one = self.fma_one_best or one.per_second
-            state = classify(fma_one, team.per_second, self.threads, team.cpu_share, read, self.short_read_best)
+            reading = self._reading(seconds)
+            self.known.learn(reading, self.threads)
+            best = best.better(reading)
+            state = classify(best, self.threads, self.known.best)
             if state.state == "free":
                 break
         return state
+
+    def _reading(self, seconds: float) -> Reading:
+        one = self.compute("fma_f32", 1, seconds / 2)
+        if one.cpu_share >= MIN_CPU_SHARE:
+            self.fma_one_best = max(self.fma_one_best, one.per_second)
+        team = self.compute("fma_f32", self.threads, seconds)
+        scaling = team.per_second / (self.fma_one_best or one.per_second)
+        return Reading(scaling, team.cpu_share, self.short_read(), self.line_ns())
+
+    def line_ns(self) -> float:
+        """Nanoseconds that a cache line takes one way between neighbours of the team, the slowest pair; 0 where one did
+        not get its cores, or for one thread."""
+        if self.threads == 1:
+            return 0.0
+        one = (ctypes.c_double * (self.threads - 1))()
+        self.library.echoc_probe_line(self.threads, one)
+        return max(one) if min(one) > 0 else 0.0
 
     def short_read(self) -> float:
         """Bytes/s of one pass of all threads over 64 MiB, which are kept for the next time."""
@@ -269,9 +247,19 @@ class Probes:
             **peaks,
         )
 
-    def wait_until_free(self, patience_seconds: float) -> CoreState:
-        """Probes until the cores are free or patience ends; returns the last state seen."""
-        deadline = time.monotonic() + patience_seconds
-        while (state := self.core_state()).state == "contended" and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return state
+    def wait_until_free(
+        self, patience: float, wait: float = 0.0, on_wait: Callable[[CoreState], None] = lambda _state: None
+    ) -> CoreState:
+        """Probes up to `patience` seconds while others have the cores, and up to `wait` seconds while the cores are not
+        free in any other way; `on_wait` is told every few seconds. Returns the last state seen."""
+        begun = time.monotonic()
+        told = begun
+        while True:
+            state, now = self.core_state(), time.monotonic()
+            limit = max(patience, wait) if state.state == "contended" else wait
+            if state.state == "free" or now - begun >= limit:
+                return state
+            if now - told >= TELL_SECONDS:
+                on_wait(state)
+                told = now
+            time.sleep(0.05 if state.state == "contended" else 0.2)

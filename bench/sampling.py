@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from echoc.bench.probes import CoreState
 from echoc.bench.process import Reply
+from echoc.bench.states import CoreState
 
 MAX_LOST = 0.03  # of the machine's CPU time taken by others, or of threads * wall time spent waiting for a core
 MAX_STEAL = 0.01  # of the machine's CPU time taken by the hypervisor
@@ -18,14 +18,16 @@ FOREIGN_FLOOR_SECONDS = 0.02  # /proc/stat counts in ticks of 10 ms
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed run: round, seconds, state of the cores around it (probes.CORE_STATES) with the multiply-adds of all
-    threads over those of one and the bytes/s that the probes read, shares lost to others, and why it was refused."""
+    """One timed run: round, seconds, state of the cores around it (states.CORE_STATES) with the multiply-adds of all
+    threads over those of one, the bytes/s that the probes read and the nanoseconds of a cache line between the cores,
+    shares lost to others, and why it was refused."""
 
     round: int
     seconds: float
     state: str
     scaling: float
     read: float
+    line_ns: float
     run_delay: float
     foreign: float
     steal: float
@@ -66,9 +68,9 @@ def judge(
         reason = "other processes busy"
     elif "contended" in (before.state, after.state):
         reason = "cores busy beside the sample"
-    seen = (before.state, after.state)
-    slower = next((name for name in ("shared-core", "slow-reads") if name in seen), "free")
-    return reason, "contended" if reason else slower
+    if reason:
+        return reason, "contended"
+    return None, before.state if before.state == after.state else "changed"
 
 
 def lost_shares(reply: Reply, threads: int, cpus: int) -> tuple[float, float, float]:
@@ -85,10 +87,11 @@ def lost_shares(reply: Reply, threads: int, cpus: int) -> tuple[float, float, fl
 
 @dataclass(frozen=True)
 class Lane:
-    """One engine's way to run the workload once, and how many busy processes of ours are beside it meanwhile."""
+    """An engine's way to run the workload once, and how many busy processes of ours are beside it meanwhile."""
 
     name: str
     run: Callable[[], Reply]
+    engine: str = ""
     beside: int = 0
 
 
@@ -96,8 +99,10 @@ class Lane:
 class SamplingPlan:
     """How many clean rounds are wanted, how many may be tried, and how long to wait for free cores before each.
 
-    `max_lost`: share of the cores that others may take before a sample is refused. `settle_seconds`: pause after a
-    sample, so that an engine's spinning threads park before the next probe.
+    `patience_seconds`: while others have the cores. `wait_seconds`: while the cores are not free in another way, before
+    one sample; `wait_total`: before all samples of a run. `max_lost`: share of the cores that others may take before a
+    sample is refused. `settle_seconds`: pause after a sample, so that an engine's spinning threads park before the
+    next probe.
     """
 
     rounds: int = 5
@@ -105,42 +110,76 @@ class SamplingPlan:
     patience_seconds: float = 2.0
     max_lost: float = MAX_LOST
     settle_seconds: float = 0.05
+    wait_seconds: float = 0.0
+    wait_total: float = 600.0
 
 
 def take_samples(
     lanes: Sequence[Lane],
     plan: SamplingPlan,
-    probe: Callable[[float], CoreState],
+    probe: Callable[[float, float], CoreState],
     threads: int,
     cpus: int,
     on_sample: Callable[[str, Sample], None] = lambda _name, _sample: None,
+    earlier: Mapping[str, Sequence[Sample]] | None = None,
+    wanted: Callable[[], str | None] = lambda: None,
 ) -> dict[str, list[Sample]]:
-    """Runs all lanes in turn (A B, B A, A B ...) until each has `rounds` clean samples or `max_rounds` are spent.
+    """Runs lanes in turn (A B, B A, A B ...) until each has `rounds` clean samples of one state of the cores, the same
+    for all, or `max_rounds` are spent. A lane that has them already is left out of the round.
 
-    `probe(patience)` waits up to that many seconds for free cores and says what it saw. The order turns every round,
-    so that no lane always runs on the warmer machine. Every sample is kept, refused ones with their reason.
+    `probe(patience, wait)` waits up to that many seconds for free cores and says what it saw. The order turns every
+    round, so that no lane always runs on the warmer machine. Every sample is kept, refused ones with their reason.
+    `earlier`: samples that count too, by lane. `wanted`: the state to end with, None for any.
     """
-    samples: dict[str, list[Sample]] = {lane.name: [] for lane in lanes}
-    for index in range(plan.max_rounds):
-        if all(count_clean(taken) >= plan.rounds for taken in samples.values()):
+    samples = {lane.name: list((earlier or {}).get(lane.name, ())) for lane in lanes}
+    first = 1 + max((sample.round for taken in samples.values() for sample in taken), default=-1)
+    for index in range(first, first + plan.max_rounds):
+        lacking = lanes_lacking(samples, plan.rounds, wanted())
+        if not lacking:
             break
-        for lane in lanes if index % 2 == 0 else list(reversed(lanes)):
-            before = probe(plan.patience_seconds)
+        for lane in lanes if index % 2 == 0 else reversed(lanes):
+            if lane.name not in lacking:
+                continue
+            before = probe(plan.patience_seconds, plan.wait_seconds)
             reply = lane.run()
             time.sleep(plan.settle_seconds)
-            after = probe(0.0)
+            after = probe(0.0, 0.0)
             reason, state = judge(reply, before, after, threads, cpus, plan.max_lost, lane.beside)
             shares = lost_shares(reply, threads, cpus)
             scaling, read = min(before.scaling, after.scaling), min(before.read, after.read)
-            sample = Sample(index, reply.seconds, state, scaling, read, *shares, reason)
+            line = max(before.line_ns, after.line_ns)
+            sample = Sample(index, reply.seconds, state, scaling, read, line, *shares, reason)
             samples[lane.name].append(sample)
             on_sample(lane.name, sample)
     return samples
 
 
-def count_clean(samples: Sequence[Sample]) -> int:
-    """Samples that were not refused."""
-    return sum(sample.discarded is None for sample in samples)
+def lanes_lacking(samples: Mapping[str, Sequence[Sample]], rounds: int, wanted: str | None = None) -> list[str]:
+    """The lanes that have fewer than `rounds` clean samples in the wanted state; None is the state that all lanes
+    together are nearest to having them in, and 'free' wins a tie."""
+
+    def have(state: str) -> int:
+        return sum(min(count_clean(taken, state), rounds) for taken in samples.values())
+
+    states = {sample.state for taken in samples.values() for sample in taken if sample.discarded is None}
+    nearest = max(sorted(states), key=lambda state: (have(state), state == "free"), default="free")
+    return [name for name, taken in samples.items() if count_clean(taken, wanted or nearest) < rounds]
+
+
+def count_clean(samples: Sequence[Sample], state: str | None = None) -> int:
+    """Samples that were not refused, of one state or of all."""
+    return len(clean_seconds(samples, state))
+
+
+def clean_seconds(samples: Sequence[Sample], state: str | None = None) -> list[float]:
+    """Seconds of the samples that were not refused, of one state or of all, in the order they were taken."""
+    return [sample.seconds for sample in samples if sample.discarded is None and state in (None, sample.state)]
+
+
+def clean_states(samples: Sequence[Sample]) -> list[str]:
+    """The states that clean samples were taken in: 'free' first, 'changed' last, else those with most samples first."""
+    counts = Counter(sample.state for sample in samples if sample.discarded is None)
+    return sorted(counts, key=lambda state: (state != "free", state == "changed", -counts[state], state))
 
 
 def discard_counts(samples: Sequence[Sample]) -> dict[str, int]:
@@ -148,19 +187,17 @@ def discard_counts(samples: Sequence[Sample]) -> dict[str, int]:
     return dict(Counter(sample.discarded for sample in samples if sample.discarded is not None))
 
 
-def main_state(samples: Sequence[Sample]) -> str | None:
-    """The core state most clean samples were taken in ('free' wins a tie); None without clean samples."""
-    counts = Counter(sample.state for sample in samples if sample.discarded is None)
-    return max(counts, key=lambda state: (counts[state], state == "free"), default=None)
-
-
-def by_round(samples: Sequence[Sample], state: str | None, num_rounds: int) -> list[float | None]:
-    """Seconds of the clean samples of one state by round, None where there is none: the input of paired_ratios."""
-    seconds: list[float | None] = [None] * num_rounds
-    for sample in samples:
-        if sample.discarded is None and sample.state == state:
-            seconds[sample.round] = sample.seconds
-    return seconds
+def state_ratios(ours: Sequence[Sample], theirs: Sequence[Sample], state: str) -> list[float]:
+    """Seconds of theirs over ours, above 1 where ours is faster, of clean samples of one state: round by round, which
+    cancels what changes slowly (clocks, neighbours), or in their order where they have no round in common."""
+    a, b = (
+        {sample.round: sample.seconds for sample in samples if sample.discarded is None and sample.state == state}
+        for samples in (ours, theirs)
+    )
+    both = sorted(a.keys() & b.keys())
+    if len(both) == min(len(a), len(b)):
+        return [b[index] / a[index] for index in both]
+    return [second / first for first, second in zip(a.values(), b.values(), strict=False)]
 
 
 def least_disturbed(samples: Sequence[Sample]) -> float | None:

@@ -1,4 +1,4 @@
-"""Statistics of timings: medians with their range, and ratios of samples taken in turn."""
+"""Statistics of timings: medians with their range."""
 
 from __future__ import annotations
 
@@ -37,12 +37,3 @@ def summarise(values: Sequence[float]) -> Summary:
     if not values:
         raise EchoError("no samples to summarise: wanted at least one")
     return Summary(statistics.median(values), min(values), max(values), len(values))
-
-
-def paired_ratios(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
-    """theirs / ours, round by round, of seconds measured in turn: above 1 where ours is faster.
-
-    Entry i of each sequence is round i; None marks a discarded sample, whose round gives no ratio. Pairing cancels
-    what changes slowly on the machine (clocks, neighbours), which a ratio of medians does not.
-    """
-    return [b / a for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from echoc.bench.report import Ratio, Report, Result, Shared, Start, format_names
-from echoc.bench.sampling import count_clean
+from echoc.bench.report import Ratio, Report, Result, Shared, Start
+from echoc.bench.sampling import count_clean, least_disturbed
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
+NOT_CLEAN = "no clean sample"
 
 
 def tables(report: Report) -> Iterator[Table]:
     """What was found, the line against the best peer first."""
-    yield "against the best peer", BEST_COLUMNS, best_rows(report)
-    yield "results", RESULT_COLUMNS, [result_row(result) for result in report.results]
-    yield "speed-up of echoc", RATIO_COLUMNS, [ratio_row(ratio) for ratio in report.ratios]
-    yield "speed beside a busy process on one core", SHARED_COLUMNS, [shared_row(shared) for shared in report.shared]
+    ratios = report.ratios()
+    yield "against the best peer", BEST_COLUMNS, best_rows(report, ratios)
+    yield "results", RESULT_COLUMNS, [row for result in report.results for row in result_rows(report, result)]
+    yield "speed-up of echoc", RATIO_COLUMNS, [ratio_row(ratio) for ratio in ratios]
+    yield "speed beside a busy process on one core", SHARED_COLUMNS, [shared_row(shared) for shared in report.shared()]
     yield (
         "a fresh process, page cache warm, and its memory",
         START_COLUMNS,
@@ -28,42 +30,56 @@ def tables(report: Report) -> Iterator[Table]:
 BEST_COLUMNS = [
     "workload",
     "formats",
+    "cores",
     "echoc tokens/s",
     "of the limit",
     "best peer",
     "tokens/s",
     "ratio",
     "range",
-    "cores",
+    "peers not in this state",
 ]
 
 
-def best_rows(report: Report) -> list[list[str]]:
-    """A line for each result of echoc's: its fraction of the machine's limit and its ratio to the fastest peer."""
+def best_rows(report: Report, ratios: Sequence[Ratio]) -> list[list[str]]:
+    """A line for each result of echoc's and each state of the cores it has clean samples of: its fraction of the
+    machine's limit, its ratio to the fastest peer in that state, and the peers that were timed in other states only."""
     rows = []
     for own in (result for result in report.results if result.engine == "echoc" and not result.beside):
-        rate = own.tokens_per_second
-        if rate is None or own.floor_fraction is None:
-            continue
-        row = [own.label, own.formats, f"{rate.median:.1f}", f"{own.floor_fraction:.0%} of {own.floor.bound}"]
-        key = (own.workload, own.weights_dtype, own.kv_dtype)
-        ratios = [ratio for ratio in report.ratios if (ratio.workload, ratio.weights_dtype, ratio.kv_dtype) == key]
-        if ratios:
-            best = min(ratios, key=lambda ratio: ratio.speedup.median)
-            row += [best.peer, _rate_of(report, best), *_speedup_cells(best)]
-        else:
-            row += ["", "", "", ""]
-        rows.append([*row, own.state or ""])
+        if not own.states:
+            rows.append([own.label, own.row.formats, NOT_CLEAN, *[""] * 7])
+        peers = [peer for peer in report.results if peer.row == own.row and peer.engine != "echoc" and not peer.beside]
+        for state in own.states:
+            rate = own.tokens_per_second(state)
+            assert rate is not None
+            row = [own.label, own.row.formats, state, f"{rate.median:.1f}", _floor_cell(report, own, state)]
+            here = [ratio for ratio in ratios if (ratio.row, ratio.state) == (own.row, state)]
+            if here:
+                best = min(here, key=lambda ratio: ratio.speedup.median)
+                peer = report.find(best.peer, best.row)
+                row += [best.peer, _rate_cell(peer, state) if peer else "", *_speedup_cells(best)]
+            else:
+                row += ["", "", "", ""]
+            others = [peer for peer in peers if peer.engine not in {ratio.peer for ratio in here}]
+            rows.append([*row, "; ".join(map(_elsewhere, others))])
     return rows
 
 
-def _rate_of(report: Report, ratio: Ratio) -> str:
-    key = (ratio.peer, ratio.workload, ratio.weights_dtype, ratio.kv_dtype, 0)
-    for result in report.results:
-        found = (result.engine, result.workload, result.weights_dtype, result.kv_dtype, result.beside)
-        if found == key and (rate := result.tokens_per_second):
-            return f"{rate.median:.1f}"
-    return ""
+def _elsewhere(peer: Result) -> str:
+    """A peer with its speed in another state of the cores."""
+    if not peer.states:
+        return f"{peer.engine} ({NOT_CLEAN})"
+    return f"{peer.engine} {_rate_cell(peer, peer.states[0])} ({peer.states[0]})"
+
+
+def _rate_cell(result: Result, state: str) -> str:
+    rate = result.tokens_per_second(state)
+    return f"{rate.median:.1f}" if rate else ""
+
+
+def _floor_cell(report: Report, result: Result, state: str) -> str:
+    floor, seconds = report.floor(result, state), result.seconds(state)
+    return f"{floor.seconds / seconds.median:.0%} of {floor.bound}" if floor and seconds else ""
 
 
 def _speedup_cells(ratio: Ratio) -> list[str]:
@@ -71,14 +87,14 @@ def _speedup_cells(ratio: Ratio) -> list[str]:
     return [f"{value.median:.2f}x", f"{value.low:.2f} to {value.high:.2f}"]
 
 
-SHARED_COLUMNS = ["workload", "weights", "engine", "of the speed alone", "range", "rounds"]
+SHARED_COLUMNS = ["workload", "weights", "engine", "of the speed alone", "range", "rounds", "cores"]
 
 
 def shared_row(shared: Shared) -> list[str]:
     """Cells of one line of the table of shared cores."""
     value = shared.fraction
-    cells = [shared.workload.label, shared.weights_dtype, shared.engine]
-    return [*cells, f"{value.median:.0%}", f"{value.low:.0%} to {value.high:.0%}", str(value.count)]
+    cells = [shared.row.workload.label, shared.row.weights_dtype, shared.engine]
+    return [*cells, f"{value.median:.0%}", f"{value.low:.0%} to {value.high:.0%}", str(value.count), shared.state]
 
 
 START_COLUMNS = ["engine", "weights", "to first token", "range", "served", "PSS", "RSS", "weights", "KV", "beyond both"]
@@ -98,23 +114,29 @@ def start_row(start: Start) -> list[str]:
     ]
 
 
-def result_row(result: Result) -> list[str]:
-    """Cells of one line of the table of results."""
-    cells = [result.label, result.formats, result.engine]
-    rate = result.tokens_per_second
-    if result.seconds and rate and result.floor_fraction is not None:
-        cells += [
-            format_seconds(result.seconds.median),
-            f"{rate.median:.1f}",
-            f"{rate.low:.1f} to {rate.high:.1f}",
-            f"{result.floor_fraction:.0%} of {result.floor.bound}",
-            result.state or "",
-        ]
-    else:
-        shown = f"({format_seconds(result.disturbed)})" if result.disturbed else ""
-        cells += [shown, "", "", "", "no clean sample"]
-    clean = count_clean(result.samples)
-    return [*cells, f"{clean} of {len(result.samples)}"]
+def result_rows(report: Report, result: Result) -> list[list[str]]:
+    """Lines of the table of results: one for each state of the cores that there are clean samples of."""
+    cells = [result.label, result.row.formats, result.engine]
+    if not result.states:
+        disturbed = least_disturbed(result.samples)
+        shown = f"({format_seconds(disturbed)})" if disturbed else ""
+        return [[*cells, shown, "", "", "", NOT_CLEAN, f"0 of {len(result.samples)}"]]
+    rows = []
+    for state in result.states:
+        seconds, rate = result.seconds(state), result.tokens_per_second(state)
+        assert seconds is not None and rate is not None
+        rows.append(
+            [
+                *cells,
+                format_seconds(seconds.median),
+                f"{rate.median:.1f}",
+                f"{rate.low:.1f} to {rate.high:.1f}",
+                _floor_cell(report, result, state),
+                state,
+                f"{count_clean(result.samples, state)} of {len(result.samples)}",
+            ]
+        )
+    return rows
 
 
 RESULT_COLUMNS = ["workload", "weights", "engine", "time", "tokens/s", "range", "floor", "cores", "clean samples"]
@@ -125,8 +147,8 @@ def ratio_row(ratio: Ratio) -> list[str]:
     """Cells of one line of the table of ratios."""
     value = ratio.speedup
     return [
-        ratio.workload.label,
-        format_names(ratio.weights_dtype, ratio.kv_dtype),
+        ratio.row.workload.label,
+        ratio.row.formats,
         ratio.peer,
         f"{value.median:.2f}x",
         f"{value.low:.2f} to {value.high:.2f}",
@@ -148,6 +170,8 @@ def limit_lines(limits: dict[str, Any]) -> list[str]:
             f"{limits['fma_f32'] / giga:.0f} on {limits['threads']}"
         ),
     ]
+    if limits["line_ns"]:
+        lines.append(f"a cache line from core to core takes {limits['line_ns']:.0f} ns")
     units = {
         "dot_bf16": ("bf16 dot", "GFLOP/s"),
         "dot_int8": ("int8 dot", "GOP/s"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from echoc.errors import EchoError
@@ -72,6 +72,10 @@ class Workload:
         if self.requests:
             return sum(prompt + output for prompt, output in self.requests)
         return (self.context if self.kind == "prefill" else self.num_tokens) * self.sequences
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form; `Workload(**form)` with tuples of requests is the workload again."""
+        return asdict(self) | {"requests": [list(pair) for pair in self.requests]}
 
     def request(self) -> tuple[str, dict[str, Any]]:
         """Operation and arguments for an engine process (peers/worker.py)."""

@@ -1,8 +1,9 @@
 """Numbers for tests: a machine with round limits, the shape of Qwen3-0.6B, replies of an engine."""
 
 from echoc.bench.floors import ModelShape
-from echoc.bench.probes import CoreState, Limits
+from echoc.bench.probes import Limits
 from echoc.bench.process import Reply
+from echoc.bench.states import CoreState
 
 LIMITS = Limits(
     threads=2,

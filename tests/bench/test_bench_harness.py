@@ -8,9 +8,10 @@ from bench_machines import FREE, LIMITS
 from test_bench_floors import write_checkpoint
 
 from echoc.bench import cli, engines, harness
-from echoc.bench.harness import BenchOptions, Progress, best_limits, run_benchmark, run_stages
+from echoc.bench.earlier import read_reports
+from echoc.bench.harness import BenchOptions, Progress, run_benchmark, run_stages
 from echoc.bench.process import EngineSpec, UnsupportedError
-from echoc.bench.report import Report
+from echoc.bench.report import Report, best_limits
 from echoc.bench.sampling import SamplingPlan
 from echoc.bench.suite import suite_stages
 from echoc.bench.tables import tables
@@ -56,7 +57,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchOptions:
 
     maker("echoc", 0.002)
     maker("llama.cpp", 0.02)
-    monkeypatch.setattr(harness.Probes, "wait_until_free", lambda _self, _patience: FREE)
+    monkeypatch.setattr(harness.Probes, "wait_until_free", lambda _self, *_limits: FREE)
     monkeypatch.setattr(harness.Probes, "core_state", lambda _self: FREE)
     monkeypatch.setattr(harness.Probes, "limits", lambda _self, read: dataclasses.replace(LIMITS, read_bytes=read))
     model = tmp_path / "model"
@@ -72,7 +73,7 @@ def test_a_run_reports_results_ratios_and_limits(options: BenchOptions) -> None:
     steps: list[Progress] = []
     report = run_benchmark(options, steps.append).as_dict()
     assert json.loads(json.dumps(report)) == report
-    assert report["schema"] == "echoc-bench/2"
+    assert report["schema"] == "echoc-bench/3"
     keys = "schema command started machine versions model threads max_lost limits engines results ratios"
     more = "shared_core starts unable core_states samples_clean samples_discarded"
     assert set(report) == {*keys.split(), *more.split()}
@@ -81,10 +82,9 @@ def test_a_run_reports_results_ratios_and_limits(options: BenchOptions) -> None:
     ]
     for result in report["results"]:
         assert result["clean"] + sum(result["discarded"].values()) == len(result["samples"])
-        assert result["floor"]["seconds"] > 0
-        if result["seconds"]:
-            assert result["seconds"]["min"] <= result["seconds"]["median"] <= result["seconds"]["max"]
-            assert result["floor_fraction"] == pytest.approx(result["floor"]["seconds"] / result["seconds"]["median"])
+        for found in result["states"].values():
+            assert found["seconds"]["min"] <= found["seconds"]["median"] <= found["seconds"]["max"]
+            assert found["floor_fraction"] == pytest.approx(found["floor"]["seconds"] / found["seconds"]["median"])
     assert all(ratio["peer"] == "llama.cpp" and ratio["speedup"]["count"] > 0 for ratio in report["ratios"])
     assert report["limits"][0]["read_all"] == LIMITS.read_all
     assert (steps[-1].done, steps[-1].total) == (1, 1)
@@ -109,9 +109,9 @@ def test_a_queue_a_busy_core_and_a_fresh_process_are_reported(options: BenchOpti
     queue = dataclasses.replace(short, continuous=4)
     busy = dataclasses.replace(short, decode_tokens=2, beside_busy=True)
     fresh = dataclasses.replace(short, starts=True, vs=())
-    report = run_stages([queue, busy, fresh], on_stage=lambda report: seen.append(len(report.results)))
-    assert seen == [2, 6, 6]
-    assert [len(result.workload.requests) for result in report.results] == [6, 6, 0, 0, 0, 0]
+    report = run_stages([queue, busy, fresh], on_change=lambda report: seen.append(len(report.results)))
+    assert seen == [2, 2, 6, 6, 6, 6]
+    assert [len(result.row.workload.requests) for result in report.results] == [6, 6, 0, 0, 0, 0]
     assert [result.beside for result in report.results[2:]] == [0, 0, 1, 1]
     (start,) = report.starts
     assert start.seconds.low > 0.002
@@ -119,6 +119,47 @@ def test_a_queue_a_busy_core_and_a_fresh_process_are_reported(options: BenchOpti
     document = report.as_dict()
     assert json.loads(json.dumps(document)) == document
     assert any("echoc" in row for _, _, rows in tables(report) for row in rows)
+
+
+def test_a_run_goes_on_where_it_was_interrupted(options: BenchOptions, tmp_path: Path) -> None:
+    first = run_stages([dataclasses.replace(options, decode_tokens=0)])
+    path = tmp_path / "report.json"
+    cli.write_json([first.as_dict()], str(path))
+    seen: list[str] = []
+    more = run_stages([options], lambda progress: seen.append(progress.text), earlier=(path, read_reports(path)))
+    assert not [text for text in seen if text.startswith("prefill")]
+    assert [result.row.workload.kind for result in more.results] == [
+        kind for kind in ("prefill", "decode", "batched") for _ in range(2)
+    ]
+    assert more.as_dict()["results"][:2] == first.as_dict()["results"]
+    assert (len(more.limits), more.started) == (4, first.started)
+
+
+def test_a_report_of_other_sources_does_not_go_on(options: BenchOptions, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report = run_stages([dataclasses.replace(options, decode_tokens=0)])
+    for change, message in (
+        ({"started": "2020-01-01T00:00:00+00:00"}, "has changed since"),
+        ({"threads": 7}, "its threads was 7, now it is 1"),
+        ({"schema": "echoc-bench/2"}, "schema 'echoc-bench/2', wanted 'echoc-bench/3'"),
+        ({"results": 1}, "no report of a run on a CPU"),
+    ):
+        cli.write_json([report.as_dict() | change], str(path))
+        with pytest.raises(EchoError, match=message):
+            run_stages([options], earlier=(path, read_reports(path)))
+
+
+def test_a_peer_without_samples_in_our_state_is_named(options: BenchOptions) -> None:
+    report = run_stages([dataclasses.replace(options, decode_tokens=0)])
+    peer = report.results[1]
+    peer.samples = [dataclasses.replace(sample, state="one-complex") for sample in peer.samples]
+    assert report.ratios() == []
+    titles = {title: rows for title, _, rows in tables(report)}
+    (best,) = titles["against the best peer"]
+    assert best[2] == "free"
+    assert best[-1].startswith("llama.cpp ")
+    assert best[-1].endswith(" (one-complex)")
+    assert [row[-2] for row in titles["results"]] == ["free", "one-complex"]
 
 
 def test_a_peer_that_cannot_is_named_with_its_reason(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +182,7 @@ def test_the_command_line_writes_json_and_tables(
     assert json.loads(target.read_text())["results"][0]["engine"] == "echoc"
     assert "prefill 8" in capsys.readouterr().out
     assert cli.main([*arguments, "--work", str(options.work), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == "echoc-bench/2"
+    assert json.loads(capsys.readouterr().out)["schema"] == "echoc-bench/3"
 
 
 def test_errors_are_one_line_and_status_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+from bench_machines import CONTENDED, FREE, SHARED
 
 from echoc.bench import probes
+from echoc.bench.machine import available_cpus
 from echoc.bench.probes import COMPUTE_KINDS, ProbeError, Probes
+from echoc.bench.states import CORE_STATES
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,22 @@ def test_reading_has_a_rate(machine: Probes) -> None:
 
 
 def test_state_beside_a_sample_is_named(machine: Probes) -> None:
-    assert machine.core_state(0.0002).state in ("free", "shared-core", "contended")
+    assert machine.core_state(0.0002).state in CORE_STATES
+    assert machine.line_ns() == 0
+
+
+@pytest.mark.skipif(available_cpus() < 2, reason="a line goes between two CPUs")
+def test_a_cache_line_takes_its_time(tmp_path: Path) -> None:
+    team = Probes(threads=min(available_cpus(), 4), folder=tmp_path)
+    assert all(0 <= team.line_ns() < 2e6 for _ in range(3))
+
+
+def test_waiting_ends(machine: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([SHARED, SHARED, CONTENDED, FREE, *[SHARED] * 9])
+    monkeypatch.setattr(machine, "core_state", lambda: next(seen))
+    monkeypatch.setattr(probes.time, "sleep", lambda _seconds: None)
+    assert machine.wait_until_free(0.0, 60.0) is FREE
+    assert machine.wait_until_free(60.0) is SHARED
 
 
 def test_the_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from echoc.bench.stats import paired_ratios, summarise
+from echoc.bench.stats import summarise
 from echoc.errors import EchoError
 
 
@@ -18,13 +18,3 @@ def test_inverse_turns_the_range_around() -> None:
 def test_no_values_is_an_error() -> None:
     with pytest.raises(EchoError, match="no samples"):
         summarise([])
-
-
-def test_ratios_use_only_rounds_clean_on_both_sides() -> None:
-    assert paired_ratios([1.0, None, 2.0], [3.0, 5.0, None]) == [3.0]
-    assert paired_ratios([1.0, 2.0], [2.0, 2.0]) == [2.0, 1.0]
-
-
-def test_ratios_want_equally_many_rounds() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        paired_ratios([1.0], [1.0, 2.0])
