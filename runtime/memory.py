@@ -53,6 +53,14 @@ def ask_for_huge_pages(memory: mmap.mmap, begin: int = 0, nbytes: int | None = N
             memory.madvise(mmap.MADV_HUGEPAGE, begin, len(memory) - begin if nbytes is None else nbytes)
 
 
+def gather_in_huge_pages(memory: Bytes, num_threads: int) -> int:
+    """Moves what of a file's map lies in small pages to private huge ones at the same addresses, on all memory nodes in
+    turn, where less than half of the memory at hand is taken by it. Returns the bytes moved."""
+    if 2 * memory.size > available_memory():
+        return 0
+    return _native.gather_in_huge_pages(memory, memory_nodes(), num_threads)
+
+
 def address(array: npt.NDArray[np.generic]) -> int:
     """Where the array's data begins."""
     return int(array.ctypes.data)

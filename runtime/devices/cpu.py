@@ -14,7 +14,7 @@ from echoc.runtime.devices import Array, PageCount
 from echoc.runtime.devices.cpu_pool import StateMemory
 from echoc.runtime.libraries import open_library
 from echoc.runtime.manifest import WeightSpec
-from echoc.runtime.memory import Bytes, address, allocate, available_memory
+from echoc.runtime.memory import Bytes, address, allocate, available_memory, gather_in_huge_pages
 
 _POOL_SHARE = 0.4  # of the memory that is available
 _SCRATCH_GAP = 128  # keeps neighbouring threads' scratch off each other's cache lines and prefetches
@@ -173,6 +173,8 @@ def _weights(artifact: Artifact, num_threads: int) -> list[Bytes]:
     seed = manifest.random_seed
     names = {weight.member for weight in manifest.weights}
     members = {name: artifact.tensors(name) for name in names if seed is None or name in artifact.members}
+    for name in members:
+        gather_in_huge_pages(artifact.view(name), num_threads)
     found = []
     for index, weight in enumerate(manifest.weights):
         data = members.get(weight.member, {}).get(weight.name)

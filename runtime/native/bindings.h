@@ -14,6 +14,6 @@ void bind_pack(nanobind::module_& m);
 void bind_runs(nanobind::module_& m);
 void bind_population(nanobind::module_& m);
 void bind_gpu(nanobind::module_& m);
-void bind_numa(nanobind::module_& m);
+void bind_placement(nanobind::module_& m);
 
 }  // namespace echoc

@@ -12,5 +12,5 @@ NB_MODULE(_native, m) {
   echoc::bind_runs(m);
   echoc::bind_population(m);
   echoc::bind_gpu(m);
-  echoc::bind_numa(m);
+  echoc::bind_placement(m);
 }

@@ -365,3 +365,8 @@ def interleave(memory: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order
     """
     Lays pages of a u8 array that starts on a page border on the nodes in turn, as they are first touched. False where the kernel does not; the memory works all the same.
     """
+
+def gather_in_huge_pages(memory: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], nodes: Sequence[int], num_threads: int) -> int:
+    """
+    Puts private, read-only huge pages of the same contents in the place of what of a mapped u8 array lies in small ones, on the nodes in turn where there are several; returns the bytes moved. Where the kernel does not, the memory stays as it is and works all the same.
+    """
