@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from echoc.bench.peers.worker import Meter
 
 MICRO_BATCH = 512
+PART = 512  # tokens of a long context that are computed without the earlier ones
 KV_TYPES = {"f32": "GGML_TYPE_F32", "bf16": "GGML_TYPE_F16", "f16": "GGML_TYPE_F16", "int8": "GGML_TYPE_Q8_0"}
 
 
@@ -47,17 +48,17 @@ class LlamaCpp:
         size = int(self.api.llama_model_size(self.model))
         return {"version": self.version, "system": system, "model": self.path, "weight_bytes": size}
 
-    def _open(self, sequences: int, length: int, unified: bool = False) -> None:
-        """A context of `sequences` KV streams of at least `length` tokens; kept while the request stays the same."""
-        key = (sequences, -(-length // 256) * 256, unified)
+    def _open(self, sequences: int, length: int, unified: bool = False, parts: int = 1) -> None:
+        """A context of `sequences` KV streams of at least `length` tokens, or of one that so many parts come together
+        in; kept while the request stays the same."""
+        key = (max(sequences, parts), -(-length // 256) * 256, unified or parts > 1)
         if self.context is not None and key == self.context_key:
             return
         if self.context is not None:
             self.api.llama_free(self.context)
         params = self.api.llama_context_default_params()
-        params.n_ctx = key[0] * key[1]
-        params.n_seq_max = sequences
-        params.kv_unified = unified
+        params.n_ctx = sequences * key[1]
+        params.n_seq_max, params.kv_unified = key[0], key[2]
         params.n_batch = max(2048, length)
         if self.kv_dtype:
             params.type_k = params.type_v = getattr(self.api, KV_TYPES[self.kv_dtype])
@@ -101,15 +102,30 @@ class LlamaCpp:
             self.api.llama_memory_seq_rm(memory, sequence, start, -1)
 
     def _fill(self, sequences: int, context: int, num_tokens: int) -> None:
-        """Makes every sequence hold exactly `context` tokens, computing them only the first time."""
-        self._open(sequences, context + num_tokens)
+        """Makes every sequence hold exactly `context` tokens, computing them only the first time.
+
+        The speed of decoding does not depend on what keys and values are. So several sequences are copies of one, and
+        the parts of a long context know nothing of each other: they are computed as sequences that begin at later
+        positions, which takes time in proportion to the context, and then become one.
+        """
+        parts = -(-context // PART) if sequences == 1 else 1
+        self._open(sequences, context + num_tokens, parts=parts)
         if self.cached == context:
             self._forget(context)
             return
         self._forget(0)
-        for sequence in range(sequences):
-            tokens = self._tokens(context)
-            self._decode([(token, at, sequence, at == context - 1) for at, token in enumerate(tokens)])
+        memory = self.api.llama_get_memory(self.context)
+        for part, start in enumerate(range(0, context, PART if parts > 1 else context)):
+            end = min(context, start + PART) if parts > 1 else context
+            rows = enumerate(self._tokens(end - start), start)
+            self._decode([(token, at, part, at == end - 1) for at, token in rows])
+        for part in range(1, parts):
+            self.api.llama_memory_seq_cp(memory, part, 0, -1, -1)
+            self.api.llama_memory_seq_rm(memory, part, -1, -1)
+        for sequence in range(1, sequences):
+            self.api.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
+        if self.api.llama_memory_seq_pos_max(memory, sequences - 1) != context - 1:
+            raise RuntimeError(f"llama.cpp holds no {context} tokens after they were computed")
         self.cached = context
 
     def prefill(self, num_tokens: int) -> None:

@@ -58,7 +58,8 @@ class OnnxRuntimeGenAi:
         """
         slack = 0 if sequences == 1 else 2 * num_tokens
         start, key = max(context - slack, 1), (sequences, context, num_tokens)
-        if self.held is not None and (self.held[0] != key or self.held[1].token_count() > context + slack):
+        spent = self.held is not None and sequences > 1 and self.held[1].token_count() > context + slack
+        if self.held is not None and (self.held[0] != key or spent):
             self.held = None
         if self.held is None:
             generator = self._generator(sequences, context + slack + num_tokens + 2)
