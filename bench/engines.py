@@ -18,6 +18,7 @@ from echoc.errors import EchoError
 GGUF_TYPES = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 PACKAGE_SOURCES = Path(__file__).resolve().parents[1]  # the folder of the rooms
 TASK_LOG_TAIL = 2000
+DTYPE_NAMES = {"f8": "fp8", "i8": "int8", "i4": "int4"}  # of a manifest, as options have them
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,28 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
 
 def artifact_dtype(manifest: dict[str, Any]) -> str:
     """The weight format that most bytes of an artifact are in, by the name `--weights-dtype` has for it."""
-    names = {"f8": "fp8", "i8": "int8", "i4": "int4"}
     sizes: dict[str, int] = {}
     for weight in manifest.get("weights", []):
         sizes[weight["format"]] = sizes.get(weight["format"], 0) + int(weight.get("nbytes", 0))
     largest = max(sizes, key=lambda name: sizes[name], default="f32")
-    return names.get(largest, largest)
+    return DTYPE_NAMES.get(largest, largest)
+
+
+def artifact_kv_dtypes(manifest: dict[str, Any]) -> set[str]:
+    """The formats of keys and values in an artifact, by the names `--kv-dtype` has for them."""
+    pages = [str(state["dtype"]) for state in manifest.get("states", []) if state.get("kind") == "pages"]
+    return {DTYPE_NAMES.get(dtype, dtype) for dtype in pages}
 
 
 def own_engine(model: Model, setting: Setting) -> EngineSpec:
     """echoc on its artifact, compiled first where only a checkpoint is given."""
+    if model.artifact is not None and setting.kv_dtype is not None:
+        held = artifact_kv_dtypes(read_manifest(model.artifact))
+        if held != {setting.kv_dtype}:
+            raise UnsupportedError(
+                f"{model.artifact} holds keys and values in {', '.join(sorted(held)) or 'no format'}, not in "
+                f"{setting.kv_dtype}: pass the checkpoint folder instead of the artifact"
+            )
     artifact = model.artifact or compile_artifact(_checkpoint(model, "echoc"), setting)
     options = _options(artifact, setting) | {"vocab_size": model.vocab_size, "deterministic": setting.deterministic}
     return EngineSpec(

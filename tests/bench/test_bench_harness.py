@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,17 @@ def test_an_artifact_has_one_weight_format(tmp_path: Path) -> None:
     assert harness.choose_dtypes(BenchOptions("m"), model) == ("int4",)
     with pytest.raises(EchoError, match="holds int4 weights, but bf16 is asked for"):
         harness.choose_dtypes(BenchOptions("m", weights_dtypes=["bf16"]), model)
+
+
+def test_an_artifact_has_one_format_of_keys_and_values(tmp_path: Path) -> None:
+    artifact = tmp_path / "m.echo"
+    with zipfile.ZipFile(artifact, "w") as file:
+        file.writestr("manifest.json", json.dumps({"states": [{"kind": "pages", "dtype": "i8"}, {"kind": "rows"}]}))
+    model = engines.Model("m", None, artifact, 100, "int4")
+    setting = engines.Setting("int4", 1, 0, tmp_path, {}, kv_dtype="int8")
+    assert engines.own_engine(model, setting).name == "echoc"
+    with pytest.raises(UnsupportedError, match="holds keys and values in int8, not in bf16"):
+        engines.own_engine(model, dataclasses.replace(setting, kv_dtype="bf16"))
 
 
 def test_a_foreign_file_is_no_artifact(tmp_path: Path) -> None:
