@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <utility>
 
 #include "bytes.h"
@@ -21,11 +22,11 @@ namespace {
 using namespace vec16;
 
 #if defined(ECHOC_AVX512)
-constexpr int kTall = 8;  // most rows of a block one panel wide: few rows, bound by the weight's stream
-constexpr int kWide = 6;  // most rows of a block two panels wide: many rows, bound by arithmetic
+constexpr int kTall = 6;  // most rows of a block
+constexpr int kWide = 2;  // panels of a block, where there are several rows
 #else
 constexpr int kTall = 2;
-constexpr int kWide = 0;
+constexpr int kWide = 1;
 #endif
 
 #if defined(ECHOC_AMX)
@@ -33,51 +34,103 @@ constexpr int64_t kAmxRows = 9;          // fewer are quicker without tiles
 constexpr int64_t kDequantiseRows = 64;  // so many pay for turning a panel to bf16
 #endif
 
+// Bytes of a group of one row among arranged ones: its scale, the sum of its values, and the values.
+constexpr int64_t arranged_bytes(int group) { return 8 + group; }
+
 struct Job {
   const std::byte* rows;
   int64_t row_stride;
   int64_t scales;  // offsets in a row
   int64_t sums;
+  const std::byte* arranged;  // the same rows, where there are more than one
   const std::byte* panel;
   int64_t panel_stride;
   int64_t blocks;  // of two groups
   int group;
   float* acc[2];
   int64_t ld;
-  int64_t ahead;
+  int64_t ahead;          // bytes of a panel to ask for beforehand, where it is read once
+  const std::byte* next;  // what to bring into the second-level cache meanwhile, `lines` a block of two groups
+  int64_t lines;
 };
 
-// One group: `w` points at its values, `g` counts groups, `scales` are the panel's.
+// R rows of a block group by group, as one forward stream: the scales of a group, its sums, then R times 32 values.
+template <int R>
+struct Rows {
+  const std::byte* group;
+  const std::byte* values;
+  explicit Rows(const Job& job) : group(job.arranged), values(group + 8 * R) {}
+  const std::byte* scale(int64_t r) const { return group + r * 4; }
+  const std::byte* sum(int64_t r) const { return group + (R + r) * 4; }
+  const std::byte* at(int64_t r, int64_t k) const { return values + r * 32 + k; }
+  void next_part() { values += R * 32; }
+  void next_group() {
+    group = values;
+    values += 8 * R;
+  }
+};
+
+// One row as it was prepared.
+template <>
+struct Rows<1> {
+  const std::byte* values;
+  const std::byte* scales;
+  const std::byte* sums;
+  explicit Rows(const Job& job) : values(job.rows), scales(job.rows + job.scales), sums(job.rows + job.sums) {}
+  const std::byte* scale(int64_t) const { return scales; }
+  const std::byte* sum(int64_t) const { return sums; }
+  const std::byte* at(int64_t, int64_t k) const { return values + k; }
+  void next_part() { values += 32; }
+  void next_group() {
+    scales += 4;
+    sums += 4;
+  }
+};
+
+// Lays the rows of a block out as Rows<num_rows> reads them; returns the end. Each row, its scales and its sums apart
+// would be more streams than the prefetchers follow.
+std::byte* arrange(const Job& job, int64_t first, int64_t num_rows, std::byte* out) {
+  const auto copy = [&](int64_t from, int64_t bytes) {
+    for (int64_t r = 0; r < num_rows; ++r, out += bytes)
+      std::memcpy(out, job.rows + (first + r) * job.row_stride + from, bytes);
+  };
+  for (int64_t g = 0; g < 2 * job.blocks; ++g) {
+    copy(job.scales + g * 4, 4);
+    copy(job.sums + g * 4, 4);
+    for (int64_t part = 0; part < job.group; part += 32) copy(g * job.group + part, 32);
+  }
+  return out;
+}
+
+// One group: `w` points at its values, `scales` are the panel's.
 template <int Bits, int R, int P>
-ECHOC_INLINE void add_group(const Job& job, const std::byte* w, const std::byte* scales, int64_t g,
+ECHOC_INLINE void add_group(const Job& job, const std::byte* w, const std::byte* scales, Rows<R>& rows,
                             f32x16 (&sum)[R][P]) {
   using Dot = ByteDot<Bits>;
   constexpr int kPartBytes = 32 * 16 * Bits / 8;  // a group goes in parts of 32 k, eight steps
-  const std::byte* row_group = job.rows + g * 4;
-  const std::byte* x = job.rows + g * job.group;
   typename Dot::Sum dot[R][P];
-  unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
-    dot[r][p] = Dot::start(read<int32_t>(row_group + r * job.row_stride + job.sums));
-  });
-  for (int64_t part = 0; part < job.group; part += 32, w += kPartBytes, x += 32) {
+  unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA { dot[r][p] = Dot::start(read<int32_t>(rows.sum(r))); });
+  for (int64_t part = 0; part < job.group; part += 32, w += kPartBytes) {
     unroll<kPartBytes / 64>([&](auto s) ECHOC_INLINE_LAMBDA {
       typename Dot::Vector v[P][Dot::kVectors];
       unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { Dot::load(w + p * job.panel_stride + s * 64, v[p]); });
       if constexpr (P == 1 && R >= kPrefetchRows) __builtin_prefetch(w + s * 64 + job.ahead);
       unroll<Dot::kVectors>([&](auto i) ECHOC_INLINE_LAMBDA {
         unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
-          Dot::step(dot[r][p], v[p][i], x + r * job.row_stride + (s * Dot::kVectors + i) * 4);
+          Dot::step(dot[r][p], v[p][i], rows.at(r, (s * Dot::kVectors + i) * 4));
         });
       });
     });
     unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA { Dot::flush(dot[r][p]); });
+    rows.next_part();
   }
   f32x16 scale[P];
   unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { scale[p] = load_f16(scales + p * job.panel_stride); });
   unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
-    const f32x16 row_scale = splat(read<float>(row_group + r * job.row_stride + job.scales));
+    const f32x16 row_scale = splat(read<float>(rows.scale(r)));
     sum[r][p] = fma(Dot::finish(dot[r][p]), mul(scale[p], row_scale), sum[r][p]);
   });
+  rows.next_group();
 }
 
 // R rows times P panels.
@@ -87,10 +140,14 @@ void block(const Job& job) {
   const int64_t block_bytes = layout::block_bytes(Bits, job.group);
   f32x16 sum[R][P];
   unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA { sum[r][p] = zero(); });
+  Rows<R> rows(job);
+  const std::byte* next = job.next;
   for (int64_t b = 0; b < job.blocks; ++b) {
     const std::byte* w = job.panel + b * block_bytes;
     const std::byte* scales = w + 2 * group_bytes;
-    for (int64_t h = 0; h < 2; ++h) add_group<Bits, R, P>(job, w + h * group_bytes, scales + h * 32, 2 * b + h, sum);
+    for (int64_t h = 0; h < 2; ++h) add_group<Bits, R, P>(job, w + h * group_bytes, scales + h * 32, rows, sum);
+    if constexpr (P > 1)
+      for (const std::byte* end = next + job.lines * 64; next < end; next += 64) __builtin_prefetch(next, 0, 2);
   }
   unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA { store(job.acc[p] + r * job.ld, sum[r][p]); });
 }
@@ -102,17 +159,58 @@ void dispatch(int64_t rows, const Job& job, std::integer_sequence<int, R...>) {
   kBlocks[rows - 1](job);
 }
 
-// All row blocks of P panels, of near-equal height.
-template <int Bits, int P, int Most>
+// This thread's buffer for arranged rows.
+constexpr int64_t kArranged = int64_t{1} << 20;
+std::byte* arrangement() {
+  alignas(64) static thread_local std::byte buffer[kArranged];
+  return buffer;
+}
+
+// Calls f(first row, height) for row blocks of near-equal height.
+template <class F>
+void each_block(int64_t num_rows, F&& f) {
+  const int64_t blocks = (num_rows + kTall - 1) / kTall;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t begin = num_rows * b / blocks;
+    f(begin, num_rows * (b + 1) / blocks - begin);
+  }
+}
+
+// All row blocks of P panels. Each brings its part of the next P panels nearer.
+template <int Bits, int P>
 void sweep(const Job& job, int64_t num_rows) {
-  const int64_t blocks = (num_rows + Most - 1) / Most;
-  for (int64_t b = 0, r = 0; b < blocks; ++b) {
-    const int64_t end = num_rows * (b + 1) / blocks;
-    Job part = job;
-    part.rows += r * job.row_stride;
-    for (int p = 0; p < P; ++p) part.acc[p] += r * job.ld;
-    dispatch<Bits, P>(end - r, part, std::make_integer_sequence<int, Most>{});
-    r = end;
+  const int64_t groups = 2 * job.blocks;
+  const int64_t steps = (num_rows + kTall - 1) / kTall * job.blocks;
+  Job part = job;
+  part.next = job.panel + P * job.panel_stride;
+  part.lines = (P * job.panel_stride / 64 + steps - 1) / steps;
+  each_block(num_rows, [&](int64_t first, int64_t height) {
+    part.rows = job.rows + first * job.row_stride;
+    part.arranged = job.arranged + first * groups * arranged_bytes(job.group);
+    for (int p = 0; p < P; ++p) part.acc[p] = job.acc[p] + first * job.ld;
+    dispatch<Bits, P>(height, part, std::make_integer_sequence<int, kTall>{});
+    part.next += part.lines * job.blocks * 64;
+  });
+}
+
+// Rows that fit in arrangement(); place(p) is where panel p's results go.
+template <int Bits, class Place>
+void multiply(Job job, int64_t num_rows, int64_t num_panels, Place&& place) {
+  job.arranged = arrangement();
+  int64_t p = 0;
+  if (num_rows > 1) {
+    std::byte* out = arrangement();
+    each_block(num_rows, [&](int64_t first, int64_t height) { out = arrange(job, first, height, out); });
+    for (; p + kWide <= num_panels; p += kWide) {
+      for (int i = 0; i < kWide; ++i) job.acc[i] = place(p + i);
+      sweep<Bits, kWide>(job, num_rows);
+      job.panel += kWide * job.panel_stride;
+    }
+  }
+  for (; p < num_panels; ++p) {
+    job.acc[0] = place(p);
+    sweep<Bits, 1>(job, num_rows);
+    job.panel += job.panel_stride;
   }
 }
 
@@ -214,26 +312,20 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
           row_bytes(K),
           layout::row_scales(Group, K),
           layout::row_sums(Group, K),
+          nullptr,
           static_cast<const std::byte*>(panels),
           panel_bytes(K),
           layout::groups(Group, K) / 2,
           Group,
           {},
           ld,
-          ahead};
-  int64_t p = 0;
-  if constexpr (kWide > 0) {
-    for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
-      job.acc[0] = place(p);
-      job.acc[1] = place(p + 1);
-      sweep<Bits, 2, kWide>(job, num_rows);
-      job.panel += 2 * job.panel_stride;
-    }
-  }
-  for (; p < num_panels; ++p) {
-    job.acc[0] = place(p);
-    sweep<Bits, 1, kTall>(job, num_rows);
-    job.panel += job.panel_stride;
+          ahead,
+          nullptr,
+          0};
+  const int64_t most_rows = std::max<int64_t>(kArranged / (layout::groups(Group, K) * arranged_bytes(Group)), 1);
+  for (int64_t first = 0; first < num_rows; first += most_rows, job.rows += most_rows * job.row_stride) {
+    multiply<Bits>(job, std::min(most_rows, num_rows - first), num_panels,
+                   [&](int64_t p) { return place(p) + first * ld; });
   }
 }
 
