@@ -23,7 +23,7 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "u8": np.uint8,
     "bool": np.bool_,
 }
-ARGUMENT_KINDS = ("arena", "weight", "port", "state")
+ARGUMENT_KINDS = ("arena", "weight", "port", "state", "scratch")
 GPUS = ("cuda", "rocm")
 ELEMENTS = ("bf16", "f16", "f32", "i8", "u8")  # of tensor maps
 
@@ -151,6 +151,7 @@ class MatrixSpec:
 class LaunchSpec:
     """One kernel of a launch list; arguments are (kind, byte offset or index).
 
+    On a CPU threads share a launch, or each makes all of an `alike` one for itself, with results in its own scratch.
     On a GPU the values of `symbols` (indices) follow the arguments, `grid` has one to three axes, and a `dependent`
     launch may start before the one in front of it has ended; `matrices` are the arguments that are tensor maps, in the
     order of the kernel's boxes.
@@ -163,6 +164,7 @@ class LaunchSpec:
     grid: tuple[AxisSpec, ...] = ()
     dependent: bool = False
     matrices: tuple[MatrixSpec, ...] = ()
+    alike: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +345,8 @@ def _launch(launch: _Reader, gpu: _Gpu | None) -> LaunchSpec:
         args.append((str(arg[0]), arg[1]))
     kernel = launch.get("kernel", str)
     if gpu is None:
-        return LaunchSpec(kernel, launch.get("barrier", bool, True), tuple(args))
+        alike = launch.get("alike", bool, False)
+        return LaunchSpec(kernel, launch.get("barrier", bool, True), tuple(args), alike=alike)
     if kernel not in gpu.binaries:
         raise ArtifactError(
             f"{launch.where}: manifest.json has kernel {kernel!r} in {launch.path}kernel, which is not among its "

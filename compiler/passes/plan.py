@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from echoc.compiler.ir.types import Dim, dim_value
 
@@ -22,38 +22,62 @@ class Access:
 
 @dataclass
 class Launch:
-    """One kernel call."""
+    """One kernel call. `alike`: every thread makes all of it, the buffers that it writes are each thread's own."""
 
     kernel: str
     accesses: list[Access]
     barrier: bool = False
-    offsets: dict[int, int] = field(default_factory=dict)
+    alike: bool = False
 
 
 @dataclass
 class Plan:
-    """Offsets of all buffers of a variant, and the arena's size in bytes."""
+    """Offsets of all buffers of a variant, and the bytes of the arena and of what each thread has of its own."""
 
     offsets: dict[object, int]
     arena_bytes: int
+    own: set[object]
+    own_bytes: int
 
 
-def place_buffers(launches: list[Launch], symbols: Mapping[str, int]) -> Plan:
-    """First fit by order of first use, each buffer alive from its first to its last launch."""
+def set_barriers(launches: list[Launch]) -> None:
+    """A barrier stands before a launch that touches what another launch since the last barrier writes, or writes what
+    one reads. A thread does not wait for what is its own."""
+    own = _own(launches)
+    written: set[object] = set()
+    read: set[object] = set()
+    for launch in launches:
+        reads = {_identity(a) for a in launch.accesses if not a.written and not _constant(a) and a.key not in own}
+        writes = {_identity(a) for a in launch.accesses if a.written and a.key not in own}
+        if not written.isdisjoint(reads | writes) or not read.isdisjoint(writes):
+            launch.barrier = True
+            written, read = set(), set()
+        written |= writes
+        read |= reads
+
+
+def place_buffers(launches: list[Launch], symbols: Mapping[str, int], *, in_stages: bool = False) -> Plan:
+    """First fit by order of first use, each buffer alive from its first to its last launch; `in_stages`: from the
+    barrier before its first to the one after its last, as launches between them run side by side."""
+    own = _own(launches)
     first: dict[object, int] = {}
     last: dict[object, int] = {}
     size: dict[object, int] = {}
+    stage = 0
     for at, launch in enumerate(launches):
+        stage += launch.barrier
         for access in launch.accesses:
             if access.place is None:
-                first.setdefault(access.key, at)
-                last[access.key] = at
+                first.setdefault(access.key, stage if in_stages else at)
+                last[access.key] = stage if in_stages else at
                 size[access.key] = max(-(-dim_value(access.size, symbols) // ALIGN) * ALIGN, ALIGN)
     offsets: dict[object, int] = {}
-    total = 0
+    totals = {True: 0, False: 0}
     for key in sorted(first, key=lambda k: (first[k], -size[k])):
         taken = sorted(
-            (offsets[k], offsets[k] + size[k]) for k in offsets if last[k] >= first[key] and first[k] <= last[key]
+            (offsets[k], offsets[k] + size[k])
+            for k in offsets
+            if (k in own) == (key in own) and last[k] >= first[key] and first[k] <= last[key]
         )
         at = 0
         for low, high in taken:
@@ -61,39 +85,17 @@ def place_buffers(launches: list[Launch], symbols: Mapping[str, int]) -> Plan:
                 break
             at = max(at, high)
         offsets[key] = at
-        total = max(total, at + size[key])
-    return Plan(offsets, total)
+        totals[key in own] = max(totals[key in own], at + size[key])
+    return Plan(offsets, totals[False], own, totals[True])
 
 
-def set_barriers(launches: list[Launch], plan: Plan, symbols: Mapping[str, int]) -> None:
-    """A barrier stands before a launch that touches memory which another launch since the last barrier writes.
-
-    Ranges of the arena are compared, so that a buffer that takes over another's place waits for its readers too.
-    """
-    written: list[tuple[object, int, int]] = []
-    read: list[tuple[object, int, int]] = []
-    for launch in launches:
-        spans = [(_span(a, plan, symbols), a.written) for a in launch.accesses if not _constant(a)]
-        clash = any(
-            _overlap(span, other) for span, writes in spans for other in (written + read if writes else written)
-        )
-        if clash:
-            launch.barrier = True
-            written, read = [], []
-        for span, writes in spans:
-            (written if writes else read).append(span)
+def _own(launches: list[Launch]) -> set[object]:
+    return {a.key for launch in launches if launch.alike for a in launch.accesses if a.written}
 
 
 def _constant(access: Access) -> bool:
     return access.place is not None and access.place[0] == "weight"
 
 
-def _span(access: Access, plan: Plan, symbols: Mapping[str, int]) -> tuple[object, int, int]:
-    if access.place is not None:
-        return (access.place, 0, 1)
-    low = plan.offsets[access.key]
-    return ("arena", low, low + max(dim_value(access.size, symbols), 1))
-
-
-def _overlap(a: tuple[object, int, int], c: tuple[object, int, int]) -> bool:
-    return a[0] == c[0] and a[1] < c[2] and c[1] < a[2]
+def _identity(access: Access) -> object:
+    return access.key if access.place is None else access.place

@@ -108,7 +108,7 @@ class CpuDevice:
         )
         try:
             for variant in manifest.variants:
-                launches = [(launch.kernel, launch.barrier, list(launch.args)) for launch in variant.launches]
+                launches = [(x.kernel, x.barrier, x.alike, list(x.args)) for x in variant.launches]
                 self._executor.add_variant(launches)
         except (RuntimeError, IndexError, ValueError) as error:
             raise ArtifactError(f"{artifact.path}: {error}; compile the model again") from None

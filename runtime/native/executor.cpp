@@ -33,8 +33,8 @@ int64_t nanoseconds(Clock::duration d) { return std::chrono::duration_cast<std::
 
 struct Launch {
   Kernel kernel;
-  bool barrier;
-  uint32_t first_arg;  // into Variant::args
+  bool alike;          // every thread makes all of it
+  uint32_t first_arg;  // into a thread's part of Variant::args
 };
 
 struct PortUse {
@@ -45,8 +45,9 @@ struct PortUse {
 struct Variant {
   std::vector<Launch> launches;
   std::vector<uint32_t> stages;    // where they begin, and the number of launches: threads meet between them
-  std::vector<void*> args;         // of all launches, one after another
-  std::vector<PortUse> port_uses;  // the entries of args that change from step to step
+  uint32_t num_args = 0;           // of all launches
+  std::vector<void*> args;         // [thread][num_args]
+  std::vector<PortUse> port_uses;  // the entries of a thread's args that change from step to step
   int64_t steps = 0;
   int64_t step_ns = 0;
   int64_t profiled_steps = 0;
@@ -59,7 +60,7 @@ struct State {
 };
 
 using Port = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-using LaunchSpec = std::tuple<std::string, bool, std::vector<std::pair<std::string, int64_t>>>;
+using LaunchSpec = std::tuple<std::string, bool, bool, std::vector<std::pair<std::string, int64_t>>>;
 
 class Executor {
  public:
@@ -77,18 +78,24 @@ class Executor {
     ports_.resize(static_cast<size_t>(num_ports));
   }
 
-  /// Resolves a launch list to pointers; returns its index. Launch: (kernel, barrier before it, [(kind, value), ...]).
+  /// Resolves a launch list to pointers; returns its index. Launch: (kernel, barrier before it, whether each thread
+  /// makes all of it, [(kind, value), ...]).
   int add_variant(const std::vector<LaunchSpec>& launches) {
     auto variant = std::make_unique<Variant>();
-    for (const auto& [name, barrier, args] : launches) {
+    for (const auto& [name, barrier, alike, args] : launches) {
       if (barrier || variant->launches.empty()) variant->stages.push_back(count(variant->launches));
-      variant->launches.push_back({find(name), barrier, count(variant->args)});
+      variant->launches.push_back({find(name), alike, variant->num_args});
       for (const auto& [kind, value] : args) {
         if (kind == "port") {
           check_index(kind, value, ports_.size());
-          variant->port_uses.push_back({count(variant->args), static_cast<uint32_t>(value)});
+          variant->port_uses.push_back({variant->num_args, static_cast<uint32_t>(value)});
         }
-        variant->args.push_back(resolve(kind, value));
+        variant->num_args += 1;
+      }
+    }
+    for (int tid = 0; tid < team_.size(); ++tid) {
+      for (const auto& [name, barrier, alike, args] : launches) {
+        for (const auto& [kind, value] : args) variant->args.push_back(resolve(kind, value, tid));
       }
     }
     variant->stages.push_back(count(variant->launches));
@@ -104,7 +111,9 @@ class Executor {
     const Turn turn(busy_);
     for (size_t i = 0; i < ports.size(); ++i) ports_[i] = const_cast<void*>(ports[i].data());
     Variant& variant = *variants_[static_cast<size_t>(index)];
-    for (const PortUse& use : variant.port_uses) variant.args[use.arg] = ports_[use.port];
+    for (size_t first = 0; first < variant.args.size(); first += variant.num_args) {
+      for (const PortUse& use : variant.port_uses) variant.args[first + use.arg] = ports_[use.port];
+    }
     nb::gil_scoped_release release;
     StepContext context{this, &variant, dims.data()};
     const auto begin = Clock::now();
@@ -149,25 +158,16 @@ class Executor {
 
   static void run_stage(void* context, uint32_t stage, int tid) {
     const auto& c = *static_cast<StepContext*>(context);
-    Call call = c.executor->make_call(c.dims, tid);
-    for (uint32_t i = c.variant->stages[stage]; i < c.variant->stages[stage + 1]; ++i) {
-      const Launch& launch = c.variant->launches[i];
-      call.args = c.variant->args.data() + launch.first_arg;
-      launch.kernel(&call);
-    }
+    for (uint32_t i = c.variant->stages[stage]; i < c.variant->stages[stage + 1]; ++i) c.executor->launch(c, i, tid);
   }
 
   /// All launches with a barrier after each, so that each launch's time is that of its slowest thread.
   static void run_profiled(void* context, int tid) {
     const auto& c = *static_cast<StepContext*>(context);
-    Call call = c.executor->make_call(c.dims, tid);
-    void* const* args = c.variant->args.data();
     c.executor->team_.barrier();
     auto begin = Clock::now();
-    for (size_t i = 0; i < c.variant->launches.size(); ++i) {
-      const Launch& launch = c.variant->launches[i];
-      call.args = args + launch.first_arg;
-      launch.kernel(&call);
+    for (uint32_t i = 0; i < count(c.variant->launches); ++i) {
+      c.executor->launch(c, i, tid);
       c.executor->team_.barrier();
       const auto end = Clock::now();
       if (tid == 0) c.variant->launch_ns[i] += nanoseconds(end - begin);
@@ -175,13 +175,17 @@ class Executor {
     }
   }
 
+  void launch(const StepContext& c, uint32_t index, int tid) const {
+    const Launch& launch = c.variant->launches[index];
+    void* const* args = c.variant->args.data() + static_cast<size_t>(tid) * c.variant->num_args + launch.first_arg;
+    std::byte* scratch = scratch_ + tid * scratch_stride_;
+    const Call call = launch.alike ? Call{args, c.dims, 0, 1, scratch} : Call{args, c.dims, tid, team_.size(), scratch};
+    launch.kernel(&call);
+  }
+
   template <class T>
   static uint32_t count(const std::vector<T>& items) {
     return static_cast<uint32_t>(items.size());
-  }
-
-  Call make_call(const int64_t* dims, int tid) const {
-    return {nullptr, dims, tid, team_.size(), scratch_ + tid * scratch_stride_};
   }
 
   Kernel find(const std::string& name) {
@@ -190,8 +194,9 @@ class Executor {
     return entry->second;
   }
 
-  void* resolve(const std::string& kind, int64_t value) const {
+  void* resolve(const std::string& kind, int64_t value, int tid) const {
     if (kind == "arena") return arena_ + value;
+    if (kind == "scratch") return scratch_ + tid * scratch_stride_ + check_index(kind, value, scratch_stride_);
     if (kind == "weight") return weights_[check_index(kind, value, weights_.size())];
     if (kind == "state") return states_[check_index(kind, value, states_.size())].base;
     if (kind == "port") return nullptr;

@@ -79,18 +79,20 @@ def test_step_after_all_passes(golden: Golden) -> None:
 
 
 def test_launches(golden: Golden, lowered: Lowered) -> None:
-    """What the prefill variant runs, in order, and where threads meet."""
-    variant = lowered.variants[1]
-    lines = [
-        f"{'|' if launch['barrier'] else ' '} {launch['kernel'].rpartition('_')[0]:8} {' '.join(launch['ops'])}"
-        for launch in variant["launches"]
-    ]
-    golden.check("\n".join([*lines, f"arena {variant['arena_bytes']} bytes", ""]), "txt")
+    """What the variants of one token and of a prefill run, in order, where threads meet (|), and what each makes for
+    itself (=)."""
+    lines = []
+    for variant in (lowered.variants[0], lowered.variants[2]):
+        lines.append(f"at most {variant['max_tokens']} tokens, arena {variant['arena_bytes']} bytes")
+        for launch in variant["launches"]:
+            marks = ("|" if launch["barrier"] else " ") + ("=" if launch["alike"] else " ")
+            lines.append(f"{marks} {launch['kernel'].rpartition('_')[0]:8} {' '.join(launch['ops'])}")
+    golden.check("\n".join([*lines, ""]), "txt")
 
 
 def kernel(lowered: Lowered, family: str, op: str) -> str:
     """The source of the first kernel of a family that does an op, without the digest in its name."""
-    for launch in lowered.variants[1]["launches"]:
+    for launch in lowered.variants[2]["launches"]:
         name = launch["kernel"]
         if name.startswith(family + "_") and op in launch["ops"]:
             return re.sub(rf"\b{family}_[0-9a-f]{{8}}\b", family, lowered.sources[name])

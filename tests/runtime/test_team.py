@@ -46,8 +46,8 @@ def make_executor(library: Path, num_threads: int) -> tuple[Any, np.ndarray]:
     scratch = np.zeros(64 * (num_threads + 1), np.uint8)
     base = -(-scratch.ctypes.data // 64) * 64
     executor.bind(0, base, 64, [], [], 1)  # the arena begins at 0, so that its offsets arrive as numbers
-    executor.add_variant([("relay", True, [("port", 0), ("arena", row)]) for row in range(ROWS)])
-    executor.add_variant([("scratch", True, [("port", 0)])])
+    executor.add_variant([("relay", True, False, [("port", 0), ("arena", row)]) for row in range(ROWS)])
+    executor.add_variant([("scratch", True, False, [("port", 0)])])
     return executor, scratch
 
 
@@ -141,11 +141,11 @@ def test_a_forked_child_is_told_to_load_again(library: Path) -> None:
 def test_wrong_launches_are_refused(library: Path) -> None:
     executor, _scratch = make_executor(library, 1)
     with pytest.raises(RuntimeError, match="no kernel named absent"):
-        executor.add_variant([("absent", True, [])])
+        executor.add_variant([("absent", True, False, [])])
     with pytest.raises(IndexError, match="port 1 of 1"):
-        executor.add_variant([("relay", True, [("port", 1)])])
+        executor.add_variant([("relay", True, False, [("port", 1)])])
     with pytest.raises(ValueError, match="unknown kind"):
-        executor.add_variant([("relay", True, [("stack", 1)])])
+        executor.add_variant([("relay", True, False, [("stack", 1)])])
     with pytest.raises(IndexError, match="no such variant"):
         executor.step(9, [], [np.zeros(1)])
     with pytest.raises(ValueError, match="one array per port"):

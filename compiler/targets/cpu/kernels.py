@@ -46,7 +46,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One generated function and what a launch of it passes."""
+    """One generated function and what a launch of it passes. `rows`: those that threads share, None where they share
+    something else."""
 
     name: str
     family: str
@@ -54,6 +55,7 @@ class Kernel:
     arguments: tuple[Argument, ...]
     scratch_bytes: str
     schedule: Mapping[str, Any]
+    rows: Dim | None = None
 
 
 class Renderer:
@@ -123,10 +125,11 @@ class Renderer:
             out = arguments.get(p, "std::byte", written=True)
             stride = f"{p.weight_class}::row_bytes({p.k})"
             body.append(f"{p.weight_class}::prepare({kernel.pointer(p.x)}, {p.k}, {out} + t * {stride});")
-        return self.finish(
+        made = self.finish(
             "rows", listing(group), arguments, {"axis": dim_text(group.domain)}, str(kernel.scratch), body=body,
             rows=dim_text(group.domain),
         )  # fmt: skip
+        return replace(made, rows=group.domain)
 
     def packed_rows(self, weight: Node) -> PackedRows | None:
         found = self.packing.row_source(weight)
@@ -169,10 +172,11 @@ class Renderer:
         arguments = Arguments(self.boundary)
         x = arguments.get(prepared.x)
         out = arguments.get(prepared, "std::byte", written=True)
-        return self.finish(
+        made = self.finish(
             "prepare", [f"prepared activations of {prepared.x.type}"], arguments, {"k": prepared.k}, x=x, out=out,
             rows=dim_text(prepared.rows), k=prepared.k, weight_class=prepared.weight_class,
         )  # fmt: skip
+        return replace(made, rows=prepared.rows)
 
     def append(self, group: Group, deterministic: bool) -> Kernel:
         (node,) = group.nodes

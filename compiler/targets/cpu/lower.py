@@ -8,10 +8,10 @@ from typing import Any
 
 from echoc import _native
 from echoc.compiler.ir import Membrane, Node, Program, Rule
-from echoc.compiler.ir.types import Dim
+from echoc.compiler.ir.types import Dim, dim_value
 from echoc.compiler.passes.fuse import Fuser, Group, root
 from echoc.compiler.passes.pack import Packed, Packing, plan_packing
-from echoc.compiler.passes.plan import Access, Launch, place_buffers, set_barriers
+from echoc.compiler.passes.plan import ALIGN, Access, Launch, place_buffers, set_barriers
 from echoc.compiler.schedules import Schedule
 from echoc.compiler.targets.cpu.emit import Argument, storage_bytes
 from echoc.compiler.targets.cpu.kernels import Kernel, Prepared, Renderer
@@ -48,11 +48,12 @@ class Lowered:
 
 
 def sizes_for(program: Program) -> list[Size]:
-    """Variants by token count where the program counts tokens in T, else one of any size."""
+    """Variants by token count where the program counts tokens in T, else one of any size. A single token has its own: a
+    thread has nothing to share then with others in what is done row by row."""
     if "T" not in program.symbols:
         return [Size(None, False), Size(None, True)]
     high = program.symbols["T"][1]
-    counts = sorted({min(DECODE_TOKENS, high), min(PREFILL_TOKENS, high)})
+    counts = sorted({1, min(DECODE_TOKENS, high), min(PREFILL_TOKENS, high)})
     return [Size(c, False) for c in counts] + [Size(counts[-1], True)]
 
 
@@ -93,21 +94,33 @@ def _variant(
     launches = []
     for kernel, _ in kernels:
         lowered.sources[kernel.name] = kernel.source
-        launches.append(Launch(kernel.name, [_access(lowered, skin, outputs, a) for a in kernel.arguments]))
-    plan = place_buffers(launches, symbols)
-    set_barriers(launches, plan, symbols)
+        accesses = [_access(lowered, skin, outputs, a) for a in kernel.arguments]
+        single = size.max_tokens == 1 and kernel.rows is not None and dim_value(kernel.rows, symbols) == 1
+        alike = single and all(a.place is None for a in accesses if a.written)
+        launches.append(Launch(kernel.name, accesses, alike=alike))
+    set_barriers(launches)
+    plan = place_buffers(launches, symbols, in_stages=True)
+    scratch = -(-max((_scratch(k.scratch_bytes) for k, _ in kernels), default=0) // ALIGN) * ALIGN
+
+    def place(access: Access) -> list[str | int]:
+        if access.place is not None:
+            return list(access.place)
+        offset = plan.offsets[access.key]
+        return ["scratch", scratch + offset] if access.key in plan.own else ["arena", offset]
+
     return {
         "rule": rule.name,
         "max_tokens": size.max_tokens,
         "max_rows": size.max_tokens,
         "deterministic": size.deterministic,
         "arena_bytes": plan.arena_bytes,
-        "scratch_bytes": max((_scratch(k.scratch_bytes) for k, _ in kernels), default=0),
+        "scratch_bytes": scratch + plan.own_bytes,
         "launches": [
             {
                 "kernel": launch.kernel,
                 "barrier": launch.barrier,
-                "args": [list(a.place) if a.place else ["arena", plan.offsets[a.key]] for a in launch.accesses],
+                "alike": launch.alike,
+                "args": [place(a) for a in launch.accesses],
                 "schedule": dict(kernel.schedule),
                 "ops": sorted({n.op for n in g.nodes}),
             }

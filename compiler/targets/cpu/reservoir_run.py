@@ -47,7 +47,7 @@ class ReservoirKernel:
         self._executor = _load(library, self.num_threads)
         self._executor.bind(0, self._scratch.ctypes.data, stride, [self._plan.ctypes.data], [], 6)
         arguments = [("weight", 0), *(("port", i) for i in range(6))]
-        self._executor.add_variant([(name, False, arguments)])
+        self._executor.add_variant([(name, False, False, arguments)])
 
     def run(
         self, inputs: Array, state: Array, *, late: Array | None = None, output: Array | None = None,
