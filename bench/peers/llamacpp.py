@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from echoc.bench.peers.worker import Meter
 
 MICRO_BATCH = 512
-PART = 512  # tokens of a long context that are computed without the earlier ones
+PART = 512  # tokens of a long context that are computed
 KV_TYPES = {"f32": "GGML_TYPE_F32", "bf16": "GGML_TYPE_F16", "f16": "GGML_TYPE_F16", "int8": "GGML_TYPE_Q8_0"}
 
 
@@ -48,10 +48,10 @@ class LlamaCpp:
         size = int(self.api.llama_model_size(self.model))
         return {"version": self.version, "system": system, "model": self.path, "weight_bytes": size}
 
-    def _open(self, sequences: int, length: int, unified: bool = False, parts: int = 1) -> None:
-        """A context of `sequences` KV streams of at least `length` tokens, or of one that so many parts come together
-        in; kept while the request stays the same."""
-        key = (max(sequences, parts), -(-length // 256) * 256, unified or parts > 1)
+    def _open(self, sequences: int, length: int, unified: bool = False, spare: bool = False) -> None:
+        """A context of `sequences` KV streams of at least `length` tokens, kept while the request stays the same;
+        `spare`: with room for one more sequence in the same stream."""
+        key = (sequences + spare, -(-length // 256) * 256, unified or spare)
         if self.context is not None and key == self.context_key:
             return
         if self.context is not None:
@@ -62,7 +62,9 @@ class LlamaCpp:
         params.n_batch = max(2048, length)
         if self.kv_dtype:
             params.type_k = params.type_v = getattr(self.api, KV_TYPES[self.kv_dtype])
-            params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_ENABLED  # 8-bit values want it
+            # 8-bit values want flash attention; over 16 bits it is the slower way to decode on a CPU
+            f16 = self.kv_dtype in ("bf16", "f16")
+            params.flash_attn_type = getattr(self.api, f"LLAMA_FLASH_ATTN_TYPE_{'DISABLED' if f16 else 'ENABLED'}")
         params.n_ubatch = MICRO_BATCH
         params.n_threads = params.n_threads_batch = self.threads
         params.no_perf = True
@@ -105,28 +107,39 @@ class LlamaCpp:
         """Makes every sequence hold exactly `context` tokens, computing them only the first time.
 
         The speed of decoding does not depend on what keys and values are. So several sequences are copies of one, and
-        the parts of a long context know nothing of each other: they are computed as sequences that begin at later
-        positions, which takes time in proportion to the context, and then become one.
+        a long context is its first tokens again and again, keys turned to their positions.
         """
-        parts = -(-context // PART) if sequences == 1 else 1
-        self._open(sequences, context + num_tokens, parts=parts)
+        repeated = sequences == 1 and context > PART
+        self._open(sequences, context + num_tokens, spare=repeated)
         if self.cached == context:
             self._forget(context)
             return
         self._forget(0)
+        computed = PART if repeated else context
+        tokens = self._tokens(computed)
+        self._decode([(token, at, 0, at == computed - 1) for at, token in enumerate(tokens)])
         memory = self.api.llama_get_memory(self.context)
-        for part, start in enumerate(range(0, context, PART if parts > 1 else context)):
-            end = min(context, start + PART) if parts > 1 else context
-            rows = enumerate(self._tokens(end - start), start)
-            self._decode([(token, at, part, at == end - 1) for at, token in rows])
-        for part in range(1, parts):
-            self.api.llama_memory_seq_cp(memory, part, 0, -1, -1)
-            self.api.llama_memory_seq_rm(memory, part, -1, -1)
+        if repeated:
+            self._repeat(memory, context)
         for sequence in range(1, sequences):
             self.api.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
         if self.api.llama_memory_seq_pos_max(memory, sequences - 1) != context - 1:
             raise RuntimeError(f"llama.cpp holds no {context} tokens after they were computed")
         self.cached = context
+
+    def _repeat(self, memory: Any, context: int) -> None:
+        """The tokens of sequence 0 again until it holds `context`; sequence 1 is the way there."""
+        size = self.api.llama_state_seq_get_size(self.context, 0)
+        state = (ctypes.c_uint8 * size)()
+        if self.api.llama_state_seq_get_data(self.context, state, size, 0) != size:
+            raise RuntimeError("llama.cpp does not give the keys and values it holds")
+        for start in range(PART, context, PART):
+            if self.api.llama_state_seq_set_data(self.context, state, size, 1) == 0:
+                raise RuntimeError("llama.cpp does not take back the keys and values it gave")
+            self.api.llama_memory_seq_rm(memory, 1, context - start, -1)
+            self.api.llama_memory_seq_add(memory, 1, 0, -1, start)
+            self.api.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+            self.api.llama_memory_seq_rm(memory, 1, -1, -1)
 
     def prefill(self, num_tokens: int) -> None:
         """Times one pass over a fresh prompt."""
