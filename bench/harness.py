@@ -310,12 +310,18 @@ class _Run:
             engines: dict[str, EngineProcess] = {}
             for spec in specs:
                 self.ticker.say(f"loading {spec.name} {dtype}")
-                engine = stack.enter_context(EngineProcess(spec, self.options.timeout))
+                try:
+                    engine = stack.enter_context(EngineProcess(spec, self.options.timeout))
+                except EngineError as error:
+                    if spec.name == "echoc" or len(specs) == 1:
+                        raise
+                    self.report.note_unable(spec.name, f"{what}, {format_names(dtype, kv_dtype)}", str(error))
+                    continue
                 engines[spec.name] = engine
                 loaded = {"engine": spec.name, "weights_dtype": dtype, "load_seconds": engine.load_seconds}
                 self.report.engines.append(loaded | engine.description)
             for workload in workloads:
-                self._workload(self._row(workload, dtype, kv_dtype), engines)
+                self._all_that_can(self._row(workload, dtype, kv_dtype), engines)
                 self.on_change(self.report)
         self._limits(dtype)
 
@@ -368,6 +374,17 @@ class _Run:
             arguments = arguments | {"requests": [list(longest), *arguments["requests"][:WARM_REQUESTS]]}
         engine.request(operation, **arguments)
 
+    def _all_that_can(self, row: Row, engines: dict[str, EngineProcess]) -> None:
+        """One workload; a peer that fails is ended, and the others go on."""
+        while True:
+            try:
+                return self._workload(row, engines)
+            except EngineError as error:
+                if error.engine not in engines or error.engine == "echoc" or len(engines) == 1:
+                    raise
+                self.report.note_unable(error.engine, f"{row.workload.label}, {row.formats}", str(error))
+                engines.pop(error.engine).close()
+
     def _workload(self, row: Row, engines: Mapping[str, EngineProcess]) -> None:
         workload, names, resident = row.workload, row.formats, dict.fromkeys(engines, 0)
         lanes = self._lanes(workload, engines, resident)
@@ -380,22 +397,19 @@ class _Run:
             said = sample.discarded or sample.state
             self.ticker.say(f"{workload.label} {names}: {name} round {sample.round + 1}, {said}")
 
-        taken = take_samples(
-            lanes,
-            self.options.plan,
-            self.cores.ready,
-            self.options.threads,
-            available_cpus(),
-            show,
-            {lane.name: self._taken(lane.engine, row, lane.beside) for lane in lanes},
-            self.cores.wanted,
-        )
+        taken: dict[str, list[Sample]] = {}
         for lane in lanes:
             result = self.report.find(lane.engine, row, lane.beside)
             if result is None:
                 result = Result(lane.engine, row, [], beside=lane.beside)
                 self.report.results.append(result)
-            result.samples, result.resident_bytes = taken[lane.name], resident[lane.engine]
+            taken[lane.name] = result.samples
+        plan, threads = self.options.plan, self.options.threads
+        take_samples(lanes, plan, self.cores.ready, threads, available_cpus(), show, taken, self.cores.wanted)
+        for lane in lanes:
+            result = self.report.find(lane.engine, row, lane.beside)
+            if result is not None and resident[lane.engine]:
+                result.resident_bytes = resident[lane.engine]
 
     def _starts(self, dtype: str, kv_dtype: str | None) -> None:
         done = {(start.engine, start.weights_dtype) for start in self.report.starts}

@@ -21,7 +21,11 @@ LOG_TAIL = 1500  # characters of a failed engine's own output to show
 
 
 class EngineError(EchoError):
-    """An engine cannot be started, failed at a request, or did not answer in time."""
+    """An engine cannot be started, failed at a request, or did not answer in time; `engine`: its name, where it ran."""
+
+    def __init__(self, message: str, engine: str = "") -> None:
+        super().__init__(message)
+        self.engine = engine
 
 
 class UnsupportedError(EngineError):
@@ -137,15 +141,14 @@ class EngineProcess:
         try:
             reply: dict[str, Any] = json.loads(line)
         except ValueError as error:
-            raise EngineError(f"{self.spec.name} while {what}: unreadable reply {line[:200]!r}") from error
+            raise self._error(f"gave an unreadable reply while {what}: {line[:200]!r}") from error
         if "error" not in reply:
             return reply
         if reply.get("missing"):
-            raise EngineError(
-                f"{self.spec.name} needs the Python package {reply['missing']!r}, which {self.spec.python} lacks: "
-                f"{self.spec.install}"
+            raise self._error(
+                f"needs the Python package {reply['missing']!r}, which {self.spec.python} lacks: {self.spec.install}"
             )
-        raise EngineError(f"{self.spec.name} failed while {what}: {reply['error']}{self._log_tail()}")
+        raise self._error(f"failed while {what}: {reply['error']}{self._log_tail()}")
 
     def _read_line(self, what: str) -> bytes:
         child = self._child
@@ -156,7 +159,7 @@ class EngineProcess:
             while b"\n" not in self._pending:
                 if not selector.select(self.timeout):
                     child.kill()
-                    raise EngineError(f"{self.spec.name} did not finish {what} in {self.timeout:.0f} s and was ended")
+                    raise self._error(f"did not finish {what} in {self.timeout:.0f} s and was ended")
                 chunk = os.read(child.stdout.fileno(), 1 << 16)
                 if not chunk:
                     raise self._died(what)
@@ -166,7 +169,10 @@ class EngineProcess:
 
     def _died(self, what: str) -> EngineError:
         status = self._child.wait() if self._child is not None else None
-        return EngineError(f"{self.spec.name} ended with status {status} while {what}{self._log_tail()}")
+        return self._error(f"ended with status {status} while {what}{self._log_tail()}")
+
+    def _error(self, text: str) -> EngineError:
+        return EngineError(f"{self.spec.name} {text}", self.spec.name)
 
     def _log_tail(self) -> str:
         if self._log is None:

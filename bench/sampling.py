@@ -12,7 +12,7 @@ from echoc.bench.process import Reply
 from echoc.bench.states import CoreState
 
 MAX_LOST = 0.03  # of the machine's CPU time taken by others, or of threads * wall time spent waiting for a core
-MAX_STEAL = 0.01  # of the machine's CPU time taken by the hypervisor
+STEAL_SHARE = 1 / 3  # of that for what the hypervisor takes of the machine's CPU time
 FOREIGN_FLOOR_SECONDS = 0.02  # /proc/stat counts in ticks of 10 ms
 
 
@@ -60,7 +60,7 @@ def judge(
     wall = reply.seconds
     foreign_seen = foreign * cpus * wall > FOREIGN_FLOOR_SECONDS
     reason = None
-    if steal > MAX_STEAL and steal * cpus * wall > FOREIGN_FLOOR_SECONDS:
+    if steal > max_lost * STEAL_SHARE and steal * cpus * wall > FOREIGN_FLOOR_SECONDS:
         reason = "stolen by the hypervisor"
     elif run_delay > max_lost and foreign_seen:
         reason = "waited for a core"
@@ -121,7 +121,7 @@ def take_samples(
     threads: int,
     cpus: int,
     on_sample: Callable[[str, Sample], None] = lambda _name, _sample: None,
-    earlier: Mapping[str, Sequence[Sample]] | None = None,
+    taken: dict[str, list[Sample]] | None = None,
     wanted: Callable[[], str | None] = lambda: None,
 ) -> dict[str, list[Sample]]:
     """Runs lanes in turn (A B, B A, A B ...) until each has `rounds` clean samples of one state of the cores, the same
@@ -129,9 +129,10 @@ def take_samples(
 
     `probe(patience, wait)` waits up to that many seconds for free cores and says what it saw. The order turns every
     round, so that no lane always runs on the warmer machine. Every sample is kept, refused ones with their reason.
-    `earlier`: samples that count too, by lane. `wanted`: the state to end with, None for any.
+    `taken`: samples by lane that count too; new ones are added to it, also before an error. `wanted`: the state to end
+    with, None for any.
     """
-    samples = {lane.name: list((earlier or {}).get(lane.name, ())) for lane in lanes}
+    samples = {lane.name: [] for lane in lanes} if taken is None else taken
     first = 1 + max((sample.round for taken in samples.values() for sample in taken), default=-1)
     for index in range(first, first + plan.max_rounds):
         lacking = lanes_lacking(samples, plan.rounds, wanted())

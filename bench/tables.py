@@ -49,7 +49,7 @@ def best_rows(report: Report, ratios: Sequence[Ratio]) -> list[list[str]]:
         if not own.states:
             rows.append([own.label, own.row.formats, NOT_CLEAN, *[""] * 7])
         peers = [peer for peer in report.results if peer.row == own.row and peer.engine != "echoc" and not peer.beside]
-        for state in own.states:
+        for state in comparable(own.states):
             rate = own.tokens_per_second(state)
             assert rate is not None
             row = [own.label, own.row.formats, state, f"{rate.median:.1f}", _floor_cell(report, own, state)]
@@ -63,6 +63,11 @@ def best_rows(report: Report, ratios: Sequence[Ratio]) -> list[list[str]]:
             others = [peer for peer in peers if peer.engine not in {ratio.peer for ratio in here}]
             rows.append([*row, "; ".join(map(_elsewhere, others))])
     return rows
+
+
+def comparable(states: Sequence[str]) -> Sequence[str]:
+    """States that a line each is worth: 'changed' only where there is no other."""
+    return [state for state in states if state != "changed"] or states
 
 
 def _elsewhere(peer: Result) -> str:

@@ -23,7 +23,7 @@ import time
 
 class Steady:
     def __init__(self, options, meter):
-        self.nap, self.meter = options["nap"], meter
+        self.nap, self.meter, self.dies_at = options["nap"], meter, options.get("dies_at")
 
     def describe(self):
         return {"version": "1"}
@@ -33,6 +33,9 @@ class Steady:
             time.sleep(self.nap)
 
     def decode(self, context, num_tokens):
+        self.decoded = getattr(self, "decoded", 0) + 1
+        if self.decoded == self.dies_at:
+            raise MemoryError("no more")
         self.prefill(num_tokens)
 
     def batched(self, sequences, context, num_tokens):
@@ -161,6 +164,27 @@ def test_a_peer_without_samples_in_our_state_is_named(options: BenchOptions) -> 
     assert best[-1].startswith("llama.cpp ")
     assert best[-1].endswith(" (one-complex)")
     assert [row[-2] for row in titles["results"]] == ["free", "one-complex"]
+
+
+def test_a_peer_that_fails_leaves_and_the_others_go_on(
+    options: BenchOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = EngineSpec("openvino", tmp_path / "steady.py", sys.executable, "", "bf16", {"nap": 0.01, "dies_at": 3})
+    gone = dataclasses.replace(spec, name="transformers", python="/no/such/python")
+    monkeypatch.setitem(engines.MAKERS, "openvino", lambda _model, _setting: spec)
+    monkeypatch.setitem(engines.MAKERS, "transformers", lambda _model, _setting: gone)
+    report = run_stages([dataclasses.replace(options, vs=["transformers", "openvino", "llama.cpp"])])
+    counts = {(result.engine, result.row.workload.kind): len(result.samples) for result in report.results}
+    assert counts == {
+        ("echoc", "prefill"): 2, ("openvino", "prefill"): 2, ("llama.cpp", "prefill"): 2,
+        ("echoc", "decode"): 2, ("openvino", "decode"): 1, ("llama.cpp", "decode"): 2,
+        ("echoc", "batched"): 2, ("llama.cpp", "batched"): 2,
+    }  # fmt: skip
+    assert [(entry["engine"], entry["what"]) for entry in report.unable] == [
+        ("transformers", "prefill 512, decode 2 after 512, decode 2 x 4 after 512, bf16"),
+        ("openvino", "decode 2 after 512, bf16"),
+    ]
+    assert "MemoryError: no more" in report.unable[1]["reason"]
 
 
 def test_a_peer_that_cannot_is_named_with_its_reason(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ def test_a_wanted_state_is_tried_for_and_earlier_samples_count() -> None:
     assert lanes_lacking({"a": [sample(0, discarded="busy")]}, 1) == ["a"]
     plan = SamplingPlan(rounds=1, max_rounds=2, settle_seconds=0)
     more = take_samples(
-        [Lane("a", reply), Lane("b", reply)], plan, lambda _p, _w: FREE, 2, 2, earlier=taken, wanted=lambda: "free"
+        [Lane("a", reply), Lane("b", reply)], plan, lambda _p, _w: FREE, 2, 2, taken=taken, wanted=lambda: "free"
     )
     assert [[(s.round, s.state) for s in samples] for samples in more.values()] == [
         [(0, "free"), (1, "one-complex")],
