@@ -60,16 +60,16 @@ void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N,
   const int64_t unit = std::clamp<int64_t>(blocking.panels / NW, 1, kMostColumns / W::kPanel);
   const int64_t most_rows = std::min(blocking.rows, kAccumulators / (unit * NW * W::kPanel));
   float* const acc = accumulators();
-  for (int64_t p = panels.begin; p < panels.end; p += unit) {
-    const int64_t wide = std::min(unit, panels.end - p);
-    const int64_t n0 = p * W::kPanel;
-    const int64_t count = std::min(wide * W::kPanel, N - n0);
-    for (int64_t t = rows.begin; t < rows.end; t += most_rows) {
-      const int64_t high = std::min(most_rows, rows.end - t);
+  for (int64_t t = rows.begin; t < rows.end; t += most_rows) {
+    const int64_t high = std::min(most_rows, rows.end - t);
+    for (int64_t p = panels.begin; p < panels.end; p += unit) {
+      const int64_t wide = std::min(unit, panels.end - p);
+      const int64_t n0 = p * W::kPanel;
+      const int64_t count = std::min(wide * W::kPanel, N - n0);
       const int64_t ld = wide * W::kPanel;
       const int64_t plane = high * ld;
       W::tile(activations + t * W::row_bytes(K), weights + p * NW * W::panel_bytes(K), K, high, wide * NW, acc, ld, NW,
-              plane, deterministic, ahead);
+              plane, deterministic, ahead, p != panels.begin);
       for (int64_t r = 0; r < high; ++r) {
         const float* segments[NW];
         for (int i = 0; i < NW; ++i) segments[i] = acc + i * plane + r * ld;

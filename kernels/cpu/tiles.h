@@ -40,9 +40,9 @@ struct Weight {
   // acc[(p % planes) * plane + r * ld + (p / planes) * 16 + lane] = row r times row `lane` of panel p.
   // `rows` are prepared rows row_bytes(K) apart, `panels` are panel_bytes(K) apart; acc is 64-byte aligned, ld and
   // plane are multiples of 16. With `deterministic` the result of a row does not depend on num_rows or num_panels.
-  // Called between begin() and end().
+  // `again`: the rows are those of this thread's call before, unchanged. Called between begin() and end().
   static void tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels, float* acc,
-                   int64_t ld, int64_t planes, int64_t plane, bool deterministic, int64_t ahead);
+                   int64_t ld, int64_t planes, int64_t plane, bool deterministic, int64_t ahead, bool again);
 
   // Row n of the packed weight as f32 [K]; `interleave` weights share the panels and this is number `which`.
   static void unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave = 1, int64_t which = 0);

@@ -182,8 +182,8 @@ void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
-                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic,
-                               int64_t ahead) {
+                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic, int64_t ahead,
+                               bool) {
   const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
 #if defined(ECHOC_AMX)
   if constexpr (Bits == 16) {

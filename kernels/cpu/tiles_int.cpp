@@ -195,12 +195,12 @@ void sweep(const Job& job, int64_t num_rows) {
 
 // Rows that fit in arrangement(); place(p) is where panel p's results go.
 template <int Bits, class Place>
-void multiply(Job job, int64_t num_rows, int64_t num_panels, Place&& place) {
+void multiply(Job job, int64_t num_rows, int64_t num_panels, bool again, Place&& place) {
   job.arranged = arrangement();
   int64_t p = 0;
   if (num_rows > 1) {
     std::byte* out = arrangement();
-    each_block(num_rows, [&](int64_t first, int64_t height) { out = arrange(job, first, height, out); });
+    if (!again) each_block(num_rows, [&](int64_t first, int64_t height) { out = arrange(job, first, height, out); });
     for (; p + kWide <= num_panels; p += kWide) {
       for (int i = 0; i < kWide; ++i) job.acc[i] = place(p + i);
       sweep<Bits, kWide>(job, num_rows);
@@ -282,8 +282,8 @@ void Weight<Bits, Group>::prepare(const float* x, int64_t K, void* row) {
 
 template <int Bits, int Group>
 void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, int64_t num_rows, int64_t num_panels,
-                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic,
-                               int64_t ahead) {
+                               float* acc, int64_t ld, int64_t planes, int64_t plane, bool deterministic, int64_t ahead,
+                               bool again) {
   const auto place = [&](int64_t p) { return acc + p % planes * plane + p / planes * kPanel; };
 #if defined(ECHOC_AMX)
   if (!deterministic && num_rows >= kDequantiseRows && amx::available()) {
@@ -324,7 +324,7 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
           0};
   const int64_t most_rows = std::max<int64_t>(kArranged / (layout::groups(Group, K) * arranged_bytes(Group)), 1);
   for (int64_t first = 0; first < num_rows; first += most_rows, job.rows += most_rows * job.row_stride) {
-    multiply<Bits>(job, std::min(most_rows, num_rows - first), num_panels,
+    multiply<Bits>(job, std::min(most_rows, num_rows - first), num_panels, again && num_rows <= most_rows,
                    [&](int64_t p) { return place(p) + first * ld; });
   }
 }
