@@ -88,6 +88,7 @@ class Own:
         waiting = [(self._prompts(1, prompt)[0], output) for prompt, output in reversed(requests)]
         active: list[Request] = []
         done: list[Request] = []
+        self.llm.engine.pool.drop_cache()  # no prompt comes back; pages that were used are used again
         with self.meter:
             while waiting or active:
                 while waiting and len(active) < sequences:
