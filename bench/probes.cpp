@@ -37,25 +37,29 @@ double thread_cpu_seconds() {
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Runs body(tid) on `threads` threads at once. `rates` and `shares` (cpu time / wall time) have one entry a thread.
+// Runs body(tid) on `threads` threads at once. `rates` and `shares` have one entry a thread; a share is cpu time over
+// the time since the first thread began, so that one which did not run beside the others shows.
 template <class Body>
 void on_team(int threads, double* rates, double* shares, Body&& body) {
   std::atomic<int> waiting{threads};
+  std::vector<Clock::time_point> starts(threads), ends(threads);
   auto member = [&](int tid) {
     waiting.fetch_sub(1);
     while (waiting.load(std::memory_order_acquire) > 0) {
     }
     const double cpu = thread_cpu_seconds();
-    const auto start = Clock::now();
+    starts[tid] = Clock::now();
     const double work = body(tid);
-    const double wall = seconds_since(start);
-    rates[tid] = work / wall;
-    shares[tid] = (thread_cpu_seconds() - cpu) / wall;
+    ends[tid] = Clock::now();
+    rates[tid] = work / std::chrono::duration<double>(ends[tid] - starts[tid]).count();
+    shares[tid] = thread_cpu_seconds() - cpu;
   };
   std::vector<std::thread> team;
   for (int tid = 1; tid < threads; ++tid) team.emplace_back(member, tid);
   member(0);
   for (auto& thread : team) thread.join();
+  const auto first = *std::min_element(starts.begin(), starts.end());
+  for (int tid = 0; tid < threads; ++tid) shares[tid] /= std::chrono::duration<double>(ends[tid] - first).count();
 }
 
 // Repeats `block` (a fixed amount of arithmetic) until `seconds` have passed; returns the operations done.

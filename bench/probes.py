@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,10 +36,17 @@ class ProbeError(EchoError):
 
 @dataclass(frozen=True)
 class Rate:
-    """One probe: `per_second` (bytes or operations, all threads together) and the least cpu/wall share of a thread."""
+    """One probe: `per_second` (bytes or operations, all threads together) and the least cpu share of a thread, over the
+    time since the first one began."""
 
     per_second: float
     cpu_share: float
+
+
+def best_rate(rates: Sequence[Rate]) -> float:
+    """The best of several runs, of those in which every thread had its core where there are any."""
+    undisturbed = [rate.per_second for rate in rates if rate.cpu_share >= MIN_CPU_SHARE]
+    return max(undisturbed or [rate.per_second for rate in rates])
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ class Probes:
 
     def compute_peak(self, kind: str, threads: int, seconds: float = 0.01, repeats: int = 8) -> float:
         """The best of several short runs: a peak is what the machine does when nothing disturbs it."""
-        return max(self.compute(kind, threads, seconds).per_second for _ in range(repeats))
+        return best_rate([self.compute(kind, threads, seconds) for _ in range(repeats)])
 
     def core_state(self, seconds: float = 0.001, attempts: int = 3) -> CoreState:
         """A probe of some milliseconds beside a sample: the best figures of a few, one where the cores are free."""
@@ -192,7 +199,8 @@ class Probes:
             self.fma_one_best = max(self.fma_one_best, one.per_second)
         team = self.compute("fma_f32", self.threads, seconds)
         scaling = team.per_second / (self.fma_one_best or one.per_second)
-        return Reading(scaling, team.cpu_share, self.short_read(), self.line_ns())
+        read = self.short_read()
+        return Reading(scaling, min(team.cpu_share, read.cpu_share), read.per_second, self.line_ns())
 
     def line_ns(self) -> float:
         """Nanoseconds that a cache line takes one way between neighbours of the team, the slowest pair; 0 where one did
@@ -203,7 +211,7 @@ class Probes:
         self.library.echoc_probe_line(self.threads, one)
         return max(one) if min(one) > 0 else 0.0
 
-    def short_read(self) -> float:
+    def short_read(self) -> Rate:
         """Bytes/s of one pass of all threads over 64 MiB, which are kept for the next time."""
         if self._short is None:
             self._short = self._allocate(SHORT_READ_BYTES)
@@ -219,18 +227,20 @@ class Probes:
         """Bytes/s of the best of `passes` forward passes over `num_bytes`; the slowest thread ends a pass."""
         memory = self._allocate(num_bytes)
         try:
-            return max(
-                self._read_once(memory, num_bytes, threads, ahead)
-                for ahead in PREFETCH_DISTANCES
-                for _ in range(passes)
+            return best_rate(
+                [
+                    self._read_once(memory, num_bytes, threads, ahead)
+                    for ahead in PREFETCH_DISTANCES
+                    for _ in range(passes)
+                ]
             )
         finally:
             self.library.echoc_probe_release(memory, num_bytes)
 
-    def _read_once(self, memory: int, num_bytes: int, threads: int, ahead: int) -> float:
+    def _read_once(self, memory: int, num_bytes: int, threads: int, ahead: int) -> Rate:
         rates, shares = (ctypes.c_double * threads)(), (ctypes.c_double * threads)()
         self.library.echoc_probe_read(memory, num_bytes, threads, ahead, rates, shares)
-        return float(min(rates)) * threads
+        return Rate(float(min(rates)) * threads, min(shares))
 
     def limits(self, read_bytes: int = MIN_READ_BYTES) -> Limits:
         """All peaks. `read_bytes`: size of the buffer streamed, best chosen as large as the weights of a model."""

@@ -12,7 +12,8 @@ from echoc.errors import EchoError
 MIN_CPU_SHARE = 0.9  # below this a probe thread was waiting for a core
 MIN_READ_SHARE = 0.62  # of the best short read: below this memory is slow
 MIN_TEAM_RATE = 0.7  # of num_threads times one thread: below this the virtual cores share a physical one
-MAX_LINE_SHARE = 0.5  # of a line's time where reads are best: below this the cores have moved together
+MAX_LINE_SHARE = 0.5  # of a line's time where reads are best: below this the cores have moved together, unless
+MIN_READ_TOGETHER = 0.8  # reads are this near to the best all the same
 
 # What the cores were like, by the name that samples and limits carry.
 CORE_STATES = {
@@ -73,20 +74,21 @@ class CoreState:
 def classify(reading: Reading, threads: int, best: Best) -> CoreState:
     """Names the state of the cores.
 
-    A thread that waited for its core makes it 'contended'. Threads that all ran but were slow together are
-    'shared-core': virtual cores on one physical core halve the multiply-add rate of a team. Reads far below the best
-    with full multiply-adds are 'one-complex' where a cache line also takes far less time between the cores than where
-    reads are best (the host has put them behind one path to memory), else 'slow-reads': neighbours take the memory.
+    A thread that waited for its core, or a cache line that no neighbour took in time, makes it 'contended'. Threads
+    that all ran but were slow together are 'shared-core': virtual cores on one physical core halve the multiply-add
+    rate of a team. Reads below the best with full multiply-adds are 'one-complex' where a cache line also takes far
+    less time between the cores than where reads are best (the host has put them behind one path to memory), else
+    'slow-reads' when far below: neighbours take the memory.
     """
     share = reading.read / best.read if best.read > 0 else 1.0
-    if reading.cpu_share < MIN_CPU_SHARE:
+    if reading.cpu_share < MIN_CPU_SHARE or (threads > 1 and reading.line_ns == 0):
         state = "contended"
     elif threads > 1 and reading.scaling < MIN_TEAM_RATE * threads:
         state = "shared-core"
-    elif share >= MIN_READ_SHARE:
-        state = "free"
+    elif share < MIN_READ_TOGETHER and 0 < reading.line_ns < MAX_LINE_SHARE * best.line_ns:
+        state = "one-complex"
     else:
-        state = "one-complex" if 0 < reading.line_ns < MAX_LINE_SHARE * best.line_ns else "slow-reads"
+        state = "free" if share >= MIN_READ_SHARE else "slow-reads"
     return CoreState(state, reading.scaling, reading.cpu_share, reading.read, share, reading.line_ns)
 
 

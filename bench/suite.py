@@ -31,8 +31,8 @@ def suite_stages(options: BenchOptions, names: Sequence[str] = STAGES) -> list[B
     """
     if unknown := [name for name in names if name not in STAGES]:
         raise EchoError(f"unknown stages {', '.join(unknown)}: wanted some of {', '.join(STAGES)}")
-    dtypes = list(options.weights_dtypes) or ["bf16"]
-    small = [SMALLEST if SMALLEST in dtypes else dtypes[-1]]
+    dtypes = list(options.weights_dtypes)  # none: an artifact's own
+    small = [SMALLEST] if SMALLEST in dtypes else dtypes[-1:]
     rival = [name for name in options.vs if name == "llama.cpp"]
     one, two = (_at_most(options.plan, rounds) for rounds in (1, 2))
     replace = dataclasses.replace

@@ -67,7 +67,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchOptions:
     model = tmp_path / "model"
     model.mkdir()
     write_checkpoint(model, {"embed.weight": [100, 16], "a.weight": [8, 16]})
-    plan = SamplingPlan(rounds=2, max_rounds=4, settle_seconds=0)
+    plan = SamplingPlan(rounds=2, max_rounds=4, settle_seconds=0, max_lost=9.0)  # none is refused
     return BenchOptions(
         model=str(model), threads=1, vs=["llama.cpp"], decode_tokens=2, batches=[4], plan=plan, work=tmp_path / "work"
     )

@@ -31,13 +31,13 @@ from echoc.bench.states import Best, BestKnown, CoreState, Reading, classify
     ],
 )
 def test_state_of_the_cores(one: float, team: float, threads: int, cpu_share: float, state: str) -> None:
-    assert classify(Reading(team / one, cpu_share), threads, Best()).state == state
+    assert classify(Reading(team / one, cpu_share, line_ns=99.0), threads, Best()).state == state
 
 
 @pytest.mark.parametrize(
     ("read", "line_ns", "state"),
-    [(60e9, 160.0, "free"), (45e9, 160.0, "free"), (30e9, 160.0, "slow-reads"), (30e9, 0.0, "slow-reads"),
-     (32e9, 28.0, "one-complex"), (58e9, 28.0, "free")],
+    [(60e9, 160.0, "free"), (45e9, 160.0, "free"), (30e9, 160.0, "slow-reads"), (60e9, 0.0, "contended"),
+     (39e9, 28.0, "one-complex"), (58e9, 28.0, "free")],
 )  # fmt: skip
 def test_reads_and_lines_tell_where_the_cores_are(read: float, line_ns: float, state: str) -> None:
     found = classify(Reading(2.0, 1.0, read, line_ns), 2, Best(60e9, 165.0))
