@@ -106,6 +106,7 @@ class CpuDevice:
             ],
             len(manifest.ports),
         )
+        self._tables = [i for i, port in enumerate(manifest.ports) if port.name == "block_table"]
         try:
             for variant in manifest.variants:
                 launches = [(x.kernel, x.barrier, x.alike, list(x.args)) for x in variant.launches]
@@ -114,6 +115,8 @@ class CpuDevice:
             raise ArtifactError(f"{artifact.path}: {error}; compile the model again") from None
 
     def step(self, variant: int, dims: Sequence[int], ports: Sequence[Array]) -> None:
+        for at in self._tables:
+            ports = [*ports[:at], self._states.entries(ports[at]), *ports[at + 1 :]]
         try:
             self._executor.step(variant, dims, ports)
         except RuntimeError as error:
@@ -129,7 +132,8 @@ class CpuDevice:
             begin += value.size
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
-        self._executor.copy_pages(pairs)
+        places = self._states.entries(np.array(pairs, np.int64).reshape(-1, 2))
+        self._executor.copy_pages([(source, destination) for source, destination in places.tolist()])
 
     def set_profiling(self, on: bool) -> None:
         self._executor.set_profiling(on)

@@ -1,21 +1,24 @@
-"""The memory of a program's states on a CPU: small pages of memory where a state begins, huge ones behind.
+"""The memory of a program's states on a CPU, in huge pages that fill up whatever the number of states.
 
-A huge page is 2 MB, and every state of every layer grows by itself: with huge pages from the start the first token of a
-model of 16 layers takes 64 MB and the time to clear as much, and the last ones are half empty while little is held.
+A huge page is 2 MB. Were each state of each layer to grow in a region of its own, a model of 16 layers would take 64 MB
+for its first token, and end in 32 huge pages half empty. So the states lie in turn: some of the first one's pages, as
+many of the second one's and so forth, then the next pages of the first. Kernels know nothing of it: they find page t of
+a state at base + t * bytes_per_page, and where t is taken from the block table, `entries` puts the page's place there.
 """
 
-import itertools
 import mmap
 
 import numpy as np
+import numpy.typing as npt
 
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.manifest import Manifest
-from echoc.runtime.memory import Bytes, address, ask_for_huge_pages, spread_over_nodes
+from echoc.runtime.memory import Bytes, ask_for_huge_pages, spread_over_nodes
 
 _PAGE = 4096
-_HUGE = 2 << 20
-_SMALL = 3 * _HUGE  # of each state
+_RUN = 128 << 10  # of a state's pages that lie together: long enough for the hardware's prefetchers
+
+Entries = npt.NDArray[np.int32]
 
 
 class StateMemory:
@@ -25,13 +28,25 @@ class StateMemory:
     """
 
     def __init__(self, manifest: Manifest, num_pages: int, where: str) -> None:
-        self.bases: list[int] = []
-        end = 0
         for state in manifest.states:
             if state.kind not in ("pages", "value"):
                 raise ArtifactError(
                     f"{where}: state {state.name} is of kind {state.kind!r}, this echoc knows 'pages' and 'value'"
                 )
+        sizes = [state.bytes_per_page for state in manifest.states if state.kind == "pages"]
+        self._shift = max(_RUN // max(max(sizes, default=1), 1), 1).bit_length() - 1
+        run = 1 << self._shift
+        rows = -(-num_pages // run)
+        # States of unequal pages lie one after another, as do those whose places no entry can count.
+        self._in_turn = len(set(sizes)) == 1 and rows * run * len(sizes) <= np.iinfo(np.int32).max
+        self._skipped = run * (len(sizes) - 1) if self._in_turn else 0  # pages of other states, after each run
+        self.bases: list[int] = []
+        end, paged = rows * run * sum(sizes) if self._in_turn else 0, 0
+        for state in manifest.states:
+            if state.kind == "pages" and self._in_turn:
+                self.bases.append(paged * run * state.bytes_per_page)
+                paged += 1
+                continue
             self.bases.append(end)
             count = num_pages if state.kind == "pages" else 1  # a value belongs to the program: it has one instance
             end += -(-state.bytes_per_page * count // _PAGE) * _PAGE
@@ -39,11 +54,13 @@ class StateMemory:
             self._memory = mmap.mmap(-1, max(end, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError) as error:
             raise DeviceError(f"{where}: no memory for {num_pages} pages ({error}); ask for fewer pages") from None
+        ask_for_huge_pages(self._memory)
         whole: Bytes = np.frombuffer(self._memory, dtype=np.uint8)
         spread_over_nodes(whole)
         self.data = whole[:end]
-        offset = address(self.data) % _HUGE
-        for base, end_of_state in itertools.pairwise([*self.bases, end]):
-            begin = -(-(base + offset + _SMALL) // _HUGE) * _HUGE - offset
-            if begin < end_of_state:
-                ask_for_huge_pages(self._memory, begin, end_of_state - begin)
+
+    def entries(self, pages: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """Places of pages, in units of a state's page from its base; the dtype and shape of `pages` stay."""
+        if not self._skipped:
+            return pages
+        return pages + (pages >> self._shift) * pages.dtype.type(self._skipped)
