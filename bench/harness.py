@@ -173,11 +173,13 @@ class _Cores:
     def ready(self, patience: float, wait: float) -> CoreState:
         """Waits up to `patience` seconds while others have the cores, up to `wait` while they are not free."""
 
-        def tell(state: CoreState) -> None:
-            seen = f"{state.state}, reads {state.read / 1e9:.0f} GB/s"
-            self.say(f"waiting for free cores: {seen}, {self.left:.0f} s of waiting left")
-
         begun = time.monotonic()
+
+        def tell(state: CoreState) -> None:
+            left = max(0.0, self.left - (time.monotonic() - begun))
+            seen = f"{state.state}, reads {state.read / 1e9:.0f} GB/s"
+            self.say(f"waiting for free cores: {seen}, {left:.0f} s of waiting left")
+
         state = self.probes.wait_until_free(patience, min(wait, self.left), tell)
         if wait > 0:
             self.left = max(0.0, self.left - (time.monotonic() - begun))
