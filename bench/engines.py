@@ -16,6 +16,7 @@ from echoc.bench.process import PEERS, EngineError, EngineSpec, UnsupportedError
 from echoc.errors import EchoError
 
 GGUF_TYPES = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+GGUF_MIXES = {"int4": "Q4_K_M"}  # what llama.cpp's own quantiser makes, of several types
 PACKAGE_SOURCES = Path(__file__).resolve().parents[1]  # the folder of the rooms
 TASK_LOG_TAIL = 2000
 DTYPE_NAMES = {"f8": "fp8", "i8": "int8", "i4": "int4"}  # of a manifest, as options have them
@@ -149,23 +150,30 @@ def compile_artifact(checkpoint: Path, setting: Setting) -> Path:
 
 
 def llamacpp_engine(model: Model, setting: Setting) -> EngineSpec:
-    """llama.cpp on a GGUF made from the checkpoint."""
-    checkpoint, python = _checkpoint(model, "llama.cpp"), setting.python_of("llama.cpp")
+    """llama.cpp on a GGUF made from the checkpoint, all matrices of one type."""
+    return _llamacpp("llama.cpp", GGUF_TYPES, model, setting)
+
+
+def llamacpp_mix_engine(model: Model, setting: Setting) -> EngineSpec:
+    """llama.cpp on a GGUF of the mixed types that its own quantiser gives to most users."""
+    return _llamacpp("llama.cpp-k-quants", GGUF_MIXES, model, setting)
+
+
+def _llamacpp(name: str, types: Mapping[str, str], model: Model, setting: Setting) -> EngineSpec:
+    checkpoint, python = _checkpoint(model, name), setting.python_of("llama.cpp")
     install = "install llama-cpp-python and gguf there, or name another with --peer-python llama.cpp=PYTHON"
-    if setting.weights_dtype not in GGUF_TYPES:
-        raise UnsupportedError(
-            f"llama.cpp has no {setting.weights_dtype} weights: time it with {', '.join(GGUF_TYPES)}"
-        )
-    kind = GGUF_TYPES[setting.weights_dtype]
+    if setting.weights_dtype not in types:
+        raise UnsupportedError(f"{name} has no {setting.weights_dtype} weights: time it with {', '.join(types)}")
+    kind = types[setting.weights_dtype]
     output = setting.work / f"{checkpoint.resolve().name}-{kind}.gguf"
-    require_packages("llama.cpp", python, ("llama_cpp", "gguf"), install)
+    require_packages(name, python, ("llama_cpp", "gguf"), install)
     if not output.is_file() or output.stat().st_mtime < max(
         p.stat().st_mtime for p in checkpoint.glob("*.safetensors")
     ):
         setting.note(f"converting {output.name}")
         run_task([python, str(PEERS / "gguf_convert.py"), str(checkpoint), str(output), kind], "GGUF conversion")
     return EngineSpec(
-        "llama.cpp",
+        name,
         PEERS / "llamacpp.py",
         python,
         install,
@@ -248,6 +256,7 @@ def onnxruntime_engine(model: Model, setting: Setting) -> EngineSpec:
 MAKERS: dict[str, Callable[[Model, Setting], EngineSpec]] = {
     "echoc": own_engine,
     "llama.cpp": llamacpp_engine,
+    "llama.cpp-k-quants": llamacpp_mix_engine,
     "transformers": transformers_engine,
     "openvino": openvino_engine,
     "onnxruntime-genai": onnxruntime_engine,
@@ -260,7 +269,7 @@ NOT_CONTINUOUS = {
     "transformers": "transformers' generate takes a batch and lets nobody in before its end",
     "onnxruntime-genai": "onnxruntime-genai batches continuously over paged attention only, which is not on its CPUs",
 }
-KV_CHOICE = ("echoc", "llama.cpp")
+KV_CHOICE = ("echoc", "llama.cpp", "llama.cpp-k-quants")
 
 
 def make_engine(name: str, model: Model, setting: Setting) -> EngineSpec:

@@ -1,11 +1,13 @@
 """Writes a GGUF file from a Hugging Face checkpoint folder, for llama.cpp as a peer. Runs where `gguf` is installed.
 
-Run as a script: `python gguf_convert.py FOLDER OUTPUT TYPE` with TYPE one of F32, BF16, Q8_0, Q4_0. All matrices get
-that type (as llama-quantize --pure), vectors stay f32. The file carries no vocabulary: prompts are token ids.
+Run as a script: `python gguf_convert.py FOLDER OUTPUT TYPE` with TYPE one of F32, BF16, Q8_0, Q4_0: all matrices get
+that type (as llama-quantize --pure), vectors stay f32. Another TYPE is a file type of llama.cpp, such as Q4_K_M, by
+its own quantiser. The file carries no vocabulary: prompts are token ids.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -144,5 +146,25 @@ def convert(folder: Path, output: Path, kind_name: str) -> None:
     os.replace(partial, output)
 
 
+def requantise(folder: Path, output: Path, file_type: str) -> None:
+    """Converts `folder` to `output` by way of BF16, through llama.cpp's own quantiser."""
+    import llama_cpp
+
+    number = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type}", None)
+    if number is None:
+        raise ValueError(f"{file_type!r} is no type of a GGUF file: wanted F32, BF16, Q8_0, Q4_0 or one like Q4_K_M")
+    plain, partial = output.with_name(output.name + ".plain"), output.with_name(output.name + ".partial")
+    convert(folder, plain, "BF16")
+    try:
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype = number
+        if llama_cpp.llama_model_quantize(str(plain).encode(), str(partial).encode(), ctypes.byref(params)) != 0:
+            raise RuntimeError(f"llama.cpp cannot quantise {plain} to {file_type}")
+        os.replace(partial, output)
+    finally:
+        plain.unlink()
+
+
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    plain_types = ("F32", "BF16", "Q8_0", "Q4_0")
+    (convert if sys.argv[3] in plain_types else requantise)(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
