@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from echoc.bench.cores import Cores
 from echoc.bench.earlier import continued
 from echoc.bench.engines import PEER_NAMES, Model, Setting, make_engine, open_model, read_manifest
 from echoc.bench.floors import KV_BYTES, WEIGHT_BITS, ModelShape, shape_of, shape_of_manifest
@@ -23,7 +23,6 @@ from echoc.bench.report import BESIDE, Report, Result, Row, format_names
 from echoc.bench.sampling import Lane, Sample, SamplingPlan, lanes_lacking, take_samples
 from echoc.bench.sharing import BusyProcess
 from echoc.bench.starts import measure_start
-from echoc.bench.states import CoreState
 from echoc.bench.workloads import Workload, make_workloads
 from echoc.errors import EchoError
 from echoc.runtime.manifest import GPUS
@@ -149,7 +148,7 @@ def run_stages(
     if earlier is not None:
         report = continued(report, earlier[1], earlier[0])
     ticker = _Ticker(on_progress, 0, len(stages))
-    cores = _Cores(probes, options.plan, ticker.say)
+    cores = Cores(probes, options.plan, ticker.say)
     for stage in stages:
         run = _Run(stage, cores, model, shape, report, ticker, on_change)
         try:
@@ -161,33 +160,6 @@ def run_stages(
         ticker.step()
         on_change(report)
     return report
-
-
-class _Cores:
-    """The probes, and the time that is left to wait for free cores."""
-
-    def __init__(self, probes: Probes, plan: SamplingPlan, say: Callable[[str], None]) -> None:
-        self.probes, self.say = probes, say
-        self.left = plan.wait_total if plan.wait_seconds > 0 else 0.0
-
-    def ready(self, patience: float, wait: float) -> CoreState:
-        """Waits up to `patience` seconds while others have the cores, up to `wait` while they are not free."""
-
-        begun = time.monotonic()
-
-        def tell(state: CoreState) -> None:
-            left = max(0.0, self.left - (time.monotonic() - begun))
-            seen = f"{state.state}, reads {state.read / 1e9:.0f} GB/s"
-            self.say(f"waiting for free cores: {seen}, {left:.0f} s of waiting left")
-
-        state = self.probes.wait_until_free(patience, min(wait, self.left), tell)
-        if wait > 0:
-            self.left = max(0.0, self.left - (time.monotonic() - begun))
-        return state
-
-    def wanted(self) -> str | None:
-        """The state that samples are to be taken in while there is time to wait for it."""
-        return "free" if self.left > 0 else None
 
 
 def _workloads(options: BenchOptions) -> list[Workload]:
@@ -258,7 +230,7 @@ class _Run:
     """One stage: its options and what they are run with."""
 
     options: BenchOptions
-    cores: _Cores
+    cores: Cores
     model: Model
     shape: ModelShape
     report: Report
