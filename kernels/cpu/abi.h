@@ -14,6 +14,12 @@
 
 namespace echoc {
 
+// What a thread has left of a launch, in a cache line of its own: the low bits of the launch's ticket, then how many of
+// its items were taken from the back and from the front (balance.h).
+struct alignas(64) Pile {
+  uint64_t word;
+};
+
 // One thread's view of one launch. All threads of a team call the kernel with the same args and dims; each does its
 // share of the work by (tid, nthreads). Kernels never allocate and never throw.
 struct Call {
@@ -22,6 +28,8 @@ struct Call {
   int32_t tid;          // 0 <= tid < nthreads
   int32_t nthreads;     // >= 1
   std::byte* scratch;   // this thread's own, 64-byte aligned, as many bytes as the variant asks for
+  Pile* piles = nullptr;  // of all threads; null: each does its own share, however long it takes
+  uint32_t ticket = 0;    // tells this launch from those before it
 };
 
 // A half-open range of work items.

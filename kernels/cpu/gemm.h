@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "abi.h"
+#include "balance.h"
 #include "tiles.h"
 
 namespace echoc {
@@ -81,6 +82,8 @@ void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N,
 
 }  // namespace detail
 
+inline constexpr int64_t kLeastStream = 16384;  // bytes of a weight worth taking from another thread
+
 // out[t][n] = sum over k of x[t][k] * w[n][k] for t < T, n < N, handed to the epilogue, for NW weights of equal shape
 // whose panels are interleaved (w0 panel 0, w1 panel 0, w0 panel 1, ...).
 // x: T prepared rows, W::row_bytes(K) apart. Every thread of the team calls it.
@@ -91,6 +94,15 @@ void multiply(const void* x, const void* w, Range rows, Range panels, int64_t N,
 template <class W, int NW, class Epilogue>
 void gemm(const Call& call, const void* x, const void* w, int64_t T, int64_t N, int64_t K, bool deterministic,
           Epilogue&& epilogue, Schedule schedule = {}) {
+  if (T == 1) {  // bound by memory, which does not serve all threads alike
+    W::begin();
+    const int64_t least = std::max<int64_t>(kLeastStream / (NW * W::panel_bytes(K)), 1);
+    share_out(call, layout::panels(N), least, [&](Range panels) {
+      detail::multiply<W, NW>(x, w, {0, 1}, panels, N, K, deterministic, schedule, epilogue);
+    });
+    W::end();
+    return;
+  }
   const Share mine = share_output(call, T, layout::panels(N), NW * W::panel_bytes(K), W::row_bytes(K));
   if (mine.rows.begin == mine.rows.end || mine.panels.begin == mine.panels.end) return;
   W::begin();

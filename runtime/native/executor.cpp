@@ -64,7 +64,8 @@ using LaunchSpec = std::tuple<std::string, bool, bool, std::vector<std::pair<std
 
 class Executor {
  public:
-  Executor(const std::string& library, int num_threads) : library_(library), team_(num_threads) {}
+  Executor(const std::string& library, int num_threads)
+      : library_(library), team_(num_threads), piles_(std::make_unique<Pile[]>(static_cast<size_t>(num_threads))) {}
 
   /// Sets the memory that launches refer to. Addresses must outlive the executor; scratch holds one stride per thread.
   void bind(uintptr_t arena, uintptr_t scratch, int64_t scratch_stride, const std::vector<uintptr_t>& weights,
@@ -115,7 +116,8 @@ class Executor {
       for (const PortUse& use : variant.port_uses) variant.args[first + use.arg] = ports_[use.port];
     }
     nb::gil_scoped_release release;
-    StepContext context{this, &variant, dims.data()};
+    StepContext context{this, &variant, dims.data(), next_ticket_};
+    next_ticket_ += count(variant.launches);
     const auto begin = Clock::now();
     if (profiling_) {
       team_.run(&run_profiled, &context);
@@ -154,6 +156,7 @@ class Executor {
     Executor* executor;
     Variant* variant;
     const int64_t* dims;
+    uint32_t first_ticket;
   };
 
   static void run_stage(void* context, uint32_t stage, int tid) {
@@ -179,7 +182,8 @@ class Executor {
     const Launch& launch = c.variant->launches[index];
     void* const* args = c.variant->args.data() + static_cast<size_t>(tid) * c.variant->num_args + launch.first_arg;
     std::byte* scratch = scratch_ + tid * scratch_stride_;
-    const Call call = launch.alike ? Call{args, c.dims, 0, 1, scratch} : Call{args, c.dims, tid, team_.size(), scratch};
+    Call call{args, c.dims, tid, team_.size(), scratch, piles_.get(), c.first_ticket + index};
+    if (launch.alike) call.tid = 0, call.nthreads = 1;
     launch.kernel(&call);
   }
 
@@ -213,6 +217,8 @@ class Executor {
 
   Library library_;
   Team team_;
+  std::unique_ptr<Pile[]> piles_;
+  uint32_t next_ticket_ = 1;
   std::unordered_map<std::string, Kernel> kernels_;
   std::byte* arena_ = nullptr;
   std::byte* scratch_ = nullptr;

@@ -15,7 +15,7 @@ from echoc import _native
 
 SOURCE = """
 #include <cstdint>
-#include "kernels/cpu/abi.h"
+#include "kernels/cpu/balance.h"
 // args: values i64 [T, nthreads], zeros; each thread adds the sum of the row before to its own place: a race shows, and
 // so does a task done twice.
 ECHOC_EXPORT void relay(const echoc::Call* c) {
@@ -29,6 +29,18 @@ ECHOC_EXPORT void scratch(const echoc::Call* c) {
   auto* out = static_cast<int64_t*>(c->args[0]);
   *reinterpret_cast<int64_t*>(c->scratch) = c->tid;
   out[c->tid] = reinterpret_cast<int64_t>(c->scratch) % 64 + *reinterpret_cast<int64_t*>(c->scratch);
+}
+// args: values i64 [ROWS, 999], row, items; one is added for each item of the row, by threads of unequal speed.
+ECHOC_EXPORT void unequal(const echoc::Call* c) {
+  const int64_t row = reinterpret_cast<int64_t>(c->args[1]);
+  auto* values = static_cast<int64_t*>(c->args[0]) + row * 999;
+  echoc::share_out(*c, reinterpret_cast<int64_t>(c->args[2]), 3, [&](echoc::Range range) {
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      values[i] += 1;
+      for (volatile int64_t wait = 0; wait < (c->tid + row) % 3 * 200; wait = wait + 1) {
+      }
+    }
+  });
 }
 """
 ROWS = 60
@@ -49,6 +61,19 @@ def make_executor(library: Path, num_threads: int) -> tuple[Any, np.ndarray]:
     executor.add_variant([("relay", True, False, [("port", 0), ("arena", row)]) for row in range(ROWS)])
     executor.add_variant([("scratch", True, False, [("port", 0)])])
     return executor, scratch
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+def test_items_are_done_once_whoever_does_them(library: Path, num_threads: int) -> None:
+    executor, _scratch = make_executor(library, num_threads)
+    counts = [(row * 37) % 1000 for row in range(ROWS)]
+    variant = executor.add_variant(
+        [("unequal", row % 3 == 0, False, [("port", 0), ("arena", row), ("arena", n)]) for row, n in enumerate(counts)]
+    )
+    values = np.zeros((ROWS, 999), np.int64)
+    for _ in range(20):
+        executor.step(variant, [], [values])
+    np.testing.assert_array_equal(values, 20 * (np.arange(999) < np.array(counts)[:, None]))
 
 
 def expected(num_threads: int) -> np.ndarray:
