@@ -216,9 +216,8 @@ def print_report(report: Report | GpuReport) -> None:
         return
     machine = report.machine
     console.print(f"{machine['cpu']}, {machine['cpus']} CPUs, {report.threads} threads; model {report.model['name']}")
-    for limits in report.limits:
-        for line in limit_lines(limits):
-            console.print(f"  {line} ({limits['weights_dtype']}; {limits['core_state']})", highlight=False)
+    for line in limit_lines(report):
+        console.print(f"  {line}", highlight=False)
     for title, columns, rows in tables(report):
         if rows:
             table = Table(*columns, title=title)

@@ -251,8 +251,7 @@ class Report:
         if not measured:
             return None
         shape = ModelShape(**self.model["shape"]).with_kv(result.row.kv_dtype)
-        names = [part.name for part in fields(Limits)]
-        best = best_limits([Limits(**{name: limits[name] for name in names}) for limits in measured])
+        best = best_limits([limits_of(limits) for limits in measured])
         floor = floor_of(result.row.workload, shape, result.row.weights_dtype, best)
         return floor if known or floor.bound != "read" else None
 
@@ -282,6 +281,11 @@ class Report:
             "samples_clean": sum(count_clean(result.samples) for result in self.results),
             "samples_discarded": sum(len(r.samples) - count_clean(r.samples) for r in self.results),
         }
+
+
+def limits_of(entry: Mapping[str, Any]) -> Limits:
+    """The rates of an entry of `Report.limits`."""
+    return Limits(**{part.name: entry[part.name] for part in fields(Limits)})
 
 
 def best_limits(measured: Sequence[Limits]) -> Limits:

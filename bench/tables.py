@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from echoc.bench.report import Ratio, Report, Result, Shared, Start
+from echoc.bench.report import Ratio, Report, Result, Shared, Start, best_limits, limits_of
 from echoc.bench.sampling import count_clean, least_disturbed
+from echoc.bench.states import CORE_STATES
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 NOT_CLEAN = "no clean sample"
@@ -71,9 +71,11 @@ def comparable(states: Sequence[str]) -> Sequence[str]:
 
 
 def _elsewhere(peer: Result) -> str:
-    """A peer with its speed in another state of the cores."""
+    """A peer with its speed in another state of the cores, or in samples that were refused."""
     if not peer.states:
-        return f"{peer.engine} ({NOT_CLEAN})"
+        disturbed = least_disturbed(peer.samples)
+        shown = f"{peer.row.workload.tokens / disturbed:.1f}, " if disturbed else ""
+        return f"{peer.engine} ({shown}{NOT_CLEAN})"
     return f"{peer.engine} {_rate_cell(peer, peer.states[0])} ({peer.states[0]})"
 
 
@@ -162,29 +164,31 @@ def ratio_row(ratio: Ratio) -> list[str]:
     ]
 
 
-def limit_lines(limits: dict[str, Any]) -> list[str]:
-    """The machine's limits, in words."""
-    giga = 1e9
-    lines = [
-        (
-            f"reads {limits['read_one'] / giga:.1f} GB/s on one thread, {limits['read_all'] / giga:.1f} on "
-            f"{limits['threads']} (over {limits['read_bytes'] / giga:.2f} GB)"
-        ),
-        (
-            f"f32 multiply-add {limits['fma_f32_one'] / giga:.0f} GFLOP/s on one thread, "
-            f"{limits['fma_f32'] / giga:.0f} on {limits['threads']}"
-        ),
-    ]
-    if limits["line_ns"]:
-        lines.append(f"a cache line from core to core takes {limits['line_ns']:.0f} ns")
+def limit_lines(report: Report) -> Iterator[str]:
+    """The machine's limits in words: the best readings in each state of the cores."""
     units = {
         "dot_bf16": ("bf16 dot", "GFLOP/s"),
         "dot_int8": ("int8 dot", "GOP/s"),
         "amx_bf16": ("AMX bf16", "GFLOP/s"),
         "amx_int8": ("AMX int8", "GOP/s"),
     }
-    dots = [f"{name} {limits[key] / giga:.0f} {unit}" for key, (name, unit) in units.items() if limits[key]]
-    return [*lines, *([f"on {limits['threads']} threads: {', '.join(dots)}"] if dots else [])]
+    giga, threads = 1e9, report.threads
+    for state in CORE_STATES:
+        readings = [limits for limits in report.limits if limits["core_state"] == state]
+        if not readings:
+            continue
+        best = best_limits([limits_of(limits) for limits in readings])
+        yield (
+            f"{state} ({len(readings)} of {len(report.limits)} readings): reads {best.read_one / giga:.1f} GB/s on one "
+            f"thread, {best.read_all / giga:.1f} on {threads} (over {best.read_bytes / giga:.2f} GB and more)"
+        )
+        rates = {name: getattr(best, name) for name in units}
+        dots = [f"{name} {rates[key] / giga:.0f} {unit}" for key, (name, unit) in units.items() if rates[key]]
+        multiply = f"f32 multiply-add {best.fma_f32 / giga:.0f} GFLOP/s ({best.fma_f32_one / giga:.0f} on one thread)"
+        yield f"  on {threads} threads: {', '.join([multiply, *dots])}"
+        lines = sorted(limits["line_ns"] for limits in readings if limits["line_ns"])
+        if lines:
+            yield f"  a cache line goes from core to core in {lines[0]:.0f} to {lines[-1]:.0f} ns"
 
 
 def format_seconds(seconds: float) -> str:

@@ -164,6 +164,10 @@ def test_a_peer_without_samples_in_our_state_is_named(options: BenchOptions) -> 
     assert best[-1].startswith("llama.cpp ")
     assert best[-1].endswith(" (one-complex)")
     assert [row[-2] for row in titles["results"]] == ["free", "one-complex"]
+    peer.samples = [dataclasses.replace(sample, seconds=2.0, discarded="busy") for sample in peer.samples]
+    assert {title: rows for title, _, rows in tables(report)}["against the best peer"][0][-1] == (
+        "llama.cpp (256.0, no clean sample)"
+    )
 
 
 def test_a_peer_that_fails_leaves_and_the_others_go_on(
