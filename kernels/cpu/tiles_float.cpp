@@ -73,11 +73,13 @@ struct StepF8 : StepBf16 {
 #endif
 
 #if defined(ECHOC_AVX512)
-constexpr int kTall = 12;  // most rows of a block one panel wide: few rows, bound by the weight's stream
-constexpr int kWide = 6;   // most rows of a block two panels wide: many rows, bound by arithmetic
+constexpr int kTall = 6;    // most rows of a block
+constexpr int kWide = 2;    // panels of a block
+constexpr int kFewest = 6;  // rows from which blocks are wide; fewer are bound by the weight's stream
 #else
 constexpr int kTall = 2;
-constexpr int kWide = 0;
+constexpr int kWide = 1;
+constexpr int kFewest = 1;
 #endif
 
 struct Job {
@@ -88,8 +90,11 @@ struct Job {
   int64_t steps;
   float* acc[2];
   int64_t ld;
-  int64_t ahead;
+  int64_t ahead;          // bytes of a panel to ask for beforehand, where it is read once
+  const std::byte* next;  // what to bring into the second-level cache meanwhile, `lines` every kBurst steps
+  int64_t lines;
 };
+constexpr int64_t kBurst = 16;
 
 // R rows times P panels.
 template <class Step, int R, int P>
@@ -106,10 +111,16 @@ void block(const Job& job) {
       sum[c][r][p] = Step::step(sum[c][r][p], v[p], x + r * job.row_stride + c * Step::kRowBytes);
     });
   };
-  int64_t s = 0;
-  for (; s + kChains <= job.steps; s += kChains, w += kChains * Step::kStepBytes, x += kChains * Step::kRowBytes)
-    unroll<kChains>(advance);
-  if (s < job.steps) advance(std::integral_constant<int, 0>{});
+  const std::byte* next = job.next;
+  for (int64_t s = 0; s < job.steps;) {
+    const int64_t last = std::min(s + kBurst, job.steps);
+    for (; s + kChains <= last; s += kChains, w += kChains * Step::kStepBytes, x += kChains * Step::kRowBytes)
+      unroll<kChains>(advance);
+    if (s < last) advance(std::integral_constant<int, 0>{});
+    s = last;
+    if constexpr (P > 1)
+      for (const std::byte* end = next + job.lines * 64; next < end; next += 64) __builtin_prefetch(next, 0, 2);
+  }
   unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
     f32x16 total = add(sum[0][r][p], sum[1][r][p]);
     if constexpr (std::is_same_v<Step, StepF8>) {
@@ -127,17 +138,19 @@ void dispatch(int64_t rows, const Job& job, std::integer_sequence<int, R...>) {
   kBlocks[rows - 1](job);
 }
 
-// All row blocks of P panels, of near-equal height.
-template <class Step, int P, int Most>
-void sweep(Job job, int64_t num_rows) {
-  const int64_t blocks = (num_rows + Most - 1) / Most;
-  for (int64_t b = 0, r = 0; b < blocks; ++b) {
-    const int64_t end = num_rows * (b + 1) / blocks;
-    Job part = job;
-    part.rows += r * job.row_stride;
-    for (int p = 0; p < P; ++p) part.acc[p] += r * job.ld;
-    dispatch<Step, P>(end - r, part, std::make_integer_sequence<int, Most>{});
-    r = end;
+// All row blocks of P panels, of near-equal height. Each brings its part of the next P panels nearer.
+template <class Step, int P>
+void sweep(const Job& job, int64_t num_rows) {
+  const int64_t blocks = (num_rows + kTall - 1) / kTall;
+  const int64_t bursts = (job.steps + kBurst - 1) / kBurst;
+  Job part = job;
+  if (num_rows <= kFewRows) part.lines = (P * job.panel_stride / 64 + blocks * bursts - 1) / (blocks * bursts);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = num_rows * b / blocks;
+    part.rows = job.rows + first * job.row_stride;
+    for (int p = 0; p < P; ++p) part.acc[p] = job.acc[p] + first * job.ld;
+    part.next = job.panel + P * job.panel_stride + b * bursts * part.lines * 64;
+    dispatch<Step, P>(num_rows * (b + 1) / blocks - first, part, std::make_integer_sequence<int, kTall>{});
   }
 }
 
@@ -152,20 +165,17 @@ void multiply(const void* rows, int64_t row_stride, const void* panels, int64_t 
           steps,
           {},
           ld,
-          ahead};
+          ahead,
+          nullptr,
+          0};
   int64_t p = 0;
-  if constexpr (kWide > 0) {
-    for (; num_rows > kTall && p + 2 <= num_panels; p += 2) {
-      job.acc[0] = place(p);
-      job.acc[1] = place(p + 1);
-      sweep<Step, 2, kWide>(job, num_rows);
-      job.panel += 2 * panel_stride;
-    }
+  for (; num_rows >= kFewest && p + kWide <= num_panels; p += kWide, job.panel += kWide * panel_stride) {
+    for (int i = 0; i < kWide; ++i) job.acc[i] = place(p + i);
+    sweep<Step, kWide>(job, num_rows);
   }
-  for (; p < num_panels; ++p) {
+  for (; p < num_panels; ++p, job.panel += panel_stride) {
     job.acc[0] = place(p);
-    sweep<Step, 1, kTall>(job, num_rows);
-    job.panel += panel_stride;
+    sweep<Step, 1>(job, num_rows);
   }
 }
 
