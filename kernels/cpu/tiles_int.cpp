@@ -22,7 +22,7 @@ namespace {
 using namespace vec16;
 
 #if defined(ECHOC_AVX512)
-constexpr int kTall = 6;  // most rows of a block
+constexpr int kTall = 5;  // most rows of a block: six are more sums than registers hold beside 4-bit weights
 constexpr int kWide = 2;  // panels of a block, where there are several rows
 #else
 constexpr int kTall = 2;
