@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "abi.h"
@@ -36,6 +37,8 @@ void attend_item(const Rows& rows, const Item& item, float* partial) {
     rows.finish(item);
 }
 
+inline constexpr int64_t kHeader = 16;  // words of a workspace before its partial results
+
 inline constexpr int64_t partial_floats(int v_head_dim) { return kMaxRows * (2 + round_up(v_head_dim, 16)); }
 
 // One row from the partial results of `slots`: the sums meet at the largest maximum.
@@ -55,33 +58,10 @@ inline void merge_row(const Plan& plan, const float* partials, const int64_t* sl
   write_row(plan.shape, sinks, head, maximum, sum, to, to);
 }
 
-// Every row of every split item, shared out by row.
-inline void merge(const Call& call, const Plan& plan, const float* partials, const float* sinks, float* out) {
-  const int group = plan.group();
-  int64_t done = 0, seen = 0;
-  plan.each([&](const Item& item) {
-    int64_t slots[kMaxSplit], count = 0;
-    for (int64_t tid = 0; tid < call.nthreads; ++tid) {
-      const Span blocks = plan.share_of(item, done, tid);
-      if (blocks.low < blocks.high) slots[count++] = plan.slot_of(done, tid);
-    }
-    done += Plan::cost(item);
-    if (count < 2) return;
-    for (int64_t r = 0; r < item.rows(); ++r, ++seen) {
-      if (seen % call.nthreads != call.tid) continue;
-      const int64_t inside = item.row0 + r % item.per_head();
-      const int head =
-          (item.kv_head + static_cast<int>(r / item.per_head())) * group + static_cast<int>(inside % group);
-      const int64_t t = item.run.begin + inside / group;
-      merge_row(plan, partials, slots, count, r, sinks, head,
-                out + (t * plan.shape.heads + head) * plan.shape.v_head_dim);
-    }
-  });
-}
-
 }  // namespace attn
 
-// Memory that all threads of a call share, in which contexts split between threads leave their partial results.
+// Memory that all threads of a call share: how many threads contexts were split between (0: they were not), and from
+// byte 64 on the partial results of those contexts.
 struct AttendWorkspace {
   void* data = nullptr;
   int64_t bytes = 0;
@@ -89,7 +69,7 @@ struct AttendWorkspace {
 
 // Bytes of a workspace with which a team of nthreads may split contexts. A smaller one is left unused.
 constexpr int64_t attend_workspace_bytes(int v_head_dim, int nthreads) {
-  return 2 * nthreads * attn::partial_floats(v_head_dim) * 4;
+  return 4 * attn::kHeader + 2 * nthreads * attn::partial_floats(v_head_dim) * 4;
 }
 
 // Bytes of call.scratch that attend needs, per thread.
@@ -114,7 +94,7 @@ inline bool may_split(const Call& call, const AttendShape& shape, bool determini
 //   score (float s, int head, int64 qpos, int64 kpos) -> float: after scale and soft cap; -inf hides a key
 //   deterministic: a query's result has the same bits whatever shares the call and however the work is cut; over pages
 //                  of bf16 and 8 bits its queries and weights then stay f32, at the price of products of 16 bits
-// With a workspace, attend_merge must follow with the same arguments after a barrier: it completes what was split.
+// With a workspace, after a barrier, attend_merge completes what was split, or Attended joins a token where it is read.
 template <class KV, class Score = PlainScore>
 void attend(const Call& call, const AttendShape& shape, const float* q, int64_t ldq, float* out, const void* k_base,
             const void* v_base, const float* sinks, int64_t T, const int32_t* seq, const int32_t* pos,
@@ -133,18 +113,71 @@ void attend(const Call& call, const AttendShape& shape, const float* q, int64_t 
                                                         score,
                                                         reinterpret_cast<float*>(call.scratch),
                                                         !deterministic};
+  float* const partials = workspace.data ? static_cast<float*>(workspace.data) + attn::kHeader : nullptr;
+  if (call.tid == 0 && workspace.data) *static_cast<int32_t*>(workspace.data) = plan.split ? call.nthreads : 0;
   plan.mine(call.tid, [&](const attn::Item& item, int64_t slot) {
-    float* const partials = static_cast<float*>(workspace.data);
     attn::attend_item(rows, item, slot < 0 ? nullptr : partials + slot * attn::partial_floats(shape.v_head_dim));
   });
 }
 
-// Joins the partial results that attend left in the workspace and writes those rows of out.
+// What attend with the same arguments gave, after a barrier: tokens whose context was split are joined when asked for.
+class Attended {
+ public:
+  Attended(const AttendShape& shape, const float* out, const float* sinks, int64_t T, const int32_t* seq,
+           const int32_t* pos, const void* workspace)
+      : threads_(workspace ? *static_cast<const int32_t*>(workspace) : 0),
+        plan_(shape, threads_ ? T : 0, seq, pos, nullptr, 0, threads_ ? threads_ : 1, threads_ > 0),
+        out_(out),
+        sinks_(sinks),
+        partials_(threads_ ? static_cast<const float*>(workspace) + attn::kHeader : nullptr) {}
+
+  // The output of token t, [heads][v_head_dim] f32: in place, or in `room`, which may be that place.
+  const float* row(int64_t t, float* room) const {
+    const AttendShape& shape = plan_.shape;
+    const float* const whole = out_ + t * shape.heads * shape.v_head_dim;
+    if (!plan_.split) return whole;
+    int64_t done = 0;
+    plan_.each([&](const attn::Item& item) {
+      if (item.run.begin <= t && t < item.run.end) join(item, done, t, whole, room);
+      done += attn::Plan::cost(item);
+    });
+    return room;
+  }
+
+ private:
+  void join(const attn::Item& item, int64_t done, int64_t t, const float* whole, float* room) const {
+    const int v_dim = plan_.shape.v_head_dim, group = plan_.group();
+    int64_t slots[attn::kMaxSplit], count = 0;
+    for (int64_t tid = 0; tid < plan_.nthreads; ++tid) {
+      const attn::Span pages = plan_.share_of(item, done, tid);
+      if (pages.low < pages.high) slots[count++] = plan_.slot_of(done, tid);
+    }
+    for (int64_t r = 0; r < item.rows(); ++r) {
+      const int64_t inside = item.row0 + r % item.per_head();
+      if (item.run.begin + inside / group != t) continue;
+      const int head =
+          (item.kv_head + static_cast<int>(r / item.per_head())) * group + static_cast<int>(inside % group);
+      float* const to = room + int64_t{head} * v_dim;
+      if (count > 1)
+        attn::merge_row(plan_, partials_, slots, count, r, sinks_, head, to);
+      else
+        std::memmove(to, whole + int64_t{head} * v_dim, static_cast<size_t>(v_dim) * sizeof(float));
+    }
+  }
+
+  int32_t threads_;  // of the call that made it
+  attn::Plan plan_;
+  const float* out_;
+  const float* sinks_;
+  const float* partials_;
+};
+
+// Completes `out` where attend left contexts that were split between threads. Tokens are shared out.
 inline void attend_merge(const Call& call, const AttendShape& shape, float* out, const float* sinks, int64_t T,
-                         const int32_t* seq, const int32_t* pos, bool deterministic, AttendWorkspace workspace) {
-  if (!attn::may_split(call, shape, deterministic, workspace)) return;
-  const attn::Plan plan(shape, T, seq, pos, nullptr, 0, call.nthreads, true);
-  if (plan.split) attn::merge(call, plan, static_cast<const float*>(workspace.data), sinks, out);
+                         const int32_t* seq, const int32_t* pos, const void* workspace) {
+  const Attended attended(shape, out, sinks, T, seq, pos, workspace);
+  const Range tokens = share(T, call.tid, call.nthreads);
+  for (int64_t t = tokens.begin; t < tokens.end; ++t) attended.row(t, out + t * shape.heads * shape.v_head_dim);
 }
 
 }  // namespace echoc

@@ -208,17 +208,17 @@ struct Few {
 
   // Few rows: keys and values are read where they lie, once from memory and again from the nearest cache.
   void run(const Item& item) const {
-    if (item.block0 >= item.block1) return;
+    if (item.page0 >= item.page1) return;
     const Span keys = base.keys_of(item);
     const int64_t rows = item.rows(), per_head = item.per_head();
     if constexpr (Pairs<KV>::kUsed)
       for (int64_t r = 0; r < rows && base.dots; ++r)
         base.scratch[base.at.q_scale + r] = Pairs<KV>::narrow(base.scratch + base.at.q + r * base.at.dim,
                                                               base.shape.head_dim, base.shape.head_dim, narrow_row(r));
-    Pages next = base.gather(item, keys, item.block0);
-    for (int64_t block = item.block0; block < item.block1; ++block) {
+    Pages next = base.gather(item, keys, item.block0());
+    for (int64_t block = item.block0(); block < item.block1(); ++block) {
       const Pages pages = next;
-      if (block + 1 < item.block1) next = base.gather(item, keys, block + 1);
+      if (block + 1 < item.block1()) next = base.gather(item, keys, block + 1);
       for (int64_t first = 0; first < rows; first += per_head) {
         int64_t r = first;
         for (; r + 4 <= first + per_head; r += 4) few_rows<4>(item, pages, next, block, r);

@@ -93,7 +93,7 @@ struct Many {
     const int64_t* const high = reinterpret_cast<const int64_t*>(base.scratch + base.at.high);
     const Span keys = base.keys_of(item);
     float factor[kRowTile];
-    for (int64_t block = item.block0; block < item.block1; ++block) {
+    for (int64_t block = item.block0(); block < item.block1(); ++block) {
       const int64_t key0 = block * kBlock;
       const Pages pages = base.gather(item, keys, block);
       base.note_scales(pages, 0);
@@ -169,7 +169,7 @@ struct Many {
         queries[r * depth + d] =
             r < rows && d < base.shape.head_dim ? to_bf16(base.scratch[base.at.q + r * base.at.dim + d]) : bf16_t{0};
     begin_tiles();
-    for (int64_t block = item.block0; block < item.block1; ++block) {
+    for (int64_t block = item.block0(); block < item.block1(); ++block) {
       const int64_t key0 = block * kBlock;
       const Pages pages = base.gather(item, keys, block);
       base.note_scales(pages, 0);

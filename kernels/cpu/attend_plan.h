@@ -25,7 +25,7 @@ namespace attn {
 inline constexpr int kBlock = 64;              // tokens a softmax step
 inline constexpr int kPages = kBlock / kPage;  // pages a softmax step
 inline constexpr int kMaxRows = 96;            // (query, head) rows an item
-inline constexpr int kMaxSplit = 256;          // threads among which contexts are split
+inline constexpr int kMaxSplit = 64;           // threads among which contexts are split
 inline constexpr int kDirectRows = 8;          // at most so many rows a kv head are served without widening keys first
 
 inline constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -37,16 +37,18 @@ struct Run {
   const int32_t* table;
 };
 
-// Rows [row0, row1) of (query, head in group) of one run for each of `heads` kv heads, over the softmax blocks [block0,
-// block1). Row r of an item is row row0 + r % per_head() of kv head kv_head + r / per_head().
+// Rows [row0, row1) of (query, head in group) of one run for each of `heads` kv heads, over the keys in the pages
+// [page0, page1). Row r of an item is row row0 + r % per_head() of kv head kv_head + r / per_head().
 struct Item {
   Run run;
   int kv_head, heads;
   int64_t row0, row1;
-  int64_t block0, block1;
+  int64_t page0, page1;
 
   int64_t per_head() const { return row1 - row0; }
   int64_t rows() const { return per_head() * heads; }
+  int64_t block0() const { return page0 / kPages; }  // of softmax
+  int64_t block1() const { return (page1 + kPages - 1) / kPages; }
 };
 
 struct Span {
@@ -81,13 +83,19 @@ struct Plan {
       : shape(s), tokens(T), seq(seq_), pos(pos_), block_table(table), max_blocks(blocks), nthreads(threads) {
     // Large items reuse keys best; smaller ones spread over the threads.
     while (block_rows > 12 && count() < 8 * nthreads) block_rows /= 2;
-    split = may_split && nthreads > 1 && count() < 8 * nthreads;
+    split = may_split && nthreads > 1 && (all_direct() || count() < 8 * nthreads);
     choose_heads();
     each([&](const Item& item) { total += cost(item); });
   }
 
   int group() const { return shape.heads / shape.kv_heads; }
   bool direct(int64_t rows) const { return rows <= kDirectRows && direct_shape(shape); }
+
+  bool all_direct() const {
+    bool all = true;
+    runs([&](const Run& run) { all &= direct((run.end - run.begin) * group()); });
+    return all;
+  }
 
   // Reading neighbouring heads of a page together is kinder to caches and page tables; a head each balances best.
   void choose_heads() {
@@ -137,26 +145,29 @@ struct Plan {
           const int64_t end = r + block_rows < rows ? r + block_rows : rows;
           const Span first = visible(shape, pos[run.begin + r / group()], run.length);
           const Span last = visible(shape, pos[run.begin + (end - 1) / group()], run.length);
-          visit(Item{run, h, h + step < shape.kv_heads ? step : shape.kv_heads - h, r, end, first.low / kBlock,
-                     (last.high + kBlock - 1) / kBlock});
+          visit(Item{run, h, h + step < shape.kv_heads ? step : shape.kv_heads - h, r, end, first.low / kBlock * kPages,
+                     (last.high + kPage - 1) / kPage});
         }
     });
   }
 
-  // Work in units of one row against one block; reading and widening a block costs about as much as a few rows.
-  static int64_t cost(const Item& item) { return (item.block1 - item.block0) * (item.per_head() + 4) * item.heads + 1; }
+  // Work in units of one row against one page; reading and widening a page costs about as much as a few rows.
+  static int64_t cost(const Item& item) { return (item.page1 - item.page0) * (item.per_head() + 4) * item.heads + 1; }
 
-  // The blocks of an item (whose cost begins at `done`) that thread `tid` takes.
+  // The pages of an item (whose cost begins at `done`) that thread `tid` takes.
   Span share_of(const Item& item, int64_t done, int64_t tid) const {
-    const int64_t price = cost(item), blocks = item.block1 - item.block0;
+    const int64_t price = cost(item);
     if (!split) {
       // An item belongs to the thread in whose share of the total its middle falls.
       const bool mine = (2 * done + price) * nthreads / (2 * total) == tid;
-      return {item.block0, mine ? item.block1 : item.block0};
+      return {item.page0, mine ? item.page1 : item.page0};
     }
+    const int64_t unit = direct(item.per_head()) ? 1 : kPages;
+    const int64_t units = (item.page1 - item.page0 + unit - 1) / unit;
     const auto place = [&](int64_t edge) {
       const int64_t inside = edge < done ? 0 : edge > done + price ? price : edge - done;
-      return item.block0 + (inside * blocks + price / 2) / price;
+      const int64_t page = item.page0 + (inside * units + price / 2) / price * unit;
+      return page < item.page1 ? page : item.page1;
     };
     return {place(total * tid / nthreads), place(total * (tid + 1) / nthreads)};
   }
@@ -166,12 +177,12 @@ struct Plan {
   void mine(int64_t tid, Visit&& visit) const {
     int64_t done = 0;
     each([&](const Item& item) {
-      const Span blocks = share_of(item, done, tid);
-      if (blocks.low < blocks.high || (item.block0 == item.block1 && tid == 0)) {
+      const Span pages = share_of(item, done, tid);
+      if (pages.low < pages.high || (item.page0 == item.page1 && tid == 0)) {
         Item part = item;
-        part.block0 = blocks.low;
-        part.block1 = blocks.high;
-        const bool whole = blocks.low == item.block0 && blocks.high == item.block1;
+        part.page0 = pages.low;
+        part.page1 = pages.high;
+        const bool whole = pages.low == item.page0 && pages.high == item.page1;
         visit(part, whole ? -1 : slot_of(done, tid));
       }
       done += cost(item);

@@ -122,6 +122,12 @@ struct Rows {
     return (item.kv_head + static_cast<int>(row / item.per_head())) * group() + static_cast<int>(inside);
   }
 
+  // Those of the keys that lie in the item's pages.
+  static Span inside(const Item& item, Span keys) {
+    const int64_t low = item.page0 * kPage, high = item.page1 * kPage;
+    return {keys.low > low ? keys.low : low, keys.high < high ? keys.high : high};
+  }
+
   // Gather and scale the queries, note each row's visible keys, clear the running state.
   void begin(const Item& item) const {
     const int64_t rows = item.rows();
@@ -133,8 +139,11 @@ struct Rows {
       const bool real = r < rows;
       const int64_t t = real ? token(item, r) : 0;
       const float* const from = real ? q + t * ldq + int64_t{head(item, r)} * shape.head_dim : nullptr;
-      for (int d = 0; d < shape.head_dim; ++d) to[d] = real ? from[d] * shape.scale : 0.0f;
-      const Span span = real ? visible(shape, pos[t], item.run.length) : Span{0, 0};
+      if (real)
+        for (int d = 0; d < shape.head_dim; ++d) to[d] = from[d] * shape.scale;
+      else
+        for (int d = 0; d < shape.head_dim; ++d) to[d] = 0.0f;
+      const Span span = real ? inside(item, visible(shape, pos[t], item.run.length)) : Span{0, 0};
       low[r] = span.low;
       high[r] = span.high;
       scratch[at.maximum + r] = -m::kInfinity;
@@ -177,7 +186,7 @@ struct Rows {
   Span keys_of(const Item& item) const {
     const Span first = visible(shape, pos[token(item, 0)], item.run.length);
     const Span last = visible(shape, pos[token(item, item.per_head() - 1)], item.run.length);
-    return {first.low, last.high};
+    return inside(item, {first.low, last.high});
   }
 
   // Where a block's pages lie. A page nobody sees is not read: another stands in for it and its scores are masked.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from echoc.compiler.ir.ops.entries import GREATEST, held, quantise
 from echoc.compiler.ir.types import DType
-from echoc.compiler.targets.cpu import lower
+from echoc.compiler.targets.cpu import kernels, lower
 
 Array = NDArray[Any]
 PAGE = 16
@@ -59,8 +59,7 @@ void one(const Args& a, int tid) {
         for (int tid = 0; tid < a->threads; ++tid) one<KV>(*a, tid);                                               \
         for (int tid = 0; tid < a->threads; ++tid) {                                                               \
             const Call call{nullptr, nullptr, tid, a->threads, a->scratch};                                        \
-            attend_merge(call, a->shape, a->out, a->sinks, a->T, a->seq, a->pos, a->deterministic != 0,            \
-                         a->workspace);                                                                            \
+            attend_merge(call, a->shape, a->out, a->sinks, a->T, a->seq, a->pos, a->workspace.data);               \
         }                                                                                                          \
     }                                                                                                              \
     extern "C" ECHOC_EXPORT void append_##NAME(const Args* a, const float* k, const float* v) {                    \
@@ -456,11 +455,14 @@ def test_the_split_changes_something(library: ctypes.CDLL) -> None:
         machine = Machine(library, Problem(case))
         machine.append([(0, p) for p in range(1000)])
         machine.step([(0, 1000)])
-        assert bool((machine.workspace == 0xFF).all()) == deterministic
+        assert bool((machine.workspace[64:] == 0xFF).all()) == deterministic
 
 
 def test_the_compiler_sizes_scratch_alike(library: ctypes.CDLL) -> None:
-    """The compiler repeats attend_scratch_bytes in Python; the two must agree."""
+    """The compiler repeats the formulas of attend.h in Python; they must agree."""
+    library.workspace_bytes.restype = ctypes.c_int64
+    for dv in (1, 16, 80, 128, 256):
+        assert library.workspace_bytes(dv, 64) == kernels.attend_workspace_bytes(dv)
     for d in (1, 16, 33, 64, 80, 128, 192, 256, 576):
         for dv in (1, 21, 64, 128, 256, 512):
             assert library.scratch_bytes(d, dv) == lower._scratch(f"echoc::attend_scratch_bytes({d}, {dv})"), (d, dv)

@@ -17,7 +17,7 @@ from echoc.compiler.passes.fuse import IN_MEMORY, Group, root
 from echoc.compiler.passes.pack import Packed, Packing
 from echoc.compiler.schedules import Schedule, matmul_key
 from echoc.compiler.targets.cpu.emit import Argument, Arguments, Emitter, Place, Scope
-from echoc.compiler.targets.cpu.loops import PackedRows
+from echoc.compiler.targets.cpu.loops import PackedRows, Workspace
 from echoc.compiler.targets.cpu.rows import RowKernel
 from echoc.compiler.targets.index import Index, Var, dim_text, flatten, unflatten
 from echoc.errors import CompileError
@@ -73,6 +73,7 @@ class Renderer:
         self.prepared: dict[tuple[Node, str, int], Prepared] = {}
         self.wanted: dict[Node, list[Prepared]] = {}
         self.only_prepared: set[Node] = set()
+        self.split: dict[Node, Workspace] = {}  # attentions whose contexts may be split between threads
 
     def announce(self, groups: Sequence[Group]) -> None:
         """Tell which nodes matmuls will want as prepared activations, so that the kernels that make them do it."""
@@ -100,7 +101,10 @@ class Renderer:
         if group.family in ("gemm", "experts"):
             return self.matmul(group, deterministic)
         family: Callable[[Group, bool], Kernel] = getattr(self, group.family)
-        return [family(group, deterministic)]
+        made = [family(group, deterministic)]
+        if group.family == "attend" and group.nodes[0] in self.split and group.nodes[0] not in self.only_prepared:
+            made.append(self.attend_merge(group.nodes[0]))
+        return made
 
     def finish(
         self, family: str, group_text: list[str], arguments: Arguments, schedule: Mapping[str, Any], scratch: str = "0",
@@ -172,9 +176,11 @@ class Renderer:
         arguments = Arguments(self.boundary)
         x = arguments.get(prepared.x)
         out = arguments.get(prepared, "std::byte", written=True)
+        attended = self.attended(prepared.x, arguments) if prepared.x in self.split else None
         made = self.finish(
-            "prepare", [f"prepared activations of {prepared.x.type}"], arguments, {"k": prepared.k}, x=x, out=out,
-            rows=dim_text(prepared.rows), k=prepared.k, weight_class=prepared.weight_class,
+            "prepare", [f"prepared activations of {prepared.x.type}"], arguments, {"k": prepared.k},
+            str(4 * prepared.k) if attended else "0", x=x, out=out, rows=dim_text(prepared.rows), k=prepared.k,
+            weight_class=prepared.weight_class, attended=attended,
         )  # fmt: skip
         return replace(made, rows=prepared.rows)
 
@@ -196,24 +202,48 @@ class Renderer:
 
     def attend(self, group: Group, deterministic: bool) -> Kernel:
         (node,) = group.nodes
-        q, k, v, sequences, positions, table = node.inputs[:6]
+        q, k, v, table = *node.inputs[:3], node.inputs[5]
         k_type, v_type = k.type, v.type
         assert isinstance(k_type, StateType) and isinstance(v_type, StateType)
         arguments = Arguments(self.boundary)
+        if not deterministic:
+            self.split[node] = Workspace(attend_workspace_bytes(v_type.shape[1]))
         holes: dict[str, Any] = {
             "q": arguments.get(root(q)), "out": arguments.get(node, written=True),
             "k": arguments.get(state_name(k), "std::byte"), "v": arguments.get(state_name(v), "std::byte"),
-            "sequences": arguments.get(sequences), "positions": arguments.get(positions), "table": arguments.get(table),
-            "kv": STATE_TYPES[k_type.dtype], "rows": dim_text(q.shape[0]), "blocks": dim_text(table.shape[1]),
-            "heads": q.shape[1], "kv_heads": k_type.shape[0], "head_dim": k_type.shape[1],
-            "v_head_dim": v_type.shape[1], "scale": f"float({node['scale']!r})",
-            "softcap": f"float({node['softcap']!r})", "window": node["window"],
-            "causal": "true" if node["causal"] else "false", "deterministic": "true" if deterministic else "false",
-            "sinks": arguments.get(root(node.inputs[6])) if node["sinks"] else "nullptr",
+            "kv": STATE_TYPES[k_type.dtype], "table": arguments.get(table), "blocks": dim_text(table.shape[1]),
+            "deterministic": "true" if deterministic else "false",
             "body": self.attention_body(node, arguments) if node["body"] else [],
+            **self.attended(node, arguments, written=True),
         }  # fmt: skip
         scratch = f"echoc::attend_scratch_bytes({k_type.shape[1]}, {v_type.shape[1]})"
         return self.finish("attend", listing(group), arguments, {"page": 16}, scratch, **holes)
+
+    def attend_merge(self, node: Node) -> Kernel:
+        arguments = Arguments(self.boundary)
+        return self.finish(
+            "attend_merge", [f"split contexts of {node.type}"], arguments, {}, out=arguments.get(node, written=True),
+            **self.attended(node, arguments),
+        )  # fmt: skip
+
+    def attended(self, node: Node, arguments: Arguments, written: bool = False) -> dict[str, Any]:
+        """What finds an attention's results again: its shape, tokens and sinks, and the workspace of split contexts."""
+        q, k, v, sequences, positions = node.inputs[:5]
+        k_type, v_type = k.type, v.type
+        assert isinstance(k_type, StateType) and isinstance(v_type, StateType)
+        workspace = self.split.get(node)
+        return {
+            "shape": {
+                "heads": q.shape[1], "kv_heads": k_type.shape[0], "head_dim": k_type.shape[1],
+                "v_head_dim": v_type.shape[1], "scale": f"float({node['scale']!r})",
+                "softcap": f"float({node['softcap']!r})", "window": node["window"],
+                "causal": "true" if node["causal"] else "false",
+            },
+            "rows": dim_text(q.shape[0]), "sequences": arguments.get(sequences), "positions": arguments.get(positions),
+            "sinks": arguments.get(root(node.inputs[6])) if node["sinks"] else "nullptr",
+            "workspace": arguments.get(workspace, "std::byte", written) if workspace else "nullptr",
+            "workspace_bytes": workspace.size if workspace else 0,
+        }  # fmt: skip
 
     def attention_body(self, node: Node, arguments: Arguments) -> list[str]:
         emitter = Emitter(arguments)
@@ -276,6 +306,11 @@ class EpilogueEmitter(Emitter):
                 value = f"echoc::to_{node.tensor.dtype}({value})"
             stores.append(f"{pointer}[t * {self.n} + n] = {value};")
         return [*scope.lines, *stores]
+
+
+def attend_workspace_bytes(v_head_dim: int) -> int:
+    """Bytes in which 64 threads may split contexts; attend.h has the formula."""
+    return 64 + 2 * 64 * 96 * (2 + -(-v_head_dim // 16) * 16) * 4
 
 
 def weight_class(packed: Packed) -> str:

@@ -17,11 +17,14 @@ ECHOC_EXPORT void attend(const echoc::Call* call) {
   const int32_t* __restrict a4 = static_cast<const int32_t* __restrict>(call->args[4]);
   const int32_t* __restrict a5 = static_cast<const int32_t* __restrict>(call->args[5]);
   const int32_t* __restrict a6 = static_cast<const int32_t* __restrict>(call->args[6]);
+  std::byte* __restrict a7 = static_cast<std::byte* __restrict>(call->args[7]);
   [[maybe_unused]] const int64_t T = call->dims[0];
   [[maybe_unused]] const int64_t B = call->dims[1];
   [[maybe_unused]] const int64_t M = call->dims[2];
 
   const echoc::AttendShape shape{4, 2, 16, 16, float(0.25), float(0.0), 0, true};
   echoc::attend<echoc::bf16_t>(*call, shape, a0, 4 * 16, a1, a2, a3, nullptr, (T),
-                a4, a5, a6, (M), false);
+                a5, a6, a4, (M), false,
+                echoc::PlainScore{},
+                echoc::AttendWorkspace{a7, 884800});
 }
