@@ -23,11 +23,11 @@ struct alignas(64) Pile {
 // One thread's view of one launch. All threads of a team call the kernel with the same args and dims; each does its
 // share of the work by (tid, nthreads). Kernels never allocate and never throw.
 struct Call {
-  void* const* args;    // pointers in launch order: arena, weights, ports, states
-  const int64_t* dims;  // values of the program's symbols in manifest order
-  int32_t tid;          // 0 <= tid < nthreads
-  int32_t nthreads;     // >= 1
-  std::byte* scratch;   // this thread's own, 64-byte aligned, as many bytes as the variant asks for
+  void* const* args;      // pointers in launch order: arena, weights, ports, states
+  const int64_t* dims;    // values of the program's symbols in manifest order
+  int32_t tid;            // 0 <= tid < nthreads
+  int32_t nthreads;       // >= 1
+  std::byte* scratch;     // this thread's own, 64-byte aligned, as many bytes as the variant asks for
   Pile* piles = nullptr;  // of all threads; null: each does its own share, however long it takes
   uint32_t ticket = 0;    // tells this launch from those before it
 };
