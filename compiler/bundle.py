@@ -22,7 +22,7 @@ from echoc.compiler.targets.interface import PAGE_SIZE, shape_json, states_of
 from echoc.compiler.weights import Weights
 
 Progress = Callable[[str, int, int], None]
-SCHEMA = 1
+SCHEMA = 2
 LIBRARY = "kernels/cpu.so"
 WEIGHTS = "weights.safetensors"
 

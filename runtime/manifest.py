@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from echoc.errors import ArtifactError
 
-SCHEMA = 1
+SCHEMA = 2
 DTYPES: dict[str, npt.DTypeLike] = {
     "f64": np.float64,
     "f32": np.float32,

@@ -129,7 +129,7 @@ def test_inspect_shows_what_is_inside(echoc: Echoc, artifact: Path) -> None:
     for heading in ("target", "Membranes", "Ports", "State", "Weights", "Variants", "Kernels", "Schedules", "Members"):
         assert heading in done.stdout, heading
     document = json.loads(echoc("inspect", artifact, "--json").stdout)
-    assert document["manifest"]["schema"] == 1
+    assert document["manifest"]["schema"] == 2
     assert document["bytes"] == artifact.stat().st_size
     assert sum(document["members"].values()) <= document["bytes"]
 

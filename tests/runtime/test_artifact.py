@@ -119,8 +119,8 @@ def test_foreign_files_are_named_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema": 2}, "artifact schema 2 .* this echoc reads 1: upgrade echoc"),
-        ({"schema": 0}, "compile the model again"),
+        ({"schema": 3}, "artifact schema 3 .* this echoc reads 2: upgrade echoc"),
+        ({"schema": 1}, "compile the model again"),
         ({"schema": "1"}, "wanted int"),
         ({"target": 5}, "no object at target"),
         ({"target": {}}, "target.device"),

@@ -182,7 +182,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         for deterministic in (False, True)
     ]
     return {
-        "schema": 1,
+        "schema": 2,
         "echoc": "0.1.0",
         "source": {},
         "tools": {},
