@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from echoc.errors import CompileError
 
+SCHEMA = 2  # of what is written, as runtime/manifest.py has that of what is read
 ALIGN = 64
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the same input gives the same file
 _ZIP64_EXTRA = 20

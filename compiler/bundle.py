@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import echoc
 from echoc import _native
-from echoc.compiler.artifact import ArtifactWriter, Blob
+from echoc.compiler.artifact import SCHEMA, ArtifactWriter, Blob
 from echoc.compiler.ir import Node, Program
 from echoc.compiler.ir.text import show
 from echoc.compiler.passes.pack import Packed, Packing
@@ -22,7 +22,6 @@ from echoc.compiler.targets.interface import PAGE_SIZE, shape_json, states_of
 from echoc.compiler.weights import Weights
 
 Progress = Callable[[str, int, int], None]
-SCHEMA = 2
 LIBRARY = "kernels/cpu.so"
 WEIGHTS = "weights.safetensors"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import echoc
-from echoc.compiler.artifact import ArtifactWriter
-from echoc.compiler.bundle import SCHEMA, Progress, cpu_code
+from echoc.compiler.artifact import SCHEMA, ArtifactWriter
+from echoc.compiler.bundle import Progress, cpu_code
 from echoc.compiler.ir import Membrane, Program
 from echoc.compiler.ir.algebra import Mode, System, bag
 from echoc.compiler.ir.systems import system_of

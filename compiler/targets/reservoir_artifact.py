@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import echoc
-from echoc.compiler.artifact import ArtifactWriter, Blob
+from echoc.compiler.artifact import SCHEMA, ArtifactWriter, Blob
 from echoc.compiler.ir import Membrane, Program
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
@@ -174,7 +174,7 @@ def _manifest(skin: Membrane, network: NetworkPlan, dtype: str, code: _Code) -> 
         for name, count in (("x", units), ("y", max(outputs, 1)))
     ]  # fmt: skip
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "echoc": echoc.__version__,
         "source": {"model_type": "reservoir"},
         "tools": {"numpy": np.__version__, **code.tools},

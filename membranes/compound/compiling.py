@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import echoc
-from echoc.compiler.artifact import ArtifactWriter
-from echoc.compiler.bundle import SCHEMA, Progress
+from echoc.compiler.artifact import SCHEMA, ArtifactWriter
+from echoc.compiler.bundle import Progress
 from echoc.compiler.ir import Membrane as IRMembrane
 from echoc.compiler.ir.text import show
 from echoc.compiler.targets.backends import Cpu, backend
