@@ -70,23 +70,6 @@ struct Rows {
   }
 };
 
-// One row as it was prepared.
-template <>
-struct Rows<1> {
-  const std::byte* values;
-  const std::byte* scales;
-  const std::byte* sums;
-  explicit Rows(const Job& job) : values(job.rows), scales(job.rows + job.scales), sums(job.rows + job.sums) {}
-  const std::byte* scale(int64_t) const { return scales; }
-  const std::byte* sum(int64_t) const { return sums; }
-  const std::byte* at(int64_t, int64_t k) const { return values + k; }
-  void next_part() { values += 32; }
-  void next_group() {
-    scales += 4;
-    sums += 4;
-  }
-};
-
 // Lays the rows of a block out as Rows<num_rows> reads them; returns the end. Each row, its scales and its sums apart
 // would be more streams than the prefetchers follow.
 std::byte* arrange(const Job& job, int64_t first, int64_t num_rows, std::byte* out) {
@@ -159,6 +142,49 @@ void dispatch(int64_t rows, const Job& job, std::integer_sequence<int, R...>) {
   kBlocks[rows - 1](job);
 }
 
+// One row, as it was prepared, times `num_panels` panels. Memory gives all it has to a stream of strictly ascending
+// lines: the scales of two groups are read after the values of both, and no load passes another.
+template <int Bits, int Group, class Place>
+void stream_row(const Job& job, int64_t num_panels, Place&& place) {
+  using Dot = ByteDot<Bits>;
+  constexpr int kLineSteps = Dot::kVectors * 4;  // k of a line
+  constexpr int64_t kGroupBytes = layout::group_bytes(Bits, Group);
+  const std::byte* w = job.panel;
+  for (int64_t p = 0; p < num_panels; ++p) {
+    const std::byte* x = job.rows;
+    const std::byte* row_scale = job.rows + job.scales;
+    const std::byte* row_sum = job.rows + job.sums;
+    f32x16 sum = zero();
+    for (int64_t b = 0; b < job.blocks; ++b, w += layout::block_bytes(Bits, Group)) {
+      f32x16 exact[2];
+      unroll<2>([&](auto h) ECHOC_INLINE_LAMBDA {
+        typename Dot::Sum dot = Dot::start(read<int32_t>(row_sum + h * 4));
+        for (int part = 0; part < Group; part += 32, x += 32) {
+          const std::byte* values = w + h * kGroupBytes + part * 2 * Bits;
+          unroll<32 / kLineSteps>([&](auto s) ECHOC_INLINE_LAMBDA {
+            typename Dot::Vector v[Dot::kVectors];
+            Dot::load(values + s * 64, v);
+            if constexpr (kPrefetchRows == 1) __builtin_prefetch(values + s * 64 + job.ahead);
+            unroll<Dot::kVectors>([&](auto i)
+                                      ECHOC_INLINE_LAMBDA { Dot::step(dot, v[i], x + s * kLineSteps + i * 4); });
+            in_order();
+          });
+          Dot::flush(dot);
+        }
+        exact[h] = Dot::finish(dot);
+      });
+      unroll<2>([&](auto h) ECHOC_INLINE_LAMBDA {
+        const f32x16 scale = load_f16(w + 2 * kGroupBytes + h * 32);
+        sum = fma(exact[h], mul(scale, splat(read<float>(row_scale + h * 4))), sum);
+      });
+      in_order();
+      row_scale += 8;
+      row_sum += 8;
+    }
+    store(place(p), sum);
+  }
+}
+
 // This thread's buffer for arranged rows.
 constexpr int64_t kArranged = int64_t{1} << 20;
 std::byte* arrangement() {
@@ -194,18 +220,17 @@ void sweep(const Job& job, int64_t num_rows) {
 }
 
 // Rows that fit in arrangement(); place(p) is where panel p's results go.
-template <int Bits, class Place>
+template <int Bits, int Group, class Place>
 void multiply(Job job, int64_t num_rows, int64_t num_panels, bool again, Place&& place) {
+  if (num_rows == 1) return stream_row<Bits, Group>(job, num_panels, place);
   job.arranged = arrangement();
+  std::byte* out = arrangement();
+  if (!again) each_block(num_rows, [&](int64_t first, int64_t height) { out = arrange(job, first, height, out); });
   int64_t p = 0;
-  if (num_rows > 1) {
-    std::byte* out = arrangement();
-    if (!again) each_block(num_rows, [&](int64_t first, int64_t height) { out = arrange(job, first, height, out); });
-    for (; p + kWide <= num_panels; p += kWide) {
-      for (int i = 0; i < kWide; ++i) job.acc[i] = place(p + i);
-      sweep<Bits, kWide>(job, num_rows);
-      job.panel += kWide * job.panel_stride;
-    }
+  for (; p + kWide <= num_panels; p += kWide) {
+    for (int i = 0; i < kWide; ++i) job.acc[i] = place(p + i);
+    sweep<Bits, kWide>(job, num_rows);
+    job.panel += kWide * job.panel_stride;
   }
   for (; p < num_panels; ++p) {
     job.acc[0] = place(p);
@@ -324,8 +349,8 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
           0};
   const int64_t most_rows = std::max<int64_t>(kArranged / (layout::groups(Group, K) * arranged_bytes(Group)), 1);
   for (int64_t first = 0; first < num_rows; first += most_rows, job.rows += most_rows * job.row_stride) {
-    multiply<Bits>(job, std::min(most_rows, num_rows - first), num_panels, again && num_rows <= most_rows,
-                   [&](int64_t p) { return place(p) + first * ld; });
+    multiply<Bits, Group>(job, std::min(most_rows, num_rows - first), num_panels, again && num_rows <= most_rows,
+                          [&](int64_t p) { return place(p) + first * ld; });
   }
 }
 

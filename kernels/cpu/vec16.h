@@ -66,6 +66,9 @@ inline constexpr int kPrefetchRows = 1;
 inline constexpr int kPrefetchRows = 2;
 #endif
 
+// Keeps the loads before it before those after it.
+ECHOC_INLINE void in_order() { asm volatile("" ::: "memory"); }
+
 template <class T>
 ECHOC_INLINE T read(const void* from) {
   T value;
