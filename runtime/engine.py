@@ -3,6 +3,7 @@
 It knows a `Stepper`, not a device: anything that turns tokens and a block table into logits can be served. Where the
 stepper has a `drawer`, the device chooses the tokens of requests that want nothing but a draw from the logits as they
 are; while all running ones do and nothing else is to be done, decoding loops on the device and the engine follows.
+Where it has a `chooser`, a step hands out the best logits alone if they decide all of its tokens.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from echoc import _native
 from echoc.errors import DeviceMemoryError, EchoError, RequestError
 from echoc.runtime import scheduler
 from echoc.runtime.admission import Admission, sibling
+from echoc.runtime.candidates import Candidates, Chooser
 from echoc.runtime.loop import AHEAD, Drawer, Loop
 from echoc.runtime.outputs import Increment, Logprob, Logprobs
 from echoc.runtime.pages import IntArray, PagePool
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "FloatArray", "Request", "Stepper"]
 
 FloatArray = npt.NDArray[np.float32]
+Result = FloatArray | list[int] | Candidates  # of a step: logits, tokens, or the best logits
 NativeLogprobs = tuple[float, int, list[tuple[int, float]]]
 
 
@@ -91,6 +94,7 @@ class Engine:
         self.requests: dict[str, Request] = {}
         self.num_steps = 0
         self._drawer: Drawer | None = getattr(stepper, "drawer", None)
+        self._chooser: Chooser | None = getattr(stepper, "chooser", None)
         self._loop: Loop | None = None
         self._admission = Admission(
             stepper.vocab_size, stepper.context_length, pool, tokenizer, self.eos_token_ids, seed
@@ -196,9 +200,7 @@ class Engine:
         if plan.chunks:
             self.num_steps += 1
             try:
-                records = self._records(plan)
-                logits, tokens = self._run(plan, records)
-                self._digest(plan, logits, tokens)
+                self._digest(plan, self._run(plan, self._records(plan), self._wanted(plan)))
             except Exception as error:
                 count = sum(chunk.tokens.size for chunk in plan.chunks)
                 self._not_made([chunk.sequence for chunk in plan.chunks], count, error)
@@ -282,8 +284,23 @@ class Engine:
         records[:, 8] = [len(s.tokens) - s.num_prompt for s in drawing]
         return records
 
-    def _run(self, plan: Plan, records: IntArray | None) -> tuple[FloatArray | None, list[int] | None]:
-        """Logits, or the tokens where the device chooses them."""
+    def _wanted(self, plan: Plan) -> IntArray | None:
+        """How many of the best logits of each row decide the tokens of a step; None where more than those is wanted."""
+        if self._chooser is None:
+            return None
+        wanted = []
+        for chunk in plan.chunks:
+            if chunk.sequence.every_row:
+                return None
+            if chunk.rows:
+                sampler: _native.Sampler = chunk.sequence.owner[1].sampler
+                wanted.append(sampler.num_candidates(self.stepper.vocab_size))
+                if not 0 < wanted[-1] <= self._chooser.most:
+                    return None
+        return np.array(wanted or [0], np.int32)
+
+    def _run(self, plan: Plan, records: IntArray | None, wanted: IntArray | None) -> Result:
+        """Logits, or the tokens where the device chooses them, or the best logits where those are enough."""
         chunks = plan.chunks
         if plan.copies:
             self.stepper.copy_pages(plan.copies)
@@ -291,15 +308,17 @@ class Engine:
             [c.sequence.handle for c in chunks], [c.start for c in chunks], [c.tokens for c in chunks], all_rows=False
         )
         ends = batch["rows"]
-        wanted = [
+        asked = [
             np.arange(end - c.rows + 1, end + 1, dtype=np.int32) for end, c in zip(ends, chunks, strict=True) if c.rows
         ]
-        batch["rows"] = np.concatenate(wanted) if wanted else ends[-1:]
-        if records is None or self._drawer is None:
-            return self.stepper.step(**batch), None
-        return None, self._drawer.draw(batch, records)
+        batch["rows"] = np.concatenate(asked) if asked else ends[-1:]
+        if records is not None and self._drawer is not None:
+            return self._drawer.draw(batch, records)
+        if wanted is not None and self._chooser is not None:
+            return self._chooser.choose(batch, wanted)
+        return self.stepper.step(**batch)
 
-    def _digest(self, plan: Plan, logits: FloatArray | None, tokens: list[int] | None) -> None:
+    def _digest(self, plan: Plan, result: Result) -> None:
         """Takes up the results of a step: commits pages, forks where a prompt is done, samples."""
         drawing: list[tuple[Request, Completion, int]] = []
         row = 0
@@ -309,8 +328,8 @@ class Engine:
             sequence.num_computed = chunk.start + chunk.tokens.size
             self.pool.commit(sequence.handle)
             row += chunk.rows
-            if sequence.every_row and logits is not None:
-                self._read_prompt(request, chunk, logits, row - chunk.rows)
+            if sequence.every_row and isinstance(result, np.ndarray):
+                self._read_prompt(request, chunk, result, row - chunk.rows)
             if sequence.num_computed < len(sequence.tokens):
                 continue
             sequence.every_row = 0
@@ -322,16 +341,22 @@ class Engine:
                 request.num_cached_tokens = sequence.num_cached
         if not drawing:
             return
-        if logits is not None:
-            sampled = _native.sample([c.sampler for _, c, _ in drawing], logits, [r for _, _, r in drawing])
-        else:
-            assert tokens is not None
-            sampled = [(token, None) for token in tokens]
-            for (_, completion, _), token in zip(drawing, tokens, strict=True):
-                if token >= 0:
-                    completion.sampler.accept(token)
-        for (request, completion, _), (token, logprobs) in zip(drawing, sampled, strict=True):
+        for (request, completion, _), (token, logprobs) in zip(drawing, self._sampled(drawing, result), strict=True):
             self._take_token(request, completion, token, logprobs)
+
+    def _sampled(
+        self, drawing: Sequence[tuple[Request, Completion, int]], result: Result
+    ) -> list[tuple[int, NativeLogprobs | None]]:
+        """The token of each (request, completion, row), taken up by its sampler; negative where there is none."""
+        samplers, rows = [c.sampler for _, c, _ in drawing], [row for _, _, row in drawing]
+        if isinstance(result, np.ndarray):
+            return _native.sample(samplers, result, rows)
+        if isinstance(result, Candidates):
+            return [(token, None) for token in result.choose(samplers, rows, self.stepper.vocab_size)]
+        for sampler, token in zip(samplers, result, strict=True):
+            if token >= 0:
+                sampler.accept(token)
+        return [(token, None) for token in result]
 
     def _fork(self, request: Request, first: Completion) -> list[Completion]:
         """The other outputs of a request whose prompt is done: they share its pages."""

@@ -148,6 +148,15 @@ class MatrixSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoosingSpec:
+    """The kernel that takes the place of the one which makes `logits`, at the same arguments, and writes up to `most`
+    of the best of each row (kernels/cpu/choose.h) where that writes them all."""
+
+    kernel: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchSpec:
     """One kernel of a launch list; arguments are (kind, byte offset or index).
 
@@ -165,6 +174,7 @@ class LaunchSpec:
     dependent: bool = False
     matrices: tuple[MatrixSpec, ...] = ()
     alike: bool = False
+    choosing: ChoosingSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +356,8 @@ def _launch(launch: _Reader, gpu: _Gpu | None) -> LaunchSpec:
     kernel = launch.get("kernel", str)
     if gpu is None:
         alike = launch.get("alike", bool, False)
-        return LaunchSpec(kernel, launch.get("barrier", bool, True), tuple(args), alike=alike)
+        barrier = launch.get("barrier", bool, True)
+        return LaunchSpec(kernel, barrier, tuple(args), alike=alike, choosing=_choosing(launch.child("choosing")))
     if kernel not in gpu.binaries:
         raise ArtifactError(
             f"{launch.where}: manifest.json has kernel {kernel!r} in {launch.path}kernel, which is not among its "
@@ -370,6 +381,12 @@ def _launch(launch: _Reader, gpu: _Gpu | None) -> LaunchSpec:
             f"{len(boxes)}: so many tensor maps does its kernel {kernel} take; compile the model again"
         )
     return LaunchSpec(kernel, False, tuple(args), tuple(symbols), axes, launch.get("dependent", bool, False), matrices)
+
+
+def _choosing(choosing: _Reader) -> ChoosingSpec | None:
+    if not choosing.value:
+        return None
+    return ChoosingSpec(choosing.get("kernel", str), choosing.count("most", low=1, high=4096))
 
 
 def _matrix(matrix: Any, launch: _Reader, args: Sequence[tuple[str, int]]) -> MatrixSpec:

@@ -6,7 +6,9 @@ from typing import Any
 
 from echoc.errors import ArtifactError, DeviceError, RequestError
 from echoc.runtime.artifact import Artifact
+from echoc.runtime.candidates import Candidates
 from echoc.runtime.chat import Message, render_chat
+from echoc.runtime.devices.cpu import CpuDevice
 from echoc.runtime.devices.gpu import GpuDevice
 from echoc.runtime.engine import FloatArray
 from echoc.runtime.memory import give_back
@@ -32,6 +34,8 @@ class ProgramStepper:
         self._ports = frozenset(port.name for port in program.manifest.ports if port.direction == "in")
         device = program.device
         self.drawer = ProgramDrawer(program, device) if isinstance(device, GpuDevice) and device.draws else None
+        chooser = ProgramChooser(program, device) if isinstance(device, CpuDevice) else None
+        self.chooser = chooser if chooser is not None and chooser.most > 0 else None
 
     def step(
         self, tokens: IntArray, positions: IntArray, sequences: IntArray, rows: IntArray, block_table: IntArray
@@ -58,13 +62,12 @@ class ProgramDrawer:
 
     def __init__(self, program: Program, device: GpuDevice) -> None:
         self._program, self._device = program, device
-        self._ports = frozenset(port.name for port in program.manifest.ports if port.direction == "in")
 
     def draw(self, batch: Mapping[str, IntArray], records: IntArray) -> list[int]:
-        return self._device.draw(*self._bound(batch), records)
+        return self._device.draw(*_bound(self._program, batch), records)
 
     def begin(self, batch: Mapping[str, IntArray], records: IntArray) -> None:
-        self._device.begin_loop(*self._bound(batch), records)
+        self._device.begin_loop(*_bound(self._program, batch), records)
 
     def advance(self, block_table: IntArray | None) -> None:
         self._device.advance_loop(block_table)
@@ -75,10 +78,24 @@ class ProgramDrawer:
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._device.copy_pages(pairs)
 
-    def _bound(self, batch: Mapping[str, IntArray]) -> tuple[int, list[int], list[Any]]:
-        inputs = {name: array for name, array in batch.items() if name in self._ports}
-        variant, dims, ports, _ = self._program.bind(inputs, "step", check=False)
-        return variant, dims, ports
+
+class ProgramChooser:
+    """Steps of a language model that hand out the best logits alone, behind the `candidates.Chooser` protocol."""
+
+    def __init__(self, program: Program, device: CpuDevice) -> None:
+        self._program, self._device = program, device
+        self.most = device.most_candidates
+
+    def choose(self, batch: Mapping[str, IntArray], wanted: IntArray) -> Candidates:
+        return self._device.choose(*_bound(self._program, batch), wanted)
+
+
+def _bound(program: Program, batch: Mapping[str, IntArray]) -> tuple[int, list[int], list[Any]]:
+    """What a device takes for a step: the variant, the symbols' values and the ports that the program has."""
+    names = {port.name for port in program.manifest.ports}
+    inputs = {name: array for name, array in batch.items() if name in names}
+    variant, dims, ports, _ = program.bind(inputs, "step", check=False)
+    return variant, dims, ports
 
 
 class Model:

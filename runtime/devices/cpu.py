@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import numpy as np
 from echoc import _native
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.artifact import Artifact
-from echoc.runtime.devices import Array, PageCount
+from echoc.runtime.candidates import Candidates
+from echoc.runtime.devices import Array, IntArray, PageCount
 from echoc.runtime.devices.cpu_pool import StateMemory
 from echoc.runtime.libraries import open_library
-from echoc.runtime.manifest import WeightSpec
+from echoc.runtime.manifest import VariantSpec, WeightSpec
 from echoc.runtime.memory import Bytes, address, allocate, available_memory, gather_in_huge_pages
+
+Counted = tuple[int, int, int, list[int]]  # steps, nanoseconds, profiled steps, nanoseconds of their launches
 
 _POOL_SHARE = 0.4  # of the memory that is available
 _SCRATCH_GAP = 128  # keeps neighbouring threads' scratch off each other's cache lines and prefetches
@@ -107,12 +111,37 @@ class CpuDevice:
             len(manifest.ports),
         )
         self._tables = [i for i, port in enumerate(manifest.ports) if port.name == "block_table"]
+        self._logits = next((i for i, port in enumerate(manifest.ports) if port.name == "logits"), -1)
+        self._lists = allocate(0)
         try:
             for variant in manifest.variants:
-                launches = [(x.kernel, x.barrier, x.alike, list(x.args)) for x in variant.launches]
-                self._executor.add_variant(launches)
+                self._add_variant(variant)
+            self._choosing = {i: self._add_variant(_chooses(v)) for i, v in enumerate(manifest.variants) if _most(v)}
         except (RuntimeError, IndexError, ValueError) as error:
             raise ArtifactError(f"{artifact.path}: {error}; compile the model again") from None
+
+    def _add_variant(self, variant: VariantSpec) -> int:
+        return self._executor.add_variant([(x.kernel, x.barrier, x.alike, list(x.args)) for x in variant.launches])
+
+    @property
+    def most_candidates(self) -> int:
+        """As many of the best logits of a row as `choose` hands out at most; 0 where not all variants can."""
+        variants = self._artifact.manifest.variants
+        return min((_most(variant) for variant in variants), default=0) if self._logits >= 0 else 0
+
+    def choose(self, variant: int, dims: Sequence[int], ports: Sequence[Array], wanted: IntArray) -> Candidates:
+        """A step that hands out the best logits in place of all: `wanted` i32 [R] of each row, 0..most_candidates.
+
+        The result is good until the next one.
+        """
+        most = _most(self._artifact.manifest.variants[variant])
+        nbytes = _native.candidates_nbytes(self.num_threads, wanted.size, most)
+        if self._lists.size < nbytes:
+            self._lists = allocate(nbytes)
+        self._lists[: wanted.nbytes] = wanted.view(np.uint8)
+        at = self._logits
+        self.step(self._choosing[variant], dims, [*ports[:at], self._lists, *ports[at + 1 :]])
+        return Candidates(self._lists, self.num_threads, wanted.size, most)
 
     def step(self, variant: int, dims: Sequence[int], ports: Sequence[Array]) -> None:
         for at in self._tables:
@@ -139,15 +168,33 @@ class CpuDevice:
         self._executor.set_profiling(on)
 
     def counters(self) -> list[dict[str, Any]]:
+        counted = self._executor.counters()
         return [
-            {
-                "steps": steps,
-                "seconds": step_ns * 1e-9,
-                "profiled_steps": profiled,
-                "launch_seconds": [ns * 1e-9 for ns in launch_ns],
-            }
-            for steps, step_ns, profiled, launch_ns in self._executor.counters()
+            _counters(counted[index], counted[self._choosing[index]] if index in self._choosing else None)
+            for index in range(len(self._artifact.manifest.variants))
         ]
+
+
+def _counters(storing: Counted, choosing: Counted | None) -> dict[str, Any]:
+    """Of one variant, with all its logits stored and with the best of them."""
+    both = [storing] if choosing is None else [storing, choosing]
+    return {
+        "steps": sum(steps for steps, _, _, _ in both),
+        "seconds": sum(step_ns for _, step_ns, _, _ in both) * 1e-9,
+        "profiled_steps": sum(profiled for _, _, profiled, _ in both),
+        "launch_seconds": [sum(ns) * 1e-9 for ns in zip(*(launch_ns for *_, launch_ns in both), strict=True)],
+    }
+
+
+def _most(variant: VariantSpec) -> int:
+    """The most candidates that the variant hands out of a row of logits."""
+    return max((launch.choosing.most for launch in variant.launches if launch.choosing is not None), default=0)
+
+
+def _chooses(variant: VariantSpec) -> VariantSpec:
+    """The variant with the best logits in place of all."""
+    launches = [replace(x, kernel=x.kernel if x.choosing is None else x.choosing.kernel) for x in variant.launches]
+    return replace(variant, launches=tuple(launches))
 
 
 def open_device(artifact: Artifact, *, num_pages: PageCount, num_threads: int | None) -> CpuDevice:

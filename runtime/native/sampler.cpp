@@ -96,15 +96,6 @@ int32_t place_of_highest(std::span<const float> x, float highest) {
   return -1;
 }
 
-struct Candidate {
-  float logit;
-  int32_t token;
-};
-
-bool better(const Candidate& a, const Candidate& b) {
-  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-}
-
 /// The tokens whose logits are above `bound`, in order of id.
 std::vector<Candidate> tokens_above(std::span<const float> x, float bound) {
   constexpr int64_t kStride = 32;
@@ -141,7 +132,7 @@ std::vector<Candidate> best_tokens(std::span<const float> x, int64_t count) {
       }
       best.push_back({x[i], static_cast<int32_t>(i)});
       std::push_heap(best.begin(), best.end(), better);
-      if (std::ssize(best) == count) bound = best.front().logit;
+      if (std::ssize(best) == count) bound = best.front().value;
     }
   }
   std::sort(best.begin(), best.end(), better);
@@ -159,7 +150,7 @@ bool heavier(const Weighted& a, const Weighted& b) {
   return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
 }
 
-std::vector<Weighted> weighted(const std::vector<Candidate>& tokens, float highest, float scale, float floor) {
+std::vector<Weighted> weighted(std::span<const Candidate> tokens, float highest, float scale, float floor) {
   std::vector<Weighted> out;
   for (auto [logit, token] : tokens) {
     const float z = (logit - highest) * scale;
@@ -199,6 +190,17 @@ void keep_nucleus(std::vector<Weighted>& candidates, double wanted) {
   candidates.erase(begin, candidates.end());
 }
 
+/// The candidate in which u of the mass ends.
+int32_t pick(std::span<const Weighted> kept, double u) {
+  const double target = u * mass_of(kept);
+  double below = 0;
+  for (const Weighted& candidate : kept) {
+    below += candidate.weight;
+    if (below > target) return candidate.token;
+  }
+  return kept.back().token;
+}
+
 }  // namespace
 
 std::array<uint32_t, 4> philox(uint64_t key, std::array<uint32_t, 4> c) {
@@ -228,7 +230,7 @@ TokenLogprobs token_logprobs(std::span<const float> logits, int32_t token, int32
   result.logprob = logits[token] - shift;
   result.rank = 1 + count_above(logits.data(), std::ssize(logits), logits[token]);
   if (count > 0) {
-    for (const Candidate& c : best_tokens(logits, count)) result.top.emplace_back(c.token, c.logit - shift);
+    for (const Candidate& c : best_tokens(logits, count)) result.top.emplace_back(c.id, c.value - shift);
   }
   return result;
 }
@@ -275,6 +277,19 @@ Sampled Sampler::sample(std::span<const float> logits, std::vector<float>& work)
   }
   if (spec_.logprobs >= 0) result.logprobs = token_logprobs(logits, result.token, spec_.logprobs);
   return result;
+}
+
+int32_t Sampler::num_candidates(int64_t vocabulary) const {
+  if (edits() || spec_.logprobs >= 0) return 0;
+  if (spec_.temperature == 0) return 1;
+  return spec_.top_k > 0 && spec_.top_k < vocabulary ? spec_.top_k : 0;
+}
+
+int32_t Sampler::choose(std::span<const Candidate> best, bool unbounded) const {
+  if (unbounded) return Sampled::kNotFinite;
+  if (best.empty()) return Sampled::kNothingLeft;
+  if (spec_.temperature == 0) return best.front().id;
+  return draw_best(best, uniform(spec_.seed, spec_.stream, output_.size()));
 }
 
 bool Sampler::edits() const {
@@ -324,22 +339,18 @@ void Sampler::penalise(std::span<float> logits) const {
   }
 }
 
+float Sampler::floor() const { return spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned; }
+
 /// One draw from exp((logit - highest) / temperature) after min-p, top-k and top-p. Overwrites `logits`.
 int32_t Sampler::draw(std::span<float> logits, float highest) const {
-  const float scale = 1.0f / spec_.temperature;
-  const float floor = spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned;
   const double u = uniform(spec_.seed, spec_.stream, output_.size());
-  const bool ranked = spec_.top_p < 1 || (spec_.top_k > 0 && spec_.top_k < std::ssize(logits));
-  if (ranked) {
-    const bool needs_total = spec_.top_k <= 0 || spec_.top_k >= std::ssize(logits);
-    const double total = needs_total ? sum_of_weights(logits, highest, scale, floor) : 0;
-    return draw_ranked(logits, highest, total, u);
-  }
+  if (spec_.top_k > 0 && spec_.top_k < std::ssize(logits)) return draw_best(best_tokens(logits, spec_.top_k), u);
+  if (spec_.top_p < 1) return draw_ranked(logits, highest, sum_of_weights(logits, highest, scale(), floor()), u);
   std::vector<double> sums;
   double total = 0;
   for (int64_t i = 0; i < std::ssize(logits); i += kBlock) {
     const int64_t count = std::min(kBlock, std::ssize(logits) - i);
-    total += weigh(logits.data() + i, count, highest, scale, floor, logits.data() + i);
+    total += weigh(logits.data() + i, count, highest, scale(), floor(), logits.data() + i);
     sums.push_back(total);
   }
   const double target = u * total;
@@ -356,19 +367,22 @@ int32_t Sampler::draw(std::span<float> logits, float highest) const {
   return static_cast<int32_t>(chosen);
 }
 
+/// The same of the best, best first, without the others.
+int32_t Sampler::draw_best(std::span<const Candidate> best, double u) const {
+  std::vector<Weighted> kept = weighted(best, best.front().value, scale(), floor());
+  keep_nucleus(kept, spec_.top_p * mass_of(kept));
+  return pick(kept, u);
+}
+
+/// The same for the nucleus of all of them, whose weights are `total` together.
 int32_t Sampler::draw_ranked(std::span<const float> logits, float highest, double total, double u) const {
-  const float scale = 1.0f / spec_.temperature;
-  const float floor = spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned;
-  const bool limited = spec_.top_k > 0 && spec_.top_k < std::ssize(logits);
-  std::vector<Weighted> kept =
-      weighted(best_tokens(logits, limited ? spec_.top_k : kUsualNucleus), highest, scale, floor);
-  double mass = mass_of(kept);
-  const double wanted = spec_.top_p * (limited ? mass : total);
-  if (!limited && mass < wanted && std::ssize(kept) == kUsualNucleus) {
+  std::vector<Weighted> kept = weighted(best_tokens(logits, kUsualNucleus), highest, scale(), floor());
+  const double wanted = spec_.top_p * total;
+  if (mass_of(kept) < wanted && std::ssize(kept) == kUsualNucleus) {
     // Tokens below the mean's share of what top-p drops weigh less than that together, so none is in the nucleus.
     const double share = (1 - spec_.top_p) * total / static_cast<double>(logits.size());
-    const auto bound = static_cast<float>(highest + std::log(share) / scale * 1.001);
-    kept = weighted(tokens_above(logits, bound), highest, scale, floor);
+    const auto bound = static_cast<float>(highest + std::log(share) / scale() * 1.001);
+    kept = weighted(tokens_above(logits, bound), highest, scale(), floor());
     std::vector<Weighted> in_order = kept;
     keep_nucleus(kept, wanted);
     const Weighted last = *std::max_element(kept.begin(), kept.end(), heavier);
@@ -377,13 +391,7 @@ int32_t Sampler::draw_ranked(std::span<const float> logits, float highest, doubl
   } else {
     keep_nucleus(kept, wanted);
   }
-  const double target = u * mass_of(kept);
-  double below = 0;
-  for (const Weighted& candidate : kept) {
-    below += candidate.weight;
-    if (below > target) return candidate.token;
-  }
-  return kept.back().token;
+  return pick(kept, u);
 }
 
 }  // namespace echoc

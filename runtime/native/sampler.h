@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/choose.h"
+
 namespace echoc {
 
 /// Philox4x32-10, a counter-based generator (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2,
@@ -66,6 +68,13 @@ class Sampler {
   /// calls.
   Sampled sample(std::span<const float> logits, std::vector<float>& work) const;
 
+  /// How many of the best of `vocabulary` logits decide the next token; 0 where it takes all, or edits or reports them.
+  int32_t num_candidates(int64_t vocabulary) const;
+
+  /// The token that sample() takes, from so many of the best logits, best first, of those above -infinity.
+  /// `unbounded`: a logit is NaN or +infinity.
+  int32_t choose(std::span<const Candidate> best, bool unbounded) const;
+
   /// Appends `token` to the history.
   void accept(int32_t token);
 
@@ -75,6 +84,9 @@ class Sampler {
   void penalise(std::span<float> logits) const;
   int32_t draw(std::span<float> logits, float highest) const;
   int32_t draw_ranked(std::span<const float> logits, float highest, double total, double u) const;
+  int32_t draw_best(std::span<const Candidate> best, double u) const;
+  float scale() const { return 1.0f / spec_.temperature; }
+  float floor() const;
 
   SamplingSpec spec_;
   std::unordered_map<int32_t, int32_t> counts_;  // token -> times in the output; 0: in the prompt only

@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -19,6 +20,7 @@ namespace {
 
 using Logits = nb::ndarray<nb::ro, const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<nb::ro, const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Lists = nb::ndarray<nb::ro, const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Entry = std::tuple<float, int64_t, std::vector<std::pair<int32_t, float>>>;  // logprob, rank, top
 
 std::span<const float> row_of(const Logits& logits, int64_t row) {
@@ -42,6 +44,58 @@ std::vector<std::pair<int32_t, std::optional<Entry>>> sample(const std::vector<S
     auto& [logprob, rank, top] = sampled.logprobs;
     out.emplace_back(sampled.token, std::nullopt);
     if (rank > 0) out.back().second.emplace(logprob, rank, std::move(top));
+  }
+  return out;
+}
+
+/// The best candidates of a row over all threads' lists, best first, and whether a logit is not below +infinity.
+std::pair<std::vector<Candidate>, bool> best_of(const BestLayout& layout, const Lists& lists, int64_t threads,
+                                                int64_t row) {
+  if (row < 0 || row >= layout.rows) throw std::out_of_range("no such row of candidates");
+  const auto* memory = reinterpret_cast<const std::byte*>(lists.data());
+  std::pair<std::vector<Candidate>, bool> out;
+  auto& [best, unbounded] = out;
+  for (int64_t thread = 0; thread < threads; ++thread) {
+    const BestOfRow& part = *layout.list(memory, thread, row);
+    if (part.count < 0 || part.count > layout.most) throw std::invalid_argument("a list of candidates is damaged");
+    best.insert(best.end(), part.candidates(), part.candidates() + part.count);
+    unbounded |= part.unbounded != 0;
+  }
+  std::sort(best.begin(), best.end(), better);
+  return out;
+}
+
+BestLayout layout_of(const Lists& lists, int64_t threads, int64_t num_rows, int64_t most) {
+  const BestLayout layout{num_rows, most};
+  if (num_rows < 0 || most < 1 || threads < 1 || static_cast<int64_t>(lists.size()) < layout.bytes(threads)) {
+    throw std::invalid_argument("the lists of candidates have another size");
+  }
+  return layout;
+}
+
+/// ([(token, logit)], whether a logit is NaN or +infinity) of a row, best first.
+std::pair<std::vector<std::pair<int32_t, float>>, bool> candidates(const Lists& lists, int64_t threads,
+                                                                   int64_t num_rows, int64_t most, int64_t row) {
+  const auto [best, unbounded] = best_of(layout_of(lists, threads, num_rows, most), lists, threads, row);
+  std::vector<std::pair<int32_t, float>> out;
+  for (auto [value, id] : best) out.emplace_back(id, value);
+  return {std::move(out), unbounded};
+}
+
+/// Chooses for every sampler from the lists of its row, which kernels/cpu/choose.h describes, and adds the token to its
+/// history. Returns tokens; a negative one is a failure and changes no history.
+std::vector<int32_t> choose(const std::vector<Sampler*>& samplers, const Lists& lists, int64_t threads,
+                            int64_t num_rows, int64_t most, int64_t vocabulary, const std::vector<int64_t>& rows) {
+  if (rows.size() != samplers.size()) throw std::invalid_argument("one row per sampler");
+  const BestLayout layout = layout_of(lists, threads, num_rows, most);
+  std::vector<int32_t> out;
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    const int32_t wanted = samplers[i]->num_candidates(vocabulary);
+    if (wanted < 1 || wanted > most) throw std::invalid_argument("a sampler needs more than the candidates");
+    const auto [best, unbounded] = best_of(layout, lists, threads, rows[i]);
+    const std::span<const Candidate> used(best.data(), std::min(best.size(), static_cast<size_t>(wanted)));
+    out.push_back(samplers[i]->choose(used, unbounded));
+    if (out.back() >= 0) samplers[i]->accept(out.back());
   }
   return out;
 }
@@ -85,9 +139,18 @@ void bind_sampler(nb::module_& m) {
             new (self) Sampler(spec, {prompt.data(), prompt.size()});
           },
           nb::arg("spec"), nb::arg("prompt"))
+      .def("num_candidates", &Sampler::num_candidates, nb::arg("vocabulary"))
       .def("fork", &Sampler::fork, nb::arg("stream"))
       .def("accept", &Sampler::accept, nb::arg("token"));
   m.def("sample", &sample, nb::arg("samplers"), nb::arg("logits"), nb::arg("rows"));
+  m.def("candidates", &candidates, nb::arg("lists"), nb::arg("threads"), nb::arg("num_rows"), nb::arg("most"),
+        nb::arg("row"));
+  m.def("choose", &choose, nb::arg("samplers"), nb::arg("lists"), nb::arg("threads"), nb::arg("num_rows"),
+        nb::arg("most"), nb::arg("vocabulary"), nb::arg("rows"));
+  m.def(
+      "candidates_nbytes",
+      [](int64_t threads, int64_t num_rows, int64_t most) { return BestLayout{num_rows, most}.bytes(threads); },
+      nb::arg("threads"), nb::arg("num_rows"), nb::arg("most"));
   m.def("token_logprobs", &logprobs, nb::arg("logits"), nb::arg("rows"), nb::arg("tokens"), nb::arg("count"));
   m.def("uniform", &uniform, nb::arg("seed"), nb::arg("stream"), nb::arg("position"));
   m.def("philox", &philox, nb::arg("key"), nb::arg("counter"));

@@ -28,6 +28,7 @@ STATE_TYPES = {
     DType.F8: "echoc::f8_t",
 }  # fmt: skip
 SCHEDULE = ("rows", "panels", "ahead")  # the fields of echoc::Schedule, in order
+CANDIDATES = 64  # of a row of logits, at most
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     keep_trailing_newline=True, autoescape=False,
@@ -141,7 +142,9 @@ class Renderer:
             return None
         return PackedRows(found[0], weight_class(found[0]), found[0].interleave, found[1])
 
-    def matmul(self, group: Group, deterministic: bool) -> list[Kernel]:
+    def matmul(self, group: Group, deterministic: bool, choosing: bool = False) -> list[Kernel]:
+        """The product, behind the preparation of its rows where nobody made it. `choosing`: in place of its result, it
+        writes the best of each row (kernels/cpu/choose.h)."""
         first = group.matmuls[0]
         packed = self.packing.of(group)
         cls = weight_class(packed)
@@ -155,11 +158,11 @@ class Renderer:
         x = arguments.get(self.prepared[key], "std::byte")
         w = arguments.get(packed, "std::byte")
         emitter = EpilogueEmitter(arguments, group, self.external)
-        body = emitter.render()
+        body, lists = emitter.render_values() if choosing else (emitter.render(), "")
         holes: dict[str, Any] = {
             "weight_class": cls, "count": len(group.matmuls), "x": x, "w": w, "rows": dim_text(first.rows),
             "n": first.n, "k": first.k, "deterministic": "true" if deterministic else "false", "body": body,
-            "rows_per_x": dim_text(rows_per_x),
+            "rows_per_x": dim_text(rows_per_x), "lists": lists, "most": CANDIDATES,
         }  # fmt: skip
         measured = self.schedules.get(matmul_key(packed.format, packed.group, len(group.matmuls), first.n, first.k), {})
         holes["chosen"] = [measured.get(name, 0) for name in SCHEDULE] if measured else []
@@ -306,6 +309,13 @@ class EpilogueEmitter(Emitter):
                 value = f"echoc::to_{node.tensor.dtype}({value})"
             stores.append(f"{pointer}[t * {self.n} + n] = {value};")
         return [*scope.lines, *stores]
+
+    def render_values(self) -> tuple[list[str], str]:
+        """The epilogue that leaves the output's values in `values`; in its place a pointer to the lists of the best."""
+        (node,) = self.group.outputs
+        scope = self.scope()
+        value = scope.value(node, self.own(node, scope))
+        return [*scope.lines, f"values[n - n0] = {value};"], self.arguments.get(node, "std::byte", written=True)
 
 
 def attend_workspace_bytes(v_head_dim: int) -> int:

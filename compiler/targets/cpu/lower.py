@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echoc import _native
-from echoc.compiler.ir import Membrane, Node, Program, Rule
+from echoc.compiler.ir import DType, Membrane, Node, Program, Rule
 from echoc.compiler.ir.types import Dim, dim_value
 from echoc.compiler.passes.fuse import Fuser, Group, root
 from echoc.compiler.passes.pack import Packed, Packing, plan_packing
 from echoc.compiler.passes.plan import ALIGN, Access, Launch, place_buffers, set_barriers
 from echoc.compiler.schedules import Schedule
 from echoc.compiler.targets.cpu.emit import Argument, storage_bytes
-from echoc.compiler.targets.cpu.kernels import Kernel, Prepared, Renderer
+from echoc.compiler.targets.cpu.kernels import CANDIDATES, Kernel, Prepared, Renderer
 from echoc.compiler.targets.cpu.loops import Workspace
 from echoc.compiler.targets.interface import StateName, only_rule, own_outputs, state_outputs
 
@@ -69,7 +69,9 @@ def lower(program: Program, weights_dtype: str, group: int, schedules: Mapping[s
     groups = fuser.groups()
     packing = plan_packing(fuser, groups, weights_dtype, group)
     lowered = Lowered(program, packing)
+    head = logits_group(skin, rule, fuser, groups)
     done: dict[bool, list[tuple[Kernel, Group]]] = {}
+    chooses: dict[bool, str] = {}
     for size in sizes_for(program):
         if size.deterministic not in done:
             boundary = frozenset(root(n) for _, n in rule.outputs)
@@ -80,8 +82,31 @@ def lower(program: Program, weights_dtype: str, group: int, schedules: Mapping[s
             done[size.deterministic] = [
                 (kernel, g) for g in groups for kernel in renderer.kernels(g, size.deterministic)
             ]
-        lowered.variants.append(_variant(lowered, skin, rule, done[size.deterministic], size))
+            if head is not None:
+                (kernel,) = renderer.matmul(head, size.deterministic, choosing=True)
+                lowered.sources[kernel.name] = kernel.source
+                chooses[size.deterministic] = kernel.name
+        variant = _variant(lowered, skin, rule, done[size.deterministic], size)
+        if head is not None:
+            at = max(i for i, (_, group) in enumerate(done[size.deterministic]) if group is head)
+            variant["launches"][at]["choosing"] = {"kernel": chooses[size.deterministic], "most": CANDIDATES}
+        lowered.variants.append(variant)
     return lowered
+
+
+def logits_group(skin: Membrane, rule: Rule, fuser: Fuser, groups: Sequence[Group]) -> Group | None:
+    """The product that makes the port `logits` f32 [R, V] and nothing else, which could tell the best of each row
+    instead; None where there is no such port, or more is done to its values than a product's epilogue does."""
+    node = next((root(n) for name, n in rule.outputs if name == "logits"), None)
+    type_ = next((port.type for port in skin.ports if port.name == "logits"), None)
+    if node is None or type_ is None or type_.dtype is not DType.F32 or type_.rank != 2:
+        return None
+    group = next(g for g in groups if node in g.nodes)
+    elsewhere = any(user not in group.nodes for user in fuser.users.get(node, ()))
+    if group.family != "gemm" or group.outputs != [node] or elsewhere:
+        return None
+    first = group.matmuls[0]
+    return group if type_.shape == (first.rows, first.n) else None
 
 
 def _variant(
