@@ -14,6 +14,7 @@ from typing import Any
 
 from echoc.bench.process import PEERS, EngineError, EngineSpec, UnsupportedError
 from echoc.errors import EchoError
+from echoc.runtime.artifact import kv_dtypes
 
 GGUF_TYPES = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 GGUF_MIXES = {"int4": "Q4_K_M"}  # what llama.cpp's own quantiser makes, of several types
@@ -104,19 +105,13 @@ def artifact_dtype(manifest: dict[str, Any]) -> str:
     return DTYPE_NAMES.get(largest, largest)
 
 
-def artifact_kv_dtypes(manifest: dict[str, Any]) -> set[str]:
-    """The formats of keys and values in an artifact, by the names `--kv-dtype` has for them."""
-    pages = [str(state["dtype"]) for state in manifest.get("states", []) if state.get("kind") == "pages"]
-    return {DTYPE_NAMES.get(dtype, dtype) for dtype in pages}
-
-
 def own_engine(model: Model, setting: Setting) -> EngineSpec:
     """echoc on its artifact, compiled first where only a checkpoint is given."""
     if model.artifact is not None and setting.kv_dtype is not None:
-        held = artifact_kv_dtypes(read_manifest(model.artifact))
-        if held != {setting.kv_dtype}:
+        held = kv_dtypes(read_manifest(model.artifact))
+        if held != [setting.kv_dtype]:
             raise UnsupportedError(
-                f"{model.artifact} holds keys and values in {', '.join(sorted(held)) or 'no format'}, not in "
+                f"{model.artifact} holds keys and values in {', '.join(held) or 'no format'}, not in "
                 f"{setting.kv_dtype}: pass the checkpoint folder instead of the artifact"
             )
     artifact = model.artifact or compile_artifact(_checkpoint(model, "echoc"), setting)
@@ -135,8 +130,7 @@ def own_engine(model: Model, setting: Setting) -> EngineSpec:
 
 def compile_artifact(checkpoint: Path, setting: Setting) -> Path:
     """`echoc compile` in a child, so that torch's memory is gone when we time. Reused while newer than all sources."""
-    usual = "f32" if setting.weights_dtype == "f32" else "bf16"
-    kv = f"-kv-{setting.kv_dtype}" if setting.kv_dtype not in (None, usual) else ""
+    kv = f"-kv-{setting.kv_dtype}" if setting.kv_dtype else ""
     output = setting.work / f"{checkpoint.resolve().name}-{setting.weights_dtype}{kv}.echo"
     sources = [*checkpoint.glob("*.json"), *checkpoint.glob("*.safetensors"), *_package_files()]
     if output.is_file() and all(output.stat().st_mtime > path.stat().st_mtime for path in sources):

@@ -17,6 +17,7 @@ from echoc.errors import EchoError
 # Bits a weight, scales included: groups of 32 with one f16 scale, as in Q8_0 and Q4_0; those of rows do not count.
 WEIGHT_BITS = {"f32": 32.0, "bf16": 16.0, "fp8": 8.0, "int8": 8.5, "int4": 4.5}
 KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "int8": 1.0, "fp8": 1.0}
+OWN_NARROW_KV = frozenset({"echoc", "openvino"})  # engines that choose 8 bits themselves
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class ModelShape:
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers for the report."""
         return asdict(self)
+
+
+def lightest_kv(weights_dtype: str) -> str | None:
+    """The narrowest keys and values that an engine chooses itself: int8 with integer weights; None: 16 bits."""
+    return "int8" if weights_dtype in ("int8", "int4") else None
 
 
 @dataclass(frozen=True)

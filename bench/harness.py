@@ -14,7 +14,15 @@ from typing import Any
 from echoc.bench.cores import Cores
 from echoc.bench.earlier import continued
 from echoc.bench.engines import PEER_NAMES, Model, Setting, make_engine, open_model, read_manifest
-from echoc.bench.floors import KV_BYTES, WEIGHT_BITS, ModelShape, shape_of, shape_of_manifest
+from echoc.bench.floors import (
+    KV_BYTES,
+    OWN_NARROW_KV,
+    WEIGHT_BITS,
+    ModelShape,
+    lightest_kv,
+    shape_of,
+    shape_of_manifest,
+)
 from echoc.bench.gpu import GpuReport, run_gpu_benchmark
 from echoc.bench.machine import available_cpus, describe_machine, describe_versions, memory_bytes
 from echoc.bench.probes import Probes, cache_folder
@@ -389,7 +397,8 @@ class _Run:
         done = {(start.engine, start.weights_dtype) for start in self.report.starts}
         for spec in self.specs(dtype, kv_dtype, False, "a fresh process"):
             if (spec.name, dtype) not in done:
-                shape, plan = self.shape.with_kv(kv_dtype), self.options.plan
+                chosen = lightest_kv(dtype) if spec.name in OWN_NARROW_KV else None
+                shape, plan = self.shape.with_kv(kv_dtype or chosen), self.options.plan
                 start = measure_start(spec, shape, plan.rounds, self.options.timeout, self.ticker.say)
                 self.report.starts.append(start)
                 self.on_change(self.report)

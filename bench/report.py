@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from echoc.bench.floors import Floor, ModelShape, floor_of
+from echoc.bench.floors import Floor, ModelShape, floor_of, lightest_kv
 from echoc.bench.probes import Limits
 from echoc.bench.sampling import (
     Sample,
@@ -250,7 +250,7 @@ class Report:
         measured = same or known or self.limits
         if not measured:
             return None
-        shape = ModelShape(**self.model["shape"]).with_kv(result.row.kv_dtype)
+        shape = ModelShape(**self.model["shape"]).with_kv(result.row.kv_dtype or lightest_kv(result.row.weights_dtype))
         best = best_limits([limits_of(limits) for limits in measured])
         floor = floor_of(result.row.workload, shape, result.row.weights_dtype, best)
         return floor if known or floor.bound != "read" else None

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echoc.compiler.bundle import Progress, Provenance, write_artifact
-from echoc.compiler.ir import DType, Program
+from echoc.compiler.ir import Program
+from echoc.compiler.kv_format import kv_format
 from echoc.compiler.passes.pack import FORMATS, GROUPS
 from echoc.compiler.pipeline import language_model_passes, program_passes, run_passes
 from echoc.compiler.schedules import Schedule
@@ -23,8 +24,6 @@ from echoc.errors import CompileError
 
 if TYPE_CHECKING:
     from echoc.runtime.artifact import Artifact
-
-KV_DTYPES = {"f32": DType.F32, "bf16": DType.BF16, "f16": DType.F16, "int8": DType.I8, "fp8": DType.F8}
 
 
 def compile(
@@ -53,7 +52,8 @@ def compile(
         output: the artifact's path; default: the model's name with `.echo` in the working folder.
         context_length: tokens a sequence may have; default: what the configuration says.
         kv_dtype: how keys and values are held: f32, bf16, f16, or int8 or fp8 (e4m3) with an f32 scale for each token
-            and kv head; default: f32 for f32 weights, else bf16.
+            and kv head; default: f32 for f32 weights; int8 for int8 and int4 weights on CPUs with AVX-512, where heads
+            have at least 32 values and a multiple of 16; else bf16.
         schedules: for CPUs, by kernel; default: those that `echoc tune` has measured on this machine.
         progress: called as progress(stage, done, total).
     Returns: the opened artifact.
@@ -64,13 +64,13 @@ def compile(
     report = progress or (lambda stage, done, total: None)
     device = backend(target, schedules)
     _check_options(weights_dtype, group)
-    state_dtype = _state_dtype(kv_dtype or ("f32" if weights_dtype == "f32" else "bf16"))
     seed = _seed(weights)
     source = Path(model)
     path = Path(output) if output is not None else Path(f"{_stem(source)}.echo")
     device.check()
+    kv = kv_format(kv_dtype, weights_dtype, device.prefers_narrow_kv())
     imported = _import(source, seed, context_length, report)
-    program = run_passes(imported.program, language_model_passes(state_dtype))
+    program = run_passes(imported.program, language_model_passes(kv))
     report("lower", 0, 1)
     lowered = device.lower(program, weights_dtype, group)
     report("lower", 1, 1)
@@ -197,12 +197,6 @@ def _check_options(weights_dtype: str, group: int) -> None:
         raise CompileError(f"unknown weights dtype {weights_dtype!r}; wanted one of {', '.join(FORMATS)}")
     if group not in GROUPS:
         raise CompileError(f"unknown quantisation group {group}; wanted one of {', '.join(map(str, GROUPS))}")
-
-
-def _state_dtype(kv_dtype: str) -> DType:
-    if kv_dtype not in KV_DTYPES:
-        raise CompileError(f"unknown KV cache dtype {kv_dtype!r}; wanted one of {', '.join(KV_DTYPES)}")
-    return KV_DTYPES[kv_dtype]
 
 
 def _seed(weights: str | None) -> int | None:

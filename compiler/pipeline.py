@@ -9,6 +9,7 @@ from typing import Protocol
 from echoc.compiler.ir import DType, Program
 from echoc.compiler.ir.text import show
 from echoc.compiler.ir.verify import verify
+from echoc.compiler.kv_format import KvFormat
 from echoc.compiler.passes.expand_attention import ExpandAttention
 from echoc.compiler.passes.fold import Fold
 from echoc.compiler.passes.make_stateful import MakeStateful
@@ -28,12 +29,12 @@ class Pass(Protocol):
     def run(self, program: Program) -> Program: ...
 
 
-def language_model_passes(state_dtype: DType) -> list[Pass]:
-    """From a prompt graph to a step program that is ready to be fused."""
+def language_model_passes(kv: KvFormat | DType) -> list[Pass]:
+    """From a prompt graph to a step program that is ready to be fused; `kv`: the format of keys and values."""
     return [
         Simplify(),
         RecognizeAttention(),
-        MakeStateful(state_dtype=state_dtype),
+        MakeStateful(kv if isinstance(kv, KvFormat) else KvFormat(kv)),
         SelectRows(),
         *program_passes(),
     ]

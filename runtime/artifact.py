@@ -8,6 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ class Member:
     offset: int
     size: int
     crc: int
+
+
+def kv_dtypes(manifest: Mapping[str, Any]) -> list[str]:
+    """The formats of keys and values in a raw manifest, by the names `echoc compile --kv-dtype` has for them."""
+    pages = {str(state["dtype"]) for state in manifest.get("states", []) if state.get("kind") == "pages"}
+    return sorted({"i8": "int8", "f8": "fp8"}.get(dtype, dtype) for dtype in pages)
 
 
 class Artifact:

@@ -2,19 +2,23 @@
 //
 //   flags="-std=c++20 -O3 -fno-math-errno -fno-trapping-math -march=native -pthread"
 //   c++ $flags -iquote kernels/cpu bench/kernels/attend.cpp -o attend
-//   ./attend [threads]
+//   ./attend [threads [heads kv_heads head_dim sequences cached new [deterministic]]]
 //
-// Decode prints bytes of keys and values read per second next to a plain read of the same size; prefill prints
-// multiply-adds of the visible (causal) scores next to the f32 fma peak. Every figure is the best of many repeats.
+// Formats of keys and values are taken in turns, each through as many layers as do not stay in a cache; a figure is the
+// median of many rounds, by the wall clock of all threads together (give them the cores: chrt -r 1). Bytes of keys,
+// values and scales a second stand beside a plain read of as many; multiply-adds of the visible (causal) scores beside
+// the f32 fma peak; and what appending the new tokens takes.
 #include "attend.h"
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <functional>
+#include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -26,48 +30,58 @@ namespace {
 
 int g_threads = 1;
 
-// CPU seconds of the calling thread: other processes on the core do not count.
-double now() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Seconds of the busiest thread, best of `repeats` parallel runs of work(tid).
-double best(int repeats, const std::function<void(int)>& work) {
-  std::atomic<int> arrived{0};
-  std::vector<std::vector<double>> taken(static_cast<size_t>(repeats), std::vector<double>(g_threads));
-  auto body = [&](int tid) {
-    for (int i = 0; i < repeats; ++i) {
-      arrived.fetch_add(1);
-      while (arrived.load() < g_threads * (i + 1)) {
-      }
-      const double start = now();
-      work(tid);
-      taken[i][tid] = now() - start;
+// Threads that wait for each other after every step. Seconds of work(tid, 0), ..., work(tid, steps - 1) on all threads.
+double timed(int64_t steps, const std::function<void(int, int64_t)>& work) {
+  std::atomic<int64_t> arrived{0};
+  double start = 0;
+  const auto meet = [&](int64_t count) {
+    arrived.fetch_add(1);
+    while (arrived.load() < g_threads * count) {
+    }
+  };
+  const auto body = [&](int tid) {
+    meet(1);
+    if (tid == 0) start = now();
+    for (int64_t i = 0; i < steps; ++i) {
+      work(tid, i);
+      meet(i + 2);
     }
   };
   std::vector<std::thread> others;
   for (int tid = 1; tid < g_threads; ++tid) others.emplace_back(body, tid);
   body(0);
+  const double seconds = now() - start;
   for (auto& t : others) t.join();
-  double shortest = 1e30;
-  for (const auto& run : taken) shortest = std::min(shortest, *std::max_element(run.begin(), run.end()));
-  return shortest;
+  return seconds;
 }
 
-std::byte* pages_of_memory(size_t bytes) {
-  void* p = mmap(nullptr, bytes + (2 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) std::abort();
-  auto aligned = (reinterpret_cast<uintptr_t>(p) + (2 << 20) - 1) & ~uintptr_t{(2 << 20) - 1};
-  madvise(reinterpret_cast<void*>(aligned), bytes, MADV_HUGEPAGE);
-  return reinterpret_cast<std::byte*>(aligned);
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
 }
+
+struct Memory {
+  explicit Memory(size_t bytes) : size(bytes + (2 << 20)) {
+    whole = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (whole == MAP_FAILED) std::abort();
+    const auto aligned = (reinterpret_cast<uintptr_t>(whole) + (2 << 20) - 1) & ~uintptr_t{(2 << 20) - 1};
+    data = reinterpret_cast<std::byte*>(aligned);
+    madvise(data, bytes, MADV_HUGEPAGE);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { munmap(whole, size); }
+  size_t size;
+  void* whole;
+  std::byte* data;
+};
 
 double fma_peak() {  // GFLOP/s of all threads
   std::atomic<float> sink{0};
-  const int64_t rounds = 2'000'000;
-  const double seconds = best(5, [&](int) {
+  const int64_t rounds = 1'000'000;
+  const double seconds = timed(1, [&](int, int64_t) {
     simd::Vec acc[12] = {};
     simd::Vec a = simd::splat(0.5f), b = simd::splat(0.25f);
     asm volatile("" : "+m"(a), "+m"(b));
@@ -82,7 +96,7 @@ double fma_peak() {  // GFLOP/s of all threads
 
 double read_rate(const std::byte* memory, size_t bytes) {  // GB/s of all threads
   std::atomic<uint32_t> sink{0};
-  const double seconds = best(8, [&](int tid) {
+  const double seconds = timed(1, [&](int tid, int64_t) {
     const Range range = share(static_cast<int64_t>(bytes / 512), tid, g_threads);
     simd::VecBits acc[8] = {};
     for (int64_t i = range.begin; i < range.end; ++i)
@@ -94,89 +108,151 @@ double read_rate(const std::byte* memory, size_t bytes) {  // GB/s of all thread
   return static_cast<double>(bytes) / seconds * 1e-9;
 }
 
+struct Case {
+  int heads, kv_heads, dim;
+  int64_t sequences, cached, fresh;
+  bool deterministic;
+};
+
+// One format of keys and values: its layers, pages of a sequence scattered in each.
+struct Format {
+  virtual ~Format() = default;
+  virtual void attend_layer(int tid, int64_t layer) = 0;
+  virtual void append_layer(int tid, int64_t layer) = 0;
+  std::string name;
+  size_t bytes = 0;  // of keys and values of a layer
+  int64_t layers = 0;
+  std::vector<double> attending, appending;  // seconds a layer
+};
+
 template <class KV>
-void measure(const char* name, int heads, int kv_heads, int dim, int64_t sequences, int64_t cached, int64_t fresh,
-             double peak, double rate, bool deterministic) {
-  const int64_t length = cached + fresh, blocks = (length + 15) / 16, tokens = sequences * fresh;
-  const int64_t page_elements = kv_heads * attn::Store<KV>::piece(dim);
-  const size_t bytes = static_cast<size_t>(sequences * blocks * page_elements) * sizeof(KV);
-  std::byte* const k = pages_of_memory(bytes);
-  std::byte* const v = pages_of_memory(bytes);
-  std::mt19937 random(1);
-  std::vector<int32_t> table(static_cast<size_t>(sequences * blocks));
-  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
-  for (size_t i = table.size(); i > 1; --i) std::swap(table[i - 1], table[random() % i]);
-  std::vector<int32_t> seq, pos;
-  for (int64_t s = 0; s < sequences; ++s)
-    for (int64_t i = 0; i < fresh; ++i) {
-      seq.push_back(static_cast<int32_t>(s));
-      pos.push_back(static_cast<int32_t>(cached + i));
-    }
-  for (int64_t first = 0; first < length; first += 256) {  // the pages' values
-    const int64_t count = std::min<int64_t>(256, length - first);
-    std::vector<float> x(static_cast<size_t>(count * kv_heads * dim));
-    std::vector<int32_t> s(static_cast<size_t>(count)), p(s.size());
-    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<int32_t>(first + i);
-    for (int64_t one = 0; one < sequences; ++one) {
-      for (auto& each : x) each = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-      std::fill(s.begin(), s.end(), static_cast<int32_t>(one));
-      const Call call{nullptr, nullptr, 0, 1, nullptr};
-      append_k<KV>(call, k, x.data(), kv_heads * dim, count, kv_heads, dim, s.data(), p.data(), table.data(), blocks);
-      append_v<KV>(call, v, x.data(), kv_heads * dim, count, kv_heads, dim, s.data(), p.data(), table.data(), blocks);
+struct Paged : Format {
+  Paged(const char* called, const Case& c, size_t least_bytes)
+      : shape{c.heads, c.kv_heads, c.dim, c.dim, 0.125f, 0.0f, 0, true},
+        blocks((c.cached + c.fresh + attn::kPage - 1) / attn::kPage),
+        tokens(c.sequences * c.fresh),
+        deterministic(c.deterministic),
+        side(static_cast<size_t>(c.sequences * blocks * c.kv_heads * attn::Store<KV>::piece(c.dim)) * sizeof(KV)),
+        table(static_cast<size_t>(c.sequences * blocks)),
+        q(static_cast<size_t>(tokens * c.heads * c.dim)),
+        fresh(static_cast<size_t>(tokens * c.kv_heads * c.dim)),
+        out(q.size()),
+        scratch(static_cast<size_t>(attend_scratch_bytes(c.dim, c.dim) * g_threads)),
+        lent(static_cast<size_t>(attend_workspace_bytes(c.dim, g_threads))) {
+    name = called;
+    bytes = 2 * side;
+    layers = static_cast<int64_t>((least_bytes + bytes - 1) / bytes);
+    pages = std::make_unique<Memory>(bytes * static_cast<size_t>(layers));
+    std::mt19937 random(1);
+    for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
+    std::shuffle(table.begin(), table.end(), random);
+    const auto draw = [&](std::vector<float>& values) {
+      for (auto& x : values) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+    };
+    std::vector<float> x(static_cast<size_t>(attn::kPage * c.kv_heads * c.dim));
+    draw(x), draw(q), draw(fresh);
+    std::vector<int32_t> s(attn::kPage), p(attn::kPage);
+    const Call call{nullptr, nullptr, 0, 1, nullptr};
+    for (int64_t one = 0; one < c.sequences; ++one) {
+      for (int64_t i = 0; i < c.fresh; ++i) {
+        seq.push_back(static_cast<int32_t>(one));
+        pos.push_back(static_cast<int32_t>(c.cached + i));
+      }
+      for (int64_t page = 0; page < blocks; ++page) {
+        for (int i = 0; i < attn::kPage; ++i) p[i] = static_cast<int32_t>(page * attn::kPage + i);
+        std::fill(s.begin(), s.end(), static_cast<int32_t>(one));
+        std::rotate(x.begin(), x.begin() + 7, x.end());
+        for (int64_t layer = 0; layer < layers; ++layer) {
+          append_k<KV>(call, keys(layer), x.data(), c.kv_heads * c.dim, attn::kPage, c.kv_heads, c.dim, s.data(),
+                       p.data(), table.data(), blocks);
+          append_v<KV>(call, values(layer), x.data(), c.kv_heads * c.dim, attn::kPage, c.kv_heads, c.dim, s.data(),
+                       p.data(), table.data(), blocks);
+        }
+      }
     }
   }
-  std::vector<float> q(static_cast<size_t>(tokens * heads * dim)), out(q.size());
-  for (auto& x : q) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-  const int64_t scratch_bytes = attend_scratch_bytes(dim, dim);
-  std::byte* const scratch = pages_of_memory(static_cast<size_t>(scratch_bytes * g_threads));
-  const AttendWorkspace workspace{pages_of_memory(static_cast<size_t>(attend_workspace_bytes(dim, g_threads))),
-                                  attend_workspace_bytes(dim, g_threads)};
-  const AttendShape shape{heads, kv_heads, dim, dim, 0.125f, 0.0f, 0, true};
-  const double seconds = best(fresh > 16 ? 6 : 12, [&](int tid) {
-    const Call call{nullptr, nullptr, tid, g_threads, scratch + scratch_bytes * tid};
-    attend<KV>(call, shape, q.data(), heads * dim, out.data(), k, v, nullptr, tokens, seq.data(), pos.data(),
-               table.data(), blocks, deterministic, PlainScore{}, workspace);
-  });
+
+  void attend_layer(int tid, int64_t layer) override {
+    const Call call{nullptr, nullptr, tid, g_threads, scratch.data + tid * (scratch.size - (2 << 20)) / g_threads};
+    attend<KV>(call, shape, q.data(), shape.heads * shape.head_dim, out.data(), keys(layer), values(layer), nullptr,
+               tokens, seq.data(), pos.data(), table.data(), blocks, deterministic, PlainScore{},
+               {lent.data, static_cast<int64_t>(lent.size - (2 << 20))});
+  }
+
+  void append_layer(int tid, int64_t layer) override {
+    const Call call{nullptr, nullptr, tid, g_threads, nullptr};
+    const int64_t ld = shape.kv_heads * shape.head_dim;
+    append_k<KV>(call, keys(layer), fresh.data(), ld, tokens, shape.kv_heads, shape.head_dim, seq.data(), pos.data(),
+                 table.data(), blocks);
+    append_v<KV>(call, values(layer), fresh.data(), ld, tokens, shape.kv_heads, shape.head_dim, seq.data(), pos.data(),
+                 table.data(), blocks);
+  }
+
+  std::byte* keys(int64_t layer) const { return pages->data + bytes * static_cast<size_t>(layer); }
+  std::byte* values(int64_t layer) const { return keys(layer) + side; }
+
+  AttendShape shape;
+  int64_t blocks, tokens;
+  bool deterministic;
+  size_t side;
+  std::vector<int32_t> table, seq, pos;
+  std::vector<float> q, fresh, out;
+  Memory scratch, lent;
+  std::unique_ptr<Memory> pages;
+};
+
+void measure(const Case& c) {
+  constexpr size_t kLeast = size_t{96} << 20;
+  std::vector<std::unique_ptr<Format>> formats;
+  formats.push_back(std::make_unique<Paged<bf16_t>>("bf16", c, kLeast));
+  formats.push_back(std::make_unique<Paged<i8_t>>("i8", c, kLeast));
+  formats.push_back(std::make_unique<Paged<f8_t>>("f8", c, kLeast));
+  formats.push_back(std::make_unique<Paged<float>>("f32", c, kLeast));
+  const Memory memory(kLeast);
+  for (size_t i = 0; i < kLeast; i += 64) memory.data[i] = std::byte{1};
+  std::vector<double> peaks, rates;
+  const int rounds = c.fresh > 16 ? 5 : 15;
+  for (int i = 0; i < rounds; ++i) {
+    peaks.push_back(fma_peak());
+    for (const auto& format : formats) {
+      rates.push_back(read_rate(memory.data, kLeast));
+      const int64_t layers = c.fresh > 16 ? std::min<int64_t>(format->layers, 8) : format->layers;
+      format->attending.push_back(timed(layers, [&](int tid, int64_t layer) { format->attend_layer(tid, layer); }) /
+                                  layers);
+      format->appending.push_back(timed(layers, [&](int tid, int64_t layer) { format->append_layer(tid, layer); }) /
+                                  layers);
+    }
+  }
   double pairs = 0;
-  for (int64_t i = 0; i < fresh; ++i) pairs += static_cast<double>(cached + i + 1);
-  const double flops = 4.0 * pairs * static_cast<double>(sequences) * heads * dim;
-  const double gigabytes = 2.0 * static_cast<double>(bytes) * 1e-9;
-  std::printf("%-5s %2d/%d heads of %3d, %3ld x (%5ld + %4ld) %s: %9.3f ms  %6.1f GFLOP/s (%3.0f%% of fma)", name,
-              heads, kv_heads, dim, static_cast<long>(sequences), static_cast<long>(cached), static_cast<long>(fresh),
-              deterministic ? "det" : "   ", seconds * 1e3, flops / seconds * 1e-9, flops / seconds * 1e-7 / peak);
-  if (fresh <= 16) std::printf("  %5.1f GB/s (%3.0f%% of read)", gigabytes / seconds, 100 * gigabytes / seconds / rate);
-  std::printf("\n");
-  munmap(k, bytes);
-  munmap(v, bytes);
-  munmap(workspace.data, static_cast<size_t>(workspace.bytes));
-  munmap(scratch, static_cast<size_t>(scratch_bytes * g_threads));
+  for (int64_t i = 0; i < c.fresh; ++i) pairs += static_cast<double>(c.cached + i + 1);
+  const double flops = 4.0 * pairs * static_cast<double>(c.sequences) * c.heads * c.dim;
+  const double peak = median(peaks), rate = median(rates);
+  std::printf("%d/%d heads of %d, %ld x (%ld + %ld)%s, %d threads: fma %.0f GFLOP/s, read %.1f GB/s\n", c.heads,
+              c.kv_heads, c.dim, static_cast<long>(c.sequences), static_cast<long>(c.cached),
+              static_cast<long>(c.fresh), c.deterministic ? " deterministic" : "", g_threads, peak, rate);
+  for (const auto& format : formats) {
+    const double seconds = median(format->attending), read = static_cast<double>(format->bytes) * 1e-9;
+    std::printf("  %-5s %9.1f us  %6.1f GFLOP/s (%3.0f%% of fma)  %5.1f GB/s (%3.0f%% of read)  append %7.1f us\n",
+                format->name.c_str(), seconds * 1e6, flops / seconds * 1e-9, flops / seconds * 1e-7 / peak,
+                read / seconds, 100 * read / seconds / rate, median(format->appending) * 1e6);
+  }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   g_threads = argc > 1 ? std::atoi(argv[1]) : 1;
-  const size_t bytes = size_t{256} << 20;
-  std::byte* const memory = pages_of_memory(bytes);
-  for (size_t i = 0; i < bytes; i += 64) memory[i] = std::byte{1};
-  const double peak = fma_peak(), rate = read_rate(memory, bytes);
-  std::printf("%d threads, %d lanes: fma %.1f GFLOP/s, read %.1f GB/s\n", g_threads, simd::kLanes, peak, rate);
-  for (const bool deterministic : {false, true}) {
-    std::printf("read %.1f GB/s\n", read_rate(memory, bytes));
-    measure<bf16_t>("bf16", 32, 8, 64, 8, 8191, 1, peak, rate, deterministic);
-    measure<bf16_t>("bf16", 32, 8, 64, 1, 8191, 1, peak, rate, deterministic);
-    measure<bf16_t>("bf16", 16, 8, 128, 4, 8191, 1, peak, rate, deterministic);
-    measure<bf16_t>("bf16", 32, 32, 64, 1, 8191, 1, peak, rate, deterministic);
-    measure<bf16_t>("bf16", 32, 1, 64, 8, 8191, 1, peak, rate, deterministic);
-    measure<float>("f32", 32, 8, 64, 4, 8191, 1, peak, rate, deterministic);
-    measure<i8_t>("i8", 32, 8, 64, 8, 8191, 1, peak, rate, deterministic);
-    measure<i8_t>("i8", 16, 8, 128, 4, 8191, 1, peak, rate, deterministic);
-    measure<f8_t>("f8", 32, 8, 64, 8, 8191, 1, peak, rate, deterministic);
-    measure<f16_t>("f16", 32, 8, 64, 8, 8191, 1, peak, rate, deterministic);
-    measure<bf16_t>("bf16", 32, 8, 64, 1, 0, 512, peak, rate, deterministic);
-    measure<bf16_t>("bf16", 32, 8, 64, 1, 2048, 512, peak, rate, deterministic);
-    measure<bf16_t>("bf16", 16, 8, 128, 1, 0, 512, peak, rate, deterministic);
-    measure<float>("f32", 32, 8, 64, 1, 0, 512, peak, rate, deterministic);
+  if (argc > 7) {
+    measure({std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]), std::atoll(argv[5]), std::atoll(argv[6]),
+             std::atoll(argv[7]), argc > 8});
+    return 0;
   }
+  for (const bool deterministic : {false, true})
+    for (const Case& shape : {Case{16, 8, 128}, Case{32, 8, 64}, Case{32, 32, 64}, Case{32, 1, 64}})
+      for (const Case& work :
+           {Case{.sequences = 1, .cached = 576, .fresh = 1}, Case{.sequences = 8, .cached = 512, .fresh = 1},
+            Case{.sequences = 32, .cached = 500, .fresh = 1}, Case{.sequences = 8, .cached = 8191, .fresh = 1},
+            Case{.sequences = 1, .cached = 0, .fresh = 512}, Case{.sequences = 1, .cached = 2048, .fresh = 512}})
+        measure({shape.heads, shape.kv_heads, shape.dim, work.sequences, work.cached, work.fresh, deterministic});
   return 0;
 }

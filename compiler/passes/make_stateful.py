@@ -18,6 +18,7 @@ from echoc.compiler.ir.node import topological
 from echoc.compiler.ir.ops import POINTWISE
 from echoc.compiler.ir.text import show_attrs
 from echoc.compiler.ir.types import Dim, dim_div, symbol
+from echoc.compiler.kv_format import KvFormat
 from echoc.compiler.passes.causality import hides_future, within_the_past
 from echoc.errors import CompileError
 
@@ -72,11 +73,11 @@ def token_axis(node: Node) -> int | None:
 class Lifter:
     """Builds the step graph of a prompt rule."""
 
-    def __init__(self, state_dtype: DType, length: int) -> None:
+    def __init__(self, kv: KvFormat, length: int) -> None:
         self.values: dict[Node, Lifted] = {}
         self.states: list[State] = []
         self.next_states: list[tuple[str, Node]] = []
-        self.state_dtype, self.length = state_dtype, length
+        self.kv, self.length = kv, length
         self.sequences, self.table = (b.port(p.name, p.type) for p in STEP_PORTS[2:])
         self.positions = b.port("positions", STEP_PORTS[1].type)
 
@@ -259,7 +260,9 @@ class Lifter:
         if not node["causal"]:
             extras, attrs = self.causal(node, extras, attrs)
         where = f"layer{len(self.states) // 2}"
-        states = [self.append(f"{where}.{kind}", value) for kind, value in zip("kv", parts[1:], strict=True)]
+        head_dims = [part.shape[2] for part in parts[1:]]
+        dtype = self.kv.of(*(d for d in head_dims if isinstance(d, int)))
+        states = [self.append(f"{where}.{kind}", value, dtype) for kind, value in zip("kv", parts[1:], strict=True)]
         out = make("attend", parts[0], *states, self.sequences, self.positions, self.table, *extras, **attrs)
         return Token(b.reshape(out, (T, 1, *out.shape[1:])), 0)
 
@@ -276,10 +279,10 @@ class Lifter:
         kept = [] if body.op == "arg" else [body]
         return extras[:-1] + kept, {**attrs, "causal": True, "body": bool(kept)}
 
-    def append(self, name: str, values: Node) -> Node:
+    def append(self, name: str, values: Node, dtype: DType) -> Node:
         entry = values.shape[1:]
         assert all(isinstance(d, int) for d in entry)
-        type_ = StateType("pages", tuple(d for d in entry if isinstance(d, int)), self.state_dtype)
+        type_ = StateType("pages", tuple(d for d in entry if isinstance(d, int)), dtype)
         self.states.append(State(name, type_))
         before = make("state", name=name, kind="pages", shape=type_.shape, dtype=type_.dtype)
         after = make("append", before, values, self.sequences, self.positions, self.table)
@@ -300,12 +303,15 @@ def _product(dims: tuple[Dim, ...]) -> Dim:
     return out
 
 
+PLAIN = KvFormat(DType.F32)
+
+
 @dataclass(frozen=True)
 class MakeStateful:
     """Turns the membrane's rule `prompt` into the rule `step`. Requires ports tokens and positions over S."""
 
+    kv: KvFormat = PLAIN
     name: str = "make_stateful"
-    state_dtype: DType = DType.F32
 
     def run(self, program: Program) -> Program:
         symbols: dict[str, Any] = dict(program.symbols)
@@ -315,7 +321,7 @@ class MakeStateful:
 
     def membrane(self, membrane: Membrane, length: int) -> Membrane:
         prompt = membrane.rule("prompt")
-        lifter = Lifter(self.state_dtype, length)
+        lifter = Lifter(self.kv, length)
         outputs = []
         for name, node in prompt.outputs:
             token = lifter.lift(node)

@@ -24,6 +24,9 @@ class Backend(Protocol):
     def check(self) -> None:
         """Raises CompileError where the tools of the target are missing or do not know its level."""
 
+    def prefers_narrow_kv(self) -> bool:
+        """Whether attention over keys and values in 8 bits is faster than over 16."""
+
     def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
         """Kernels, launch lists and memory plans."""
 
@@ -43,6 +46,9 @@ class Cpu:
         find_compiler()
         target_features(self.level)
 
+    def prefers_narrow_kv(self) -> bool:
+        return "avx512bw" in target_features(self.level)  # products of 16-bit integers, kernels/cpu/attend_pairs.h
+
     def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
         chosen = load(self.level) if self.schedules is None else self.schedules
         return lower_for_cpu(program, weights_dtype, group, chosen)
@@ -59,6 +65,9 @@ class Gpu:
 
     def check(self) -> None:
         check_tools()
+
+    def prefers_narrow_kv(self) -> bool:
+        return False  # 8 bits save memory there, not time
 
     def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
         return lower_for_gpu(program, weights_dtype, group, self.level.device)

@@ -57,7 +57,7 @@ struct Pairs<f8_t> : FloatPairs {
 
 #endif
 
-#if defined(ECHOC_VNNI)
+#if defined(ECHOC_AVX512)
 
 template <>
 struct Pairs<i8_t> {
@@ -68,7 +68,13 @@ struct Pairs<i8_t> {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
   static Sum zero() { return _mm512_setzero_si512(); }
-  static Sum add(Sum sum, __m512i w, int32_t pair) { return _mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(pair)); }
+  static Sum add(Sum sum, __m512i w, int32_t pair) {
+#if defined(ECHOC_VNNI)
+    return _mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(pair));
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(w, _mm512_set1_epi32(pair)));
+#endif
+  }
   static __m512 value(Sum sum, float scale) { return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale)); }
   // As large as the sum of `depth` products with int8 allows.
   static float narrow(const float* from, int64_t count, int64_t depth, int16_t* to) {

@@ -32,6 +32,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     report = json.loads(done.stdout)
     assert report["artifact"] == str(path)
     assert report["bytes"] == path.stat().st_size
+    assert report["kv_dtypes"] == ["bf16"]
     return path
 
 
@@ -128,6 +129,7 @@ def test_inspect_shows_what_is_inside(echoc: Echoc, artifact: Path) -> None:
     assert done.returncode == 0, done.stderr
     for heading in ("target", "Membranes", "Ports", "State", "Weights", "Variants", "Kernels", "Schedules", "Members"):
         assert heading in done.stdout, heading
+    assert "keys and values in bf16" in done.stdout
     document = json.loads(echoc("inspect", artifact, "--json").stdout)
     assert document["manifest"]["schema"] == 2
     assert document["bytes"] == artifact.stat().st_size

@@ -11,8 +11,11 @@ import pytest
 from tiny_models import random_tokens, relative_error
 
 import echoc
+from echoc.compiler.ir import DType
+from echoc.compiler.kv_format import kv_format
+from echoc.compiler.targets.backends import backend
 from echoc.errors import CompileError
-from echoc.runtime.artifact import Artifact
+from echoc.runtime.artifact import Artifact, kv_dtypes
 
 TOKENS = random_tokens(61, seed=8)
 BOUNDS = {"f32": 2e-5, "f16": 2e-3, "bf16": 1e-2, "int8": 2e-2, "fp8": 6e-2}  # of the largest logit
@@ -85,6 +88,25 @@ def test_pages_shrink_with_the_format(artifacts: Callable[..., Path]) -> None:
     heads = sum(state["shape"][0] for state in states)
     assert manifests["int8"].page_bytes == values + heads * 16 * 4  # a scale for each head of each token
     assert all(state["scale_dtype"] == "f32" for state in states)
+
+
+@pytest.mark.parametrize("target", ["cpu:x86-64-v4", "cpu:x86-64-v3", "cuda:sm_90a"])
+@pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "fp8", "int8", "int4"])
+def test_integer_weights_take_int8_where_it_is_faster(target: str, weights_dtype: str) -> None:
+    chosen = kv_format(None, weights_dtype, backend(target).prefers_narrow_kv())
+    narrow = target == "cpu:x86-64-v4" and weights_dtype in ("int8", "int4")
+    wide = DType.F32 if weights_dtype == "f32" else DType.BF16
+    for head_dims in ((32, 32), (64, 64), (48, 32), (192, 128)):
+        assert chosen.of(*head_dims) is (DType.I8 if narrow else wide)
+    for head_dims in ((16, 16), (64, 24), (80, 8), (63, 64)):
+        assert chosen.of(*head_dims) is wide
+    assert kv_format("fp8", weights_dtype, narrow).of(8, 8) is DType.F8
+
+
+def test_small_heads_keep_the_wider_format(compiled: Callable[..., Any]) -> None:
+    """The default with integer weights never fails: heads of 16 stay in bf16, whatever the machine."""
+    assert kv_dtypes(Artifact(compiled("llama", "int8").path).manifest.raw) == ["bf16"]
+    assert kv_dtypes(Artifact(compiled("llama", "int8", kv_dtype="int8").path).manifest.raw) == ["int8"]
 
 
 def test_unknown_formats_are_refused(compiled: Callable[..., Any], tmp_path: Path) -> None:

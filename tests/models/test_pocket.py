@@ -102,15 +102,19 @@ def test_quantised_activations_cost_little(
         assert cost < 0.003
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("bf16", "int8"), ("bf16", "fp8"), ("int4", "int8")])
 def test_keys_and_values_in_8_bits_cost_little(
-    artifacts: dict[str, Path], windows: list[list[int]], tmp_path: Path, kv_dtype: str
+    artifacts: dict[str, Path], windows: list[list[int]], tmp_path: Path, dtype: str, kv_dtype: str
 ) -> None:
-    path = tmp_path / "kv.echo"
-    echoc.compile(POCKET / "model", weights_dtype="bf16", kv_dtype=kv_dtype, output=path)
-    cost = perplexity(path, windows) / perplexity(artifacts["bf16"], windows) - 1
-    print(f"keys and values in {kv_dtype}: {cost:+.3%} perplexity")
-    assert cost < 0.005
+    wide, narrow = tmp_path / "bf16.echo", tmp_path / "kv.echo"
+    echoc.compile(POCKET / "model", weights_dtype=dtype, kv_dtype="bf16", output=wide)
+    echoc.compile(POCKET / "model", weights_dtype=dtype, kv_dtype=kv_dtype, output=narrow)
+    for budget in (None, 1):
+        cost = perplexity(narrow, windows, budget) / perplexity(wide, windows, budget) - 1
+        print(
+            f"{dtype} weights, keys and values in {kv_dtype}, {budget or 'all'} tokens a step: {cost:+.3%} perplexity"
+        )
+        assert cost < 0.005
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8", "int8", "int4"])

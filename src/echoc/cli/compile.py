@@ -55,7 +55,11 @@ GroupOption = Annotated[
 ]
 KvDtypeOption = Annotated[
     KvDtype | None,
-    typer.Option("--kv-dtype", help="Format of the KV cache; default: f32 for f32 weights, else bf16."),
+    typer.Option(
+        "--kv-dtype",
+        help="Format of the KV cache; default: f32 for f32 weights; int8 for int8 and int4 weights on CPUs with AVX-512"
+        " (heads of 32, 48, 64, ...); else bf16.",
+    ),
 ]
 TargetOption = Annotated[
     str,
@@ -133,11 +137,12 @@ def command(
             "--include, --set, --seed and --allow-substochastic are for membrane systems, not for models"
         )
     from echoc.compiler.api import compile as compile_model
+    from echoc.runtime.artifact import kv_dtypes
 
     named = model.resolve().parent if model.name == "config.json" else model.resolve()
     path = output if output is not None else Path(f"{named.name}.echo")
     with stopwatch() as seconds, progress_bar(enabled=not as_json) as progress:
-        compile_model(
+        artifact = compile_model(
             str(model),
             target=target,
             weights_dtype=weights_dtype.value,
@@ -149,8 +154,12 @@ def command(
             progress=progress,
         )
         elapsed = seconds()
-    report: dict[str, Any] = {"artifact": str(path), "bytes": path.stat().st_size, "seconds": round(elapsed, 3)}
+    report: dict[str, Any] = {
+        "artifact": str(path), "bytes": path.stat().st_size, "seconds": round(elapsed, 3),
+        "weights_dtype": weights_dtype.value, "kv_dtypes": kv_dtypes(artifact.manifest.raw),
+    }  # fmt: skip
     if as_json:
         print_json(report)
     else:
-        say(f"wrote {path} ({human_bytes(report['bytes'])}) in {elapsed:.1f} s")
+        held = f"{weights_dtype.value} weights, keys and values in {' and '.join(report['kv_dtypes']) or 'no pages'}"
+        say(f"wrote {path} ({human_bytes(report['bytes'])}; {held}) in {elapsed:.1f} s")

@@ -123,6 +123,8 @@ def _ports(manifest: Manifest) -> str:
 
 
 def _states(manifest: Manifest) -> str:
+    from echoc.runtime.artifact import kv_dtypes
+
     def facts(state: dict[str, Any]) -> tuple[Any, ...]:
         return state["kind"], _tensor(state), state.get("page_size"), state.get("bytes_per_page")
 
@@ -134,8 +136,9 @@ def _states(manifest: Manifest) -> str:
         label = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
         rows.append((label, kind, tensor, page_size or "", human_bytes(page_bytes) if page_bytes else ""))
     total = sum(state.get("bytes_per_page", 0) for state in manifest.get("states", []))
-    page = manifest.get("page_size")
-    head = f"State: {human_bytes(total)} for a page of {page} tokens over all layers\n" if page else "State\n"
+    page, held = manifest.get("page_size"), " and ".join(kv_dtypes(manifest))
+    head = f"State: {human_bytes(total)} for a page of {page} tokens over all layers" if page else "State"
+    head += (f"; keys and values in {held}" if held else "") + "\n"
     return head + _table(("name", "kind", "a token", "page", "bytes a page"), rows)
 
 
