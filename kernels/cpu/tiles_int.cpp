@@ -1,9 +1,11 @@
 // i8 and i4 weights against int8 activations, both scaled per group.
 //
 // Every path computes a group's exact integer sum, turns it to f32 and adds sum * (weight scale * row scale) to the
-// row's result, groups in ascending order. So all levels, and all shapes of call, give the same bits. The exception is
-// many rows on AMX without `deterministic`: weights and activations go through bf16 there, which is no less accurate.
+// row's result, groups in ascending order. Row scales are powers of two. So all levels, and all shapes of call, give
+// the same bits. The exception is many rows on AMX without `deterministic`: weights and activations go through bf16
+// there, which is no less accurate.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -54,13 +56,39 @@ struct Job {
   int64_t lines;
 };
 
-// R rows of a block group by group, as one forward stream: the scales of a group, its sums, then R times 32 values.
+// The scales of prepared rows are powers of two, so that arranged rows multiply by adding to exponents: the units that
+// multiply f32 are those of vpdpbusd. An f16 times what lies between these bounds is neither infinite nor subnormal.
+constexpr float kLeastScale = 0x1p-100f;
+constexpr float kMostScale = 0x1p110f;
+
+// What to add to the bits of a float to multiply it by `scale`; nothing for 0, which only zeros have.
+int32_t exponent_of(float scale) { return scale > 0.0f ? std::bit_cast<int32_t>(scale) - (127 << 23) : 0; }
+
+// The scales of a panel's group, for times(). A scale of 0 is that of zeros, so any other does, and one is needed: the
+// bits of 0 can't be added to.
+#if defined(ECHOC_AVX512)
+ECHOC_INLINE f32x16 load_scales(const std::byte* from) {
+  constexpr int kLargerWithFirstSign = 0x3;
+  return _mm512_range_ps(load_f16(from), splat(0x1p-24f), kLargerWithFirstSign);
+}
+ECHOC_INLINE f32x16 times(f32x16 scales, int32_t exponent) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(scales), _mm512_set1_epi32(exponent)));
+}
+#else
+ECHOC_INLINE f32x16 load_scales(const std::byte* from) { return load_f16(from); }
+ECHOC_INLINE f32x16 times(f32x16 scales, int32_t exponent) {
+  return mul(scales, splat(std::bit_cast<float>(exponent + (127 << 23))));
+}
+#endif
+
+// R rows of a block group by group, as one forward stream: the scales of a group as exponent_of() gives them, its
+// sums, then R times 32 values.
 template <int R>
 struct Rows {
   const std::byte* group;
   const std::byte* values;
   explicit Rows(const Job& job) : group(job.arranged), values(group + 8 * R) {}
-  const std::byte* scale(int64_t r) const { return group + r * 4; }
+  int32_t exponent(int64_t r) const { return read<int32_t>(group + r * 4); }
   const std::byte* sum(int64_t r) const { return group + (R + r) * 4; }
   const std::byte* at(int64_t r, int64_t k) const { return values + r * 32 + k; }
   void next_part() { values += R * 32; }
@@ -71,14 +99,19 @@ struct Rows {
 };
 
 // Lays the rows of a block out as Rows<num_rows> reads them; returns the end. Each row, its scales and its sums apart
-// would be more streams than the prefetchers follow.
-std::byte* arrange(const Job& job, int64_t first, int64_t num_rows, std::byte* out) {
+// would be more streams than the prefetchers follow. `plain` stays where times() serves for all of their scales.
+std::byte* arrange(const Job& job, int64_t first, int64_t num_rows, std::byte* out, bool& plain) {
   const auto copy = [&](int64_t from, int64_t bytes) {
     for (int64_t r = 0; r < num_rows; ++r, out += bytes)
       std::memcpy(out, job.rows + (first + r) * job.row_stride + from, bytes);
   };
   for (int64_t g = 0; g < 2 * job.blocks; ++g) {
-    copy(job.scales + g * 4, 4);
+    for (int64_t r = 0; r < num_rows; ++r, out += 4) {
+      const auto scale = read<float>(job.rows + (first + r) * job.row_stride + job.scales + g * 4);
+      const int32_t exponent = exponent_of(scale);
+      plain &= scale == 0.0f || (scale > kLeastScale && scale < kMostScale);
+      std::memcpy(out, &exponent, 4);
+    }
     copy(job.sums + g * 4, 4);
     for (int64_t part = 0; part < job.group; part += 32) copy(g * job.group + part, 32);
   }
@@ -108,10 +141,9 @@ ECHOC_INLINE void add_group(const Job& job, const std::byte* w, const std::byte*
     rows.next_part();
   }
   f32x16 scale[P];
-  unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { scale[p] = load_f16(scales + p * job.panel_stride); });
+  unroll<P>([&](auto p) ECHOC_INLINE_LAMBDA { scale[p] = load_scales(scales + p * job.panel_stride); });
   unroll<R, P>([&](auto r, auto p) ECHOC_INLINE_LAMBDA {
-    const f32x16 row_scale = splat(read<float>(rows.scale(r)));
-    sum[r][p] = fma(Dot::finish(dot[r][p]), mul(scale[p], row_scale), sum[r][p]);
+    sum[r][p] = fma(Dot::finish(dot[r][p]), times(scale[p], rows.exponent(r)), sum[r][p]);
   });
   rows.next_group();
 }
@@ -223,9 +255,18 @@ void sweep(const Job& job, int64_t num_rows) {
 template <int Bits, int Group, class Place>
 void multiply(Job job, int64_t num_rows, int64_t num_panels, bool again, Place&& place) {
   if (num_rows == 1) return stream_row<Bits, Group>(job, num_panels, place);
+  static thread_local bool plain;
   job.arranged = arrangement();
-  std::byte* out = arrangement();
-  if (!again) each_block(num_rows, [&](int64_t first, int64_t height) { out = arrange(job, first, height, out); });
+  if (!again) {
+    std::byte* out = arrangement();
+    plain = true;
+    each_block(num_rows, [&](int64_t first, int64_t height) { out = arrange(job, first, height, out, plain); });
+  }
+  if (!plain) {
+    for (int64_t r = 0; r < num_rows; ++r, job.rows += job.row_stride)
+      stream_row<Bits, Group>(job, num_panels, [&](int64_t p) { return place(p) + r * job.ld; });
+    return;
+  }
   int64_t p = 0;
   for (; p + kWide <= num_panels; p += kWide) {
     for (int i = 0; i < kWide; ++i) job.acc[i] = place(p + i);
@@ -242,14 +283,20 @@ void multiply(Job job, int64_t num_rows, int64_t num_panels, bool again, Place&&
 // Adding and subtracting it rounds to the nearest integer, in the mantissa's low bits.
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
 
+// The least power of two that takes `most` to 127 or less; 0 for 0.
+float scale_of(float most) {
+  constexpr int32_t kMantissa = (1 << 23) - 1;
+  return std::bit_cast<float>((std::bit_cast<int32_t>(most / 127.0f) + kMantissa) & ~kMantissa);
+}
+
 // One group of activations as int8, its scale, and the sum of the int8 values. NaN has no part in the scale.
 template <int Group>
 void prepare_group(const float* x, int8_t* out, float* scale, int32_t* sum) {
 #if defined(ECHOC_AVX512)
   __m512 most16 = _mm512_setzero_ps();
   for (int i = 0; i < Group; i += 16) most16 = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i)), most16);
-  const float most = _mm512_reduce_max_ps(most16);
-  const __m512 inverse = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
+  *scale = scale_of(_mm512_reduce_max_ps(most16));
+  const __m512 inverse = _mm512_set1_ps(*scale > 0.0f ? 1.0f / *scale : 0.0f);
   __m512i total = _mm512_setzero_si512();
   for (int i = 0; i < Group; i += 16) {
     const __m512 rounded = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), inverse, _mm512_set1_ps(kRound));
@@ -264,7 +311,8 @@ void prepare_group(const float* x, int8_t* out, float* scale, int32_t* sum) {
     const float size = std::fabs(x[i]);
     most = most < size ? size : most;
   }
-  const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+  *scale = scale_of(most);
+  const float inverse = *scale > 0.0f ? 1.0f / *scale : 0.0f;
   int32_t total = 0;
   for (int i = 0; i < Group; ++i) {
     const float rounded = std::fma(x[i], inverse, kRound);
@@ -274,7 +322,6 @@ void prepare_group(const float* x, int8_t* out, float* scale, int32_t* sum) {
   }
   *sum = total;
 #endif
-  *scale = most / 127.0f;
 }
 
 }  // namespace

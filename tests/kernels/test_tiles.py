@@ -154,6 +154,46 @@ def test_largest_integers_do_not_saturate(tiles: Tiles, fmt: Format) -> None:
         )
 
 
+def test_rows_of_any_size(tiles: Tiles, fmt: Format) -> None:
+    """Rows of zeros, of tiny, huge and infinite values among others are what they are alone, and so are the others."""
+    N, K = 40, 160
+    weights = weights_of(1, N, K)
+    weights[0, 3] = 0
+    weights[0, :, 32:64] = -0.0
+    packed = tiles.pack(fmt, weights)
+    for among in ([0.0, 1e-38, 1e-30], [1e30, 0.0], [np.inf, 1e30]):
+        x = np.where(rows_of(9, K) < 0, np.float32(-1), np.float32(1.5))
+        x[2 : 2 + len(among)] *= np.array(among, np.float32)[:, None]
+        whole, _ = tiles.gemm(fmt, x, packed, N, deterministic=True)
+        for i, row in enumerate(x):
+            alone, _ = tiles.gemm(fmt, row[None], packed, N, deterministic=True)
+            np.testing.assert_array_equal(whole[0, i], alone[0, 0])
+        usual = np.abs(x).max(axis=1) < 1e4
+        wanted = x[usual].astype(np.float64) @ tiles.unpack(fmt, packed, (1, N, K))[0].T.astype(np.float64)
+        np.testing.assert_allclose(whole[0, usual], wanted, rtol=0.1, atol=0.5)
+
+
+@pytest.mark.parametrize("T", [1, 2, 8, 9, 40])
+def test_bf16_in_12_bits(tiles: Tiles, T: int) -> None:
+    """What bf16 gives: to the bit where all exponents have codes, else but for the order of additions."""
+    plain, coded = FORMATS[1], FORMATS[2]
+    N, K = 50, 544
+    weights = weights_of(1, N, K)
+    x = rows_of(T, K)
+    for rare in (0, 40):
+        weights[:] = np.sign(weights) * np.clip(np.abs(weights), 1e-3, None)
+        rng = np.random.default_rng(rare)
+        weights.flat[rng.integers(0, weights.size, rare)] = np.exp2(rng.uniform(-90, 3, rare))
+        found, _ = tiles.gemm(coded, x, tiles.pack(coded, weights), N, nthreads=2)
+        packed = tiles.pack(plain, weights)
+        wanted, _ = tiles.gemm(plain, x, packed, N, nthreads=2)
+        if rare == 0 and tiles.path != "amx":
+            np.testing.assert_array_equal(found, wanted)
+        assert error(found, wanted, x, tiles.unpack(plain, packed, (1, N, K))) < 1e-5
+        row = tiles.unpack_row(coded, tiles.pack(coded, weights), 1, 0, 33, K)
+        np.testing.assert_array_equal(row, tiles.unpack(plain, packed, (1, N, K))[0, 33])
+
+
 def test_levels_agree_to_the_bit_on_integers(fmt: Format) -> None:
     if not fmt.group:
         N, K = 20, 64
