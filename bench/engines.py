@@ -20,7 +20,7 @@ GGUF_TYPES = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 GGUF_MIXES = {"int4": "Q4_K_M"}  # what llama.cpp's own quantiser makes, of several types
 PACKAGE_SOURCES = Path(__file__).resolve().parents[1]  # the folder of the rooms
 TASK_LOG_TAIL = 2000
-DTYPE_NAMES = {"f8": "fp8", "i8": "int8", "i4": "int4"}  # of a manifest, as options have them
+DTYPE_NAMES = {"bf16c": "bf16", "f8": "fp8", "i8": "int8", "i4": "int4"}  # of a manifest, as options have them
 
 
 @dataclass(frozen=True)

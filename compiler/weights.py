@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,21 @@ class Weights:
 
     def pack(self, packed: Packed, threads: int) -> list[Array]:
         """The packed bytes of a stream, one array per expert."""
+        return [
+            np.asarray(_native.pack(packed.format, packed.group, expert, packed.transposed, threads))
+            for expert in self._matrices(packed)
+        ]
+
+    def codable(self, packed: Packed, drawn: bool = False) -> bool:
+        """Whether bf16 in 12 bits holds a stream's values without loss. `drawn`: values that are not computed while
+        compiling are drawn when the artifact is loaded, which it always holds."""
+        if drawn and not any(w["name"] in self.constants for w in packed.sources):
+            return True
+        threads = max(1, os.cpu_count() or 1)
+        return all(_native.codable(expert, packed.transposed, threads) for expert in self._matrices(packed))
+
+    def _matrices(self, packed: Packed) -> Iterator[list[Array]]:
+        """The matrices that are interleaved, expert by expert."""
         sources = [self.stored(w["name"]) for w in packed.sources]
         sources = [s if s.dtype in (np.float32, np.float16, np.uint16) else s.astype(np.float32) for s in sources]
         for weight, values in zip(packed.sources, sources, strict=True):
@@ -81,14 +97,8 @@ class Weights:
                 found = list(values.shape)
                 raise CompileError(f"weight {weight['name']} has shape {found}; the graph says {weight.type}")
         parts = [[s] for s in sources] if packed.experts == 1 and sources[0].ndim == 2 else [list(s) for s in sources]
-        return [
-            np.asarray(
-                _native.pack(
-                    packed.format, packed.group, [np.ascontiguousarray(p[e]) for p in parts], packed.transposed, threads
-                )
-            )
-            for e in range(len(parts[0]))
-        ]
+        for e in range(len(parts[0])):
+            yield [np.ascontiguousarray(p[e]) for p in parts]
 
     def plain(self, node: Node) -> Array:
         """A plain tensor in the element type of its node."""

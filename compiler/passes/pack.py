@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from echoc.compiler.ir import DType, Node
 from echoc.compiler.passes.fuse import Fuser, Group, root
@@ -34,10 +34,12 @@ class Packed:
 
 @dataclass
 class Packing:
-    """All packed streams of a program, by the matmul groups and tables that read them."""
+    """All packed streams of a program, by the matmul groups and tables that read them. `codable` says whether values in
+    bf16 can be held without loss in 12 bits (bf16c), where that is wanted."""
 
     weights_dtype: str
     group: int
+    codable: Callable[[Packed], bool] | None = None
     entries: list[Packed] = field(default_factory=list)
     by_sources: dict[tuple[object, ...], Packed] = field(default_factory=dict)
     precise: set[Node] = field(default_factory=set)
@@ -62,6 +64,8 @@ class Packing:
         key = (*sources, transposed, format_)
         if key not in self.by_sources:
             packed = Packed(f"packed.{len(self.entries)}", format_, group, sources, transposed, experts, n, k)
+            if format_ == "bf16" and self.codable is not None and self.codable(packed):
+                packed = replace(packed, format="bf16c")
             self.by_sources[key] = packed
             self.entries.append(packed)
         return self.by_sources[key]
@@ -107,9 +111,11 @@ def routing(fuser: Fuser, groups: Iterable[Group]) -> set[Node]:
     return choosers
 
 
-def plan_packing(fuser: Fuser, groups: list[Group], weights_dtype: str, group: int) -> Packing:
+def plan_packing(
+    fuser: Fuser, groups: list[Group], weights_dtype: str, group: int, codable: Callable[[Packed], bool] | None = None
+) -> Packing:
     """The streams of a fused rule. Matmul streams come first so that tables can share them."""
-    packing = Packing(weights_dtype, group)
+    packing = Packing(weights_dtype, group, codable)
     packing.precise = routing(fuser, groups)
     for g in groups:
         if g.matmuls:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from echoc.compiler.bundle import Code, Progress, cpu_code
 from echoc.compiler.ir import Program
+from echoc.compiler.passes.pack import Packed
 from echoc.compiler.schedules import Schedule, load
 from echoc.compiler.targets.cpu.build import build_library, find_compiler, target_features
 from echoc.compiler.targets.cpu.lower import lower as lower_for_cpu
@@ -27,8 +28,8 @@ class Backend(Protocol):
     def prefers_narrow_kv(self) -> bool:
         """Whether attention over keys and values in 8 bits is faster than over 16."""
 
-    def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
-        """Kernels, launch lists and memory plans."""
+    def lower(self, program: Program, weights_dtype: str, group: int, codable: Callable[[Packed], bool]) -> Any:
+        """Kernels, launch lists and memory plans. `codable`: whether a bf16 weight can be held in 12 bits."""
 
     def build(self, lowered: Any, report: Progress, draws: bool = False) -> Code:
         """Machine code; `draws`: the device draws the weights when it loads them."""
@@ -49,9 +50,12 @@ class Cpu:
     def prefers_narrow_kv(self) -> bool:
         return "avx512bw" in target_features(self.level)  # products of 16-bit integers, kernels/cpu/attend_pairs.h
 
-    def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
+    def lower(self, program: Program, weights_dtype: str, group: int, codable: Callable[[Packed], bool]) -> Any:
         chosen = load(self.level) if self.schedules is None else self.schedules
-        return lower_for_cpu(program, weights_dtype, group, chosen)
+        features = target_features(self.level)
+        # Tiles (AMX) read panels as they lie; without products of bf16 decoding takes longer than reading more.
+        decodes = "avx512_bf16" in features and "amx_bf16" not in features
+        return lower_for_cpu(program, weights_dtype, group, chosen, codable if decodes else None)
 
     def build(self, lowered: Any, report: Progress, draws: bool = False) -> Code:
         return cpu_code(lowered.sources, build_library(lowered.sources, self.level, report), self.level)
@@ -69,7 +73,7 @@ class Gpu:
     def prefers_narrow_kv(self) -> bool:
         return False  # 8 bits save memory there, not time
 
-    def lower(self, program: Program, weights_dtype: str, group: int) -> Any:
+    def lower(self, program: Program, weights_dtype: str, group: int, codable: Callable[[Packed], bool]) -> Any:
         return lower_for_gpu(program, weights_dtype, group, self.level.device)
 
     def build(self, lowered: Any, report: Progress, draws: bool = False) -> Code:

@@ -4,6 +4,9 @@
 // A weight [N, K] is cut into panels of 16 rows (N padded with zero rows); a panel is one forward stream over k:
 //   f32   [K][16] f32
 //   bf16  [K/2][16][2] bf16, K padded to 32
+//   bf16c bf16 without loss in 12 bits, K padded to 32: a header line, then for eight k two lines of signs and
+//   mantissas
+//         and one of codes of exponents, then a list of the few values whose exponents have no code (coded.h)
 //   f8    [K/2][16][2] f8, K padded to 32, then the scales of the rows, [16] f32: 8 bits without groups
 //   i8    blocks of two groups: 2 x [group/4][16][4] u8 (value + 128), then 2 x [16] f16 scales
 //   i4    blocks of two groups: 2 x [group/8][16][4] bytes, then 2 x [16] f16 scales. A byte holds (value + 8) of k in
@@ -42,7 +45,13 @@ constexpr int64_t group_bytes(int bits, int group) { return int64_t{group} * kPa
 // Bytes of a block: two groups and their scales.
 constexpr int64_t block_bytes(int bits, int group) { return 2 * group_bytes(bits, group) + kLine; }
 
+// Of a panel of bf16c: most values in its list, and where the list lies.
+inline constexpr int kCodedBits = 12;
+constexpr int64_t most_uncoded(int64_t K) { return round_up(padded_k(kCodedBits, 0, K) * kPanel / 2048 + 1, 8); }
+constexpr int64_t uncoded_at(int64_t K) { return kLine + padded_k(kCodedBits, 0, K) * kPanel * kCodedBits / 8; }
+
 constexpr int64_t panel_bytes(int bits, int group, int64_t K) {
+  if (bits == kCodedBits) return uncoded_at(K) + most_uncoded(K) * 8;
   if (group == 0) return padded_k(bits, group, K) * kPanel * bits / 8 + (bits == 8 ? kLine : 0);
   return padded_k(bits, group, K) / (2 * group) * block_bytes(bits, group);
 }
@@ -56,7 +65,7 @@ constexpr int64_t packed_bytes(int bits, int group, int64_t interleave, int64_t 
 
 // A prepared activation row, all parts 64-byte aligned and zero beyond K:
 //   f32    f32 values
-//   bf16   bf16 values where the level has a bf16 dot product, else f32 values; the same for f8
+//   bf16   bf16 values where the level has a bf16 dot product, else f32 values; the same for bf16c and f8
 //   i8, i4 int8 values, then one f32 scale a group, then one i32 a group: -offset * (sum of the group's int8 values),
 //          then (read by the large AMX tiles only) the values in bf16
 constexpr int64_t row_scales(int group, int64_t K) { return round_up(padded_k(8, group, K), kLine); }

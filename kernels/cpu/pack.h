@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -14,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "coded.h"
 #include "float8.h"
 #include "half.h"
 #include "layout.h"
@@ -27,12 +29,13 @@
 namespace echoc::packing {
 
 struct Format {
-  int bits;   // 32, 16, 8 or 4
-  int group;  // 32, 64 or 128 for integers of 8 and 4 bits, 0 for floats of 32, 16 and 8
+  int bits;   // 32, 16, 12, 8 or 4
+  int group;  // 32, 64 or 128 for integers of 8 and 4 bits, 0 for floats of 32, 16, 12 and 8
 
+  bool coded() const { return bits == layout::kCodedBits; }
   bool row_scaled() const { return bits == 8 && group == 0; }
   bool valid() const {
-    return ((bits == 32 || bits == 16 || bits == 8) && group == 0) ||
+    return ((bits == 32 || bits == 16 || coded() || bits == 8) && group == 0) ||
            ((bits == 8 || bits == 4) && (group == 32 || group == 64 || group == 128));
   }
 };
@@ -221,6 +224,76 @@ ECHOC_CLONES inline void emit_f8(const float* tile, const float* inverse, int64_
   }
 }
 
+// The exponents of a panel of bf16c, counted and then given codes.
+class Codes {
+ public:
+  void count(const float* tile, int64_t depth) {
+    for (int64_t i = 0; i < depth * kLanes; ++i) ++counts_[exponent(to_bf16(tile[i]).bits)];
+  }
+
+  // Codes for the most frequent exponents, of equal counts for the lower; returns how many values are left without.
+  int64_t choose() {
+    counts_[0] = 0;
+    for (int code = 0; code < coded::kZeroCode; ++code) {
+      const auto most = std::max_element(std::begin(counts_), std::end(counts_));
+      const auto found = static_cast<uint8_t>(most - std::begin(counts_));
+      exponents_[code] = *most > 0 ? found : 0;
+      if (*most > 0) codes_[found] = static_cast<uint8_t>(code + 1);
+      *most = 0;
+    }
+    int64_t left = 0;
+    for (const int64_t some : counts_) left += some;
+    return left;
+  }
+
+  // Writes tile[0 .. depth), whose first k is k0, to its place in the panel; lists what has no code.
+  void emit(const float* tile, int64_t depth, int64_t k0, int64_t K, std::byte* panel) {
+    for (int64_t k = k0; k < k0 + depth; ++k) {
+      std::byte* step = panel + layout::kLine + k / coded::kStep * coded::kStepBytes;
+      const int64_t half = k % coded::kStep / 4;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        uint16_t bits = to_bf16(tile[(k - k0) * kLanes + lane]).bits;
+        const uint8_t known = codes_[exponent(bits)];
+        if (known == 0 && exponent(bits) != 0) {
+          if (listed_ == layout::most_uncoded(K)) {
+            overflow_ = true;
+          } else {
+            const coded::Uncoded value{static_cast<uint32_t>(k), static_cast<uint16_t>(lane), bits};
+            std::memcpy(panel + layout::uncoded_at(K) + listed_++ * sizeof value, &value, sizeof value);
+          }
+          bits = 0;
+        }
+        const int64_t at = coded::place(k, lane);
+        const int code = known == 0 ? coded::kZeroCode : known - 1;
+        step[half * 64 + at] = static_cast<std::byte>((bits >> 8 & 0x80) | (bits & 0x7f));
+        std::byte& codes = step[128 + at];
+        codes = half == 0 ? static_cast<std::byte>(code) : codes | static_cast<std::byte>(code << 4);
+      }
+    }
+  }
+
+  // Writes the header; false where the list was too short.
+  bool finish(int64_t K, std::byte* panel) {
+    std::memset(panel, 0, layout::kLine);
+    coded::Header header{};
+    std::copy(std::begin(exponents_), std::end(exponents_), header.exponents);
+    header.uncoded = static_cast<uint32_t>(listed_);
+    std::memcpy(panel, &header, sizeof header);
+    const int64_t used = layout::uncoded_at(K) + listed_ * static_cast<int64_t>(sizeof(coded::Uncoded));
+    std::memset(panel + used, 0, layout::panel_bytes(layout::kCodedBits, 0, K) - used);
+    return !overflow_;
+  }
+
+ private:
+  static int exponent(uint16_t bits) { return bits >> 7 & 0xff; }
+
+  int64_t counts_[256] = {};
+  uint8_t codes_[256] = {};  // plus one; 0: none
+  uint8_t exponents_[coded::kCodes] = {};
+  int64_t listed_ = 0;
+  bool overflow_ = false;
+};
+
 // Writes tile[0 .. depth) in the given format; depth is a whole number of steps or blocks.
 ECHOC_CLONES inline void emit(Format format, const float* tile, int64_t depth, std::byte* out) {
   if (format.bits == 32) {
@@ -254,45 +327,56 @@ inline int64_t tile_bytes(Format format) {
   return format.row_scaled() ? kTileK * kLanes : layout::panel_bytes(format.bits, format.group, kTileK);
 }
 
-// Calls make(which, n0, k0, tile) for every tile of every panel and packs what it makes; twice where the scales of
-// whole rows have to be found first.
+// Calls make(which, n0, k0, tile) for every tile of every panel and packs what it makes; twice where the scales or the
+// exponents of a whole panel have to be found first. False where a panel has more uncoded values than it can list.
 template <class Make>
-void pack_tiles(Format format, int64_t interleave, int64_t N, int64_t K, std::byte* out, int threads, Make&& make) {
+bool pack_tiles(Format format, int64_t interleave, int64_t N, int64_t K, std::byte* out, int threads, Make&& make) {
   const int64_t panels = layout::panels(N) * interleave;
   const int64_t panel_bytes = layout::panel_bytes(format.bits, format.group, K);
   const int64_t padded = layout::padded_k(format.bits, format.group, K);
+  std::atomic<bool> fits{true};
   const auto work = [&](int64_t begin, int64_t end) {
     alignas(64) float tile[kTileK * kLanes];
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t which = p % interleave;
       const int64_t n0 = p / interleave * kLanes;
+      const auto each_tile = [&](auto&& take) {
+        for (int64_t k = 0; k < padded; k += kTileK) {
+          make(p % interleave, n0, k, tile);
+          take(k, std::min(kTileK, padded - k));
+        }
+      };
       std::byte* at = out + p * panel_bytes;
+      if (format.coded()) {
+        Codes codes;
+        each_tile([&](int64_t, int64_t depth) { codes.count(tile, depth); });
+        codes.choose();
+        each_tile([&](int64_t k, int64_t depth) { codes.emit(tile, depth, k, K, at); });
+        if (!codes.finish(K, at)) fits = false;
+        continue;
+      }
       alignas(64) float inverse[kLanes];
       if (format.row_scaled()) {
         float most[kLanes] = {};
         float scale[kLanes];
-        for (int64_t k = 0; k < padded; k += kTileK) {
-          make(which, n0, k, tile);
-          largest(tile, std::min(kTileK, padded - k), most);
-        }
+        each_tile([&](int64_t, int64_t depth) { largest(tile, depth, most); });
         scales_f8(most, scale, inverse);
         std::memcpy(at + layout::panel_scales(K), scale, sizeof scale);
       }
-      for (int64_t k = 0; k < padded; k += kTileK, at += tile_bytes(format)) {
-        const int64_t depth = std::min(kTileK, padded - k);
-        make(which, n0, k, tile);
+      each_tile([&](int64_t, int64_t depth) {
         if (format.row_scaled()) {
           emit_f8(tile, inverse, depth, at);
         } else {
           emit(format, tile, depth, at);
         }
-      }
+        at += tile_bytes(format);
+      });
     }
   };
   std::vector<std::thread> team;
   for (int t = 1; t < threads; ++t) team.emplace_back(work, panels * t / threads, panels * (t + 1) / threads);
   work(0, panels / std::max(threads, 1));
   for (auto& thread : team) thread.join();
+  return fits;
 }
 
 inline uint64_t mix(uint64_t value) {  // splitmix64, Steele et al. 2014
@@ -328,11 +412,35 @@ inline int64_t packed_bytes(Format format, int64_t interleave, int64_t N, int64_
   return layout::packed_bytes(format.bits, format.group, interleave, N, K);
 }
 
-// Packs sources of equal shape with interleaved panels into out (packed_bytes, 64-byte aligned or not).
-inline void pack(Format format, const std::vector<Source>& sources, int64_t N, int64_t K, std::byte* out, int threads) {
-  detail::pack_tiles(
+// Packs sources of equal shape with interleaved panels into out (packed_bytes, 64-byte aligned or not). False where
+// the values do not fit the format, which only bf16c knows: a panel has too many exponents.
+inline bool pack(Format format, const std::vector<Source>& sources, int64_t N, int64_t K, std::byte* out, int threads) {
+  return detail::pack_tiles(
       format, static_cast<int64_t>(sources.size()), N, K, out, threads,
       [&](int64_t which, int64_t n0, int64_t k0, float* tile) { detail::gather(sources[which], N, K, n0, k0, tile); });
+}
+
+// Whether bf16c can hold the sources: how many values of a panel have rare exponents is seen from them alone.
+inline bool codable(const std::vector<Source>& sources, int64_t N, int64_t K, int threads) {
+  const auto interleave = static_cast<int64_t>(sources.size());
+  const int64_t panels = layout::panels(N) * interleave;
+  std::atomic<bool> fits{true};
+  const auto work = [&](int64_t begin, int64_t end) {
+    alignas(64) float tile[kTileK * kLanes];
+    for (int64_t p = begin; p < end && fits; ++p) {
+      detail::Codes codes;
+      for (int64_t k = 0; k < K; k += kTileK) {
+        detail::gather(sources[p % interleave], N, K, p / interleave * kLanes, k, tile);
+        codes.count(tile, std::min(kTileK, K - k));
+      }
+      if (codes.choose() > layout::most_uncoded(K)) fits = false;
+    }
+  };
+  std::vector<std::thread> team;
+  for (int t = 1; t < threads; ++t) team.emplace_back(work, panels * t / threads, panels * (t + 1) / threads);
+  work(0, panels / std::max(threads, 1));
+  for (auto& thread : team) thread.join();
+  return fits;
 }
 
 // Random weights, nearly normal with the given standard deviation. The value of an element depends on (seed, index,
@@ -359,6 +467,14 @@ inline float packed_value(Format format, int64_t interleave, int64_t K, const st
       packed + (n / kLanes * interleave + which) * layout::panel_bytes(format.bits, format.group, K);
   if (format.bits == 32) return reinterpret_cast<const float*>(panel)[k * kLanes + lane];
   if (format.bits == 16) return to_float(reinterpret_cast<const bf16_t*>(panel)[k / 2 * 32 + lane * 2 + k % 2]);
+  if (format.coded()) {
+    const coded::Header header = coded::header_of(panel);
+    for (int64_t i = 0; i < header.uncoded; ++i) {
+      const coded::Uncoded value = coded::uncoded_of(panel, K, i);
+      if (value.k == k && value.lane == lane) return to_float(bf16_t{value.bits});
+    }
+    return to_float(bf16_t{coded::bits_at(panel, header, k, lane)});
+  }
   if (format.row_scaled()) {
     const float scale = reinterpret_cast<const float*>(panel + layout::panel_scales(K))[lane];
     return to_float(reinterpret_cast<const f8_t*>(panel)[k / 2 * 32 + lane * 2 + k % 2]) * scale;

@@ -22,7 +22,7 @@ struct Schedule {
 };
 inline constexpr int64_t kFewRows = 32;
 
-// A weight format: Bits 32 (f32), 16 (bf16) or 8 (f8) with Group 0; Bits 8 or 4 with Group 32, 64 or 128.
+// A weight format: Bits 32 (f32), 16 (bf16), 12 (bf16c) or 8 (f8) with Group 0; Bits 8 or 4 with Group 32, 64 or 128.
 // The logical weight is [N, K] and serves out[t][n] = sum over k of x[t][k] * w[n][k].
 template <int Bits, int Group>
 struct Weight {
@@ -65,6 +65,7 @@ std::byte* gather_buffer();
 
 extern template struct Weight<32, 0>;
 extern template struct Weight<16, 0>;
+extern template struct Weight<12, 0>;
 extern template struct Weight<8, 0>;
 extern template struct Weight<8, 32>;
 extern template struct Weight<8, 64>;

@@ -1,5 +1,6 @@
-// f32, bf16 and f8 weights.
+// f32, bf16, bf16c and f8 weights.
 //
+// A bf16c weight gives what a bf16 one gives, but that the products of its uncoded values are added last.
 // An f8 weight is a bf16 one that takes half the bytes: rows of x are prepared alike, and sums are scaled at the end.
 // Every path without AMX adds the products of a row in one order: two interleaved chains over k, added at the end.
 // So the result of a row depends on nothing else in the call.
@@ -8,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "coded.h"
 #include "tiles.h"
 #include "vec16.h"
 #if defined(ECHOC_AMX)
@@ -138,26 +140,28 @@ void dispatch(int64_t rows, const Job& job, std::integer_sequence<int, R...>) {
   kBlocks[rows - 1](job);
 }
 
-// All row blocks of P panels, of near-equal height. Each brings its part of the next P panels nearer.
+// All row blocks of P panels, of near-equal height. Each brings its part of `next_bytes` at job.next nearer.
 template <class Step, int P>
-void sweep(const Job& job, int64_t num_rows) {
+void sweep(const Job& job, int64_t num_rows, int64_t next_bytes) {
   const int64_t blocks = (num_rows + kTall - 1) / kTall;
   const int64_t bursts = (job.steps + kBurst - 1) / kBurst;
   Job part = job;
-  if (num_rows <= kFewRows) part.lines = (P * job.panel_stride / 64 + blocks * bursts - 1) / (blocks * bursts);
+  part.lines = (next_bytes / 64 + blocks * bursts - 1) / (blocks * bursts);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = num_rows * b / blocks;
     part.rows = job.rows + first * job.row_stride;
     for (int p = 0; p < P; ++p) part.acc[p] = job.acc[p] + first * job.ld;
-    part.next = job.panel + P * job.panel_stride + b * bursts * part.lines * 64;
+    part.next = job.next + b * bursts * part.lines * 64;
     dispatch<Step, P>(num_rows * (b + 1) / blocks - first, part, std::make_integer_sequence<int, kTall>{});
   }
 }
 
-// place(p) is where panel p's results go.
+// place(p) is where panel p's results go. `next` and its bytes are what the panels after these are made from, if that
+// is not what follows them.
 template <class Step, class Place>
 void multiply(const void* rows, int64_t row_stride, const void* panels, int64_t panel_stride, int64_t steps,
-              int64_t num_rows, int64_t num_panels, int64_t ld, int64_t ahead, Place&& place) {
+              int64_t num_rows, int64_t num_panels, int64_t ld, int64_t ahead, Place&& place,
+              const std::byte* next = nullptr, int64_t next_bytes = 0) {
   Job job{static_cast<const std::byte*>(rows),
           row_stride,
           static_cast<const std::byte*>(panels),
@@ -168,15 +172,183 @@ void multiply(const void* rows, int64_t row_stride, const void* panels, int64_t 
           ahead,
           nullptr,
           0};
+  const auto take = [&](auto wide, int64_t p) {
+    for (int i = 0; i < wide; ++i) job.acc[i] = place(p + i);
+    job.next = next != nullptr ? next : job.panel + wide * panel_stride;
+    sweep<Step, wide>(job, num_rows, next != nullptr ? next_bytes : num_rows <= kFewRows ? wide * panel_stride : 0);
+    job.panel += wide * panel_stride;
+  };
   int64_t p = 0;
-  for (; num_rows >= kFewest && p + kWide <= num_panels; p += kWide, job.panel += kWide * panel_stride) {
-    for (int i = 0; i < kWide; ++i) job.acc[i] = place(p + i);
-    sweep<Step, kWide>(job, num_rows);
+  for (; num_rows >= kFewest && p + kWide <= num_panels; p += kWide) take(std::integral_constant<int, kWide>{}, p);
+  for (; p < num_panels; ++p) take(std::integral_constant<int, 1>{}, p);
+}
+
+// Units of eight k of bf16c, as four vectors of bf16 pairs.
+constexpr int kUnitSteps = coded::kStep / 2;
+
+#if defined(ECHOC_BF16_DOT)
+class Decoder {
+ public:
+  explicit Decoder(const std::byte* panel) {
+    const __m128i exponents = _mm_loadu_si128(reinterpret_cast<const __m128i*>(panel));
+    const __m128i high = _mm_and_si128(_mm_srli_epi16(exponents, 1), _mm_set1_epi8(0x7f));
+    const __m128i low = _mm_and_si128(_mm_slli_epi16(exponents, 7), _mm_set1_epi8(static_cast<char>(0x80)));
+    high_ = _mm512_broadcast_i32x4(high);
+    low_ = _mm512_broadcast_i32x4(low);
   }
-  for (; p < num_panels; ++p, job.panel += panel_stride) {
-    job.acc[0] = place(p);
-    sweep<Step, 1>(job, num_rows);
+  ECHOC_INLINE void unit(const std::byte* from, StepBf16::Vector (&v)[kUnitSteps]) const {
+    const __m512i nibble = _mm512_set1_epi8(0x0f);
+    const __m512i first = _mm512_load_si512(from);
+    const __m512i second = _mm512_load_si512(from + 64);
+    const __m512i codes = _mm512_load_si512(from + 128);
+    half(first, _mm512_and_si512(codes, nibble), v[0], v[1]);
+    half(second, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble), v[2], v[3]);
   }
+
+ private:
+  ECHOC_INLINE void half(__m512i rest, __m512i codes, __m512i& a, __m512i& b) const {
+    constexpr int kSelect = 0xca;  // of each bit: mask ? second : third
+    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    const __m512i high = _mm512_ternarylogic_epi32(sign, rest, _mm512_shuffle_epi8(high_, codes), kSelect);
+    const __m512i low = _mm512_ternarylogic_epi32(sign, _mm512_shuffle_epi8(low_, codes), rest, kSelect);
+    a = _mm512_unpacklo_epi8(low, high);
+    b = _mm512_unpackhi_epi8(low, high);
+  }
+  __m512i high_, low_;
+};
+constexpr int kCodedTall = 8;  // most rows of a block that decodes for itself
+#else
+class Decoder {
+ public:
+  explicit Decoder(const std::byte* panel) : panel_(panel), header_(coded::header_of(panel)) {}
+  void pairs(const std::byte* from, uint16_t* out) const {
+    const int64_t first = (from - panel_ - layout::kLine) / coded::kStepBytes * coded::kStep;
+    for (int64_t k = 0; k < coded::kStep; ++k)
+      for (int64_t lane = 0; lane < layout::kPanel; ++lane)
+        out[k / 2 * 32 + lane * 2 + k % 2] = coded::bits_at(panel_, header_, first + k, lane);
+  }
+  void unit(const std::byte* from, StepBf16::Vector (&v)[kUnitSteps]) const {
+    alignas(64) uint16_t out[coded::kStep * layout::kPanel];
+    pairs(from, out);
+    unroll<kUnitSteps>(
+        [&](auto j) ECHOC_INLINE_LAMBDA { v[j] = StepBf16::load(reinterpret_cast<const std::byte*>(out + j * 32)); });
+  }
+
+ private:
+  const std::byte* panel_;
+  coded::Header header_;
+};
+constexpr int kCodedTall = 2;
+#endif
+
+struct CodedJob {
+  const std::byte* rows;
+  int64_t row_stride;
+  const std::byte* panel;
+  int64_t units;
+  float* acc;
+  int64_t ld;
+  int64_t ahead;
+};
+
+// R rows times a panel that is decoded on the way.
+template <int R>
+void coded_block(const CodedJob& job) {
+  f32x16 sum[kChains][R];
+  unroll<kChains, R>([&](auto c, auto r) ECHOC_INLINE_LAMBDA { sum[c][r] = zero(); });
+  const Decoder decoder(job.panel);
+  const std::byte* w = job.panel + layout::kLine;
+  const std::byte* x = job.rows;
+  for (int64_t u = 0; u < job.units; ++u, w += coded::kStepBytes, x += kUnitSteps * StepBf16::kRowBytes) {
+    StepBf16::Vector v[kUnitSteps];
+    decoder.unit(w, v);
+    if constexpr (R >= kPrefetchRows)
+      for (int64_t line = 0; line < coded::kStepBytes; line += 64) __builtin_prefetch(w + job.ahead + line);
+    unroll<kUnitSteps>([&](auto j) ECHOC_INLINE_LAMBDA {
+      unroll<R>([&](auto r) ECHOC_INLINE_LAMBDA {
+        sum[j % kChains][r] =
+            StepBf16::step(sum[j % kChains][r], v[j], x + r * job.row_stride + j * StepBf16::kRowBytes);
+      });
+    });
+    in_order();
+  }
+  unroll<R>([&](auto r) ECHOC_INLINE_LAMBDA { store(job.acc + r * job.ld, add(sum[0][r], sum[1][r])); });
+}
+
+template <int... R>
+void dispatch_coded(int64_t rows, const CodedJob& job, std::integer_sequence<int, R...>) {
+  using Block = void (*)(const CodedJob&);
+  static constexpr Block kBlocks[] = {coded_block<R + 1>...};
+  kBlocks[rows - 1](job);
+}
+
+// Rows from which a panel is decoded once for all of them, and the largest K that there is room for.
+constexpr int64_t kDecodeRows = 2 * kCodedTall + 1;
+constexpr int64_t kDecodedK = 16384;
+
+// Adds the products of the uncoded values of a panel.
+void add_uncoded(const std::byte* panel, int64_t K, const std::byte* rows, int64_t row_stride, int64_t num_rows,
+                 float* acc, int64_t ld) {
+  using Element = std::conditional_t<kBf16Rows, bf16_t, float>;
+  const coded::Header header = coded::header_of(panel);
+  for (int64_t i = 0; i < header.uncoded; ++i) {
+    const coded::Uncoded value = coded::uncoded_of(panel, K, i);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const float x = to_float(reinterpret_cast<const Element*>(rows + r * row_stride)[value.k]);
+      acc[r * ld + value.lane] += to_float(bf16_t{value.bits}) * x;
+    }
+  }
+}
+
+// A panel as bf16 pairs.
+void decode(const std::byte* panel, int64_t units, std::byte* out) {
+  const Decoder decoder(panel);
+  const std::byte* w = panel + layout::kLine;
+  for (int64_t u = 0; u < units; ++u, w += coded::kStepBytes, out += kUnitSteps * 64) {
+#if defined(ECHOC_BF16_DOT)
+    StepBf16::Vector v[kUnitSteps];
+    decoder.unit(w, v);
+    unroll<kUnitSteps>([&](auto j) ECHOC_INLINE_LAMBDA { _mm512_store_si512(out + j * 64, v[j]); });
+#else
+    decoder.pairs(w, reinterpret_cast<uint16_t*>(out));
+#endif
+  }
+}
+
+// place(p) is where panel p's results go.
+template <class Place>
+void multiply_coded(const std::byte* rows, int64_t row_stride, const std::byte* panels, int64_t K, int64_t num_rows,
+                    int64_t num_panels, int64_t ld, int64_t ahead, Place&& place) {
+  const int64_t panel_bytes = layout::panel_bytes(layout::kCodedBits, 0, K);
+  const int64_t padded = layout::padded_k(layout::kCodedBits, 0, K);
+  const int64_t units = padded / coded::kStep;
+  if (num_rows >= kDecodeRows && padded <= kDecodedK) {
+    constexpr int64_t kMostBytes = kDecodedK * layout::kPanel * 2;
+    alignas(64) static thread_local std::byte decoded[kWide * kMostBytes];
+    const int64_t decoded_bytes = padded * layout::kPanel * 2;
+    for (int64_t p = 0; p < num_panels; p += kWide) {
+      const int64_t wide = std::min<int64_t>(kWide, num_panels - p);
+      for (int64_t i = 0; i < wide; ++i) {
+        const std::byte* panel = panels + (p + i) * panel_bytes;
+        decode(panel, units, decoded + i * decoded_bytes);
+      }
+      multiply<StepBf16>(
+          rows, row_stride, decoded, decoded_bytes, padded / 2, num_rows, wide, ld, ahead,
+          [&](int64_t i) { return place(p + i); }, panels + (p + wide) * panel_bytes, kWide * panel_bytes);
+    }
+  } else {
+    const int64_t blocks = (num_rows + kCodedTall - 1) / kCodedTall;
+    for (int64_t p = 0; p < num_panels; ++p) {
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t first = num_rows * b / blocks;
+        const CodedJob job{
+            rows + first * row_stride, row_stride, panels + p * panel_bytes, units, place(p) + first * ld, ld, ahead};
+        dispatch_coded(num_rows * (b + 1) / blocks - first, job, std::make_integer_sequence<int, kCodedTall>{});
+      }
+    }
+  }
+  for (int64_t p = 0; p < num_panels; ++p)
+    add_uncoded(panels + p * panel_bytes, K, rows, row_stride, num_rows, place(p), ld);
 }
 
 }  // namespace
@@ -220,6 +392,11 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
   }
 #endif
   (void)deterministic;
+  if constexpr (Bits == layout::kCodedBits) {
+    multiply_coded(static_cast<const std::byte*>(rows), row_bytes(K), static_cast<const std::byte*>(panels), K,
+                   num_rows, num_panels, ld, ahead, place);
+    return;
+  }
   using Step = std::conditional_t<Bits == 32, StepF32, std::conditional_t<Bits == 16, StepBf16, StepF8>>;
   const int64_t steps = layout::padded_k(Bits, 0, K) * kPanel * Bits / 8 / Step::kStepBytes;
   multiply<Step>(rows, row_bytes(K), panels, panel_bytes(K), steps, num_rows, num_panels, ld, ahead, place);
@@ -228,6 +405,16 @@ void Weight<Bits, Group>::tile(const void* rows, const void* panels, int64_t K, 
 template <int Bits, int Group>
 void Weight<Bits, Group>::unpack_row(const void* w, int64_t K, int64_t n, float* out, int64_t interleave,
                                      int64_t which) {
+  if constexpr (Bits == layout::kCodedBits) {
+    const auto* panel = static_cast<const std::byte*>(w) + (n / kPanel * interleave + which) * panel_bytes(K);
+    const coded::Header header = coded::header_of(panel);
+    for (int64_t k = 0; k < K; ++k) out[k] = to_float(bf16_t{coded::bits_at(panel, header, k, n % kPanel)});
+    for (int64_t i = 0; i < header.uncoded; ++i) {
+      const coded::Uncoded value = coded::uncoded_of(panel, K, i);
+      if (value.lane == n % kPanel) out[value.k] = to_float(bf16_t{value.bits});
+    }
+    return;
+  }
   constexpr int64_t kPacked = Bits == 32 ? 1 : 2;  // consecutive k of a lane
   using Element = std::conditional_t<Bits == 32, float, std::conditional_t<Bits == 16, bf16_t, f8_t>>;
   const auto* panel = static_cast<const std::byte*>(w) + (n / kPanel * interleave + which) * panel_bytes(K);
@@ -244,7 +431,8 @@ Blocking Weight<Bits, Group>::blocking(int64_t T, int64_t) {
 #if defined(ECHOC_AMX)
   if (Bits != 32 && T > 32) return {256, 32};
 #endif
-  return T <= kFewRows ? Blocking{32, 16} : Blocking{96, 16};
+  constexpr int64_t kRows = Bits == layout::kCodedBits ? 192 : 96;  // panels are decoded once for so many
+  return T <= kFewRows ? Blocking{32, 16} : Blocking{kRows, 16};
 }
 
 template <int Bits, int Group>
@@ -271,6 +459,7 @@ std::byte* gather_buffer() {
 
 template struct Weight<32, 0>;
 template struct Weight<16, 0>;
+template struct Weight<12, 0>;
 template struct Weight<8, 0>;
 
 }  // namespace echoc

@@ -26,12 +26,18 @@ using BytesOut = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
 Format parse(const std::string& name, int group) {
-  const bool floating = name == "f32" || name == "bf16" || name == "f8";
+  const bool floating = name == "f32" || name == "bf16" || name == "bf16c" || name == "f8";
   const bool eight = name == "f8" || name == "i8";
-  const Format format{name == "f32" ? 32 : name == "bf16" ? 16 : eight ? 8 : name == "i4" ? 4 : 0, group};
+  const Format format{name == "f32"     ? 32
+                      : name == "bf16"  ? 16
+                      : name == "bf16c" ? 12
+                      : eight           ? 8
+                      : name == "i4"    ? 4
+                                        : 0,
+                      group};
   if (!format.valid() || floating != (group == 0))
     refuse("weight format " + name + " with group " + std::to_string(group) +
-           "; wanted f32, bf16 or f8 with group 0, or i8 or i4 with group 32, 64 or 128");
+           "; wanted f32, bf16, bf16c or f8 with group 0, or i8 or i4 with group 32, 64 or 128");
   return format;
 }
 
@@ -91,21 +97,34 @@ void check_bytes(size_t found, int64_t wanted) {
     refuse("packed weight of " + std::to_string(found) + " bytes; wanted " + std::to_string(wanted));
 }
 
+void pack_job(const Job& job, std::byte* out, int threads) {
+  bool fits = false;
+  {
+    nb::gil_scoped_release release;
+    fits = echoc::packing::pack(job.format, job.sources, job.N, job.K, out, threads);
+  }
+  if (!fits) refuse("values of too many exponents for bf16c; wanted values that `codable` is true of");
+}
+
 void pack_into(const std::string& fmt, int group, const std::vector<Matrix>& sources, bool transposed, BytesOut out,
                int threads) {
   const Job job = read_job(fmt, group, sources, transposed);
   check_bytes(out.size(), echoc::packing::packed_bytes(job.format, job.sources.size(), job.N, job.K));
-  nb::gil_scoped_release release;
-  echoc::packing::pack(job.format, job.sources, job.N, job.K, reinterpret_cast<std::byte*>(out.data()), threads);
+  pack_job(job, reinterpret_cast<std::byte*>(out.data()), threads);
 }
 
 Bytes pack(const std::string& fmt, int group, const std::vector<Matrix>& sources, bool transposed, int threads) {
   const Job job = read_job(fmt, group, sources, transposed);
   const auto bytes = static_cast<size_t>(echoc::packing::packed_bytes(job.format, job.sources.size(), job.N, job.K));
   Bytes out = make_array<uint8_t>(bytes, bytes);
-  nb::gil_scoped_release release;
-  echoc::packing::pack(job.format, job.sources, job.N, job.K, reinterpret_cast<std::byte*>(out.data()), threads);
+  pack_job(job, reinterpret_cast<std::byte*>(out.data()), threads);
   return out;
+}
+
+bool codable(const std::vector<Matrix>& sources, bool transposed, int threads) {
+  const Job job = read_job("bf16c", 0, sources, transposed);
+  nb::gil_scoped_release release;
+  return echoc::packing::codable(job.sources, job.N, job.K, threads);
 }
 
 void fill_random_into(const std::string& fmt, int group, int64_t num_sources, int64_t N, int64_t K, uint64_t seed,
@@ -158,6 +177,8 @@ void echoc::bind_pack(nb::module_& module) {
              "viewed as uint16) with interleaved panels into a new uint8 array.");
   module.def("pack_into", &pack_into, "fmt"_a, "group"_a, "sources"_a, "transposed"_a, "out"_a.noconvert(),
              "threads"_a = 1, "Like pack, into a given uint8 array of packed_nbytes bytes.");
+  module.def("codable", &codable, "sources"_a, "transposed"_a = false, "threads"_a = 1,
+             "Whether the format bf16c holds the values of sources, as pack takes them, exactly as bf16 does.");
   module.def("fill_random", &fill_random, "fmt"_a, "group"_a, "num_sources"_a, "N"_a, "K"_a, "seed"_a, "index"_a,
              "std"_a, "threads"_a = 1,
              "Random packed weights, nearly normal. An element depends on (seed, index, source, n, k) alone and every "

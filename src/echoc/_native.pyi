@@ -91,6 +91,8 @@ class Pager:
     @property
     def page_size(self) -> int: ...
 
+def page_places(pages: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], shift: int, skipped: int) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]: ...
+
 class SamplingSpec:
     """The numbers behind one output of a request; see SamplingParams."""
 
@@ -230,6 +232,11 @@ def pack(fmt: str, group: int, sources: Sequence[Annotated[NDArray, dict(shape=(
 
 def pack_into(fmt: str, group: int, sources: Sequence[Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)]], transposed: bool, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], threads: int = 1) -> None:
     """Like pack, into a given uint8 array of packed_nbytes bytes."""
+
+def codable(sources: Sequence[Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)]], transposed: bool = False, threads: int = 1) -> bool:
+    """
+    Whether the format bf16c holds the values of sources, as pack takes them, exactly as bf16 does.
+    """
 
 def fill_random(fmt: str, group: int, num_sources: int, N: int, K: int, seed: int, index: int, std: float, threads: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
     """

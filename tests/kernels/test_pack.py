@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from echoc import _native
 
-FORMATS = [("f32", 0), ("bf16", 0), ("f8", 0)] + [(name, group) for name in ("i8", "i4") for group in (32, 64, 128)]
+FORMATS = [("f32", 0), ("bf16", 0), ("bf16c", 0), ("f8", 0)] + [
+    (name, group) for name in ("i8", "i4") for group in (32, 64, 128)
+]
 # The relative root-mean-square error of normal values, a little above what was seen.
-ERRORS = {"f32": 0.0, "bf16": 0.004, "f8": 0.04, "i8": 0.008, "i4": 0.11}
+ERRORS = {"f32": 0.0, "bf16": 0.004, "bf16c": 0.004, "f8": 0.04, "i8": 0.008, "i4": 0.11}
 
 
 def weights_of(N: int, K: int, seed: int = 0) -> NDArray[np.float32]:
@@ -45,6 +47,31 @@ def test_interleaved_panels_alternate() -> None:
     panels = _native.pack("bf16", 0, [first, second]).reshape(4, -1)
     np.testing.assert_array_equal(panels[0::2].ravel(), _native.pack("bf16", 0, [first]))
     np.testing.assert_array_equal(panels[1::2].ravel(), _native.pack("bf16", 0, [second]))
+
+
+def bits_of(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(values).view(np.uint32)
+
+
+def test_bf16_in_12_bits_loses_nothing() -> None:
+    """Any sixteen exponents and a few more: zeros of both signs, denormals, the largest and the smallest values."""
+    rng = np.random.default_rng(3)
+    for N, K in [(1, 1), (16, 96), (37, 501)]:
+        source = weights_of(N, K)
+        source.flat[rng.integers(0, source.size, 5)] = [0.0, -0.0, 3e38, -1.2e-38, 1e-40]
+        wanted = _native.unpack("bf16", 0, _native.pack("bf16", 0, [source]), 1, N, K)
+        assert _native.codable([source])
+        packed = _native.pack("bf16c", 0, [source])
+        np.testing.assert_array_equal(bits_of(_native.unpack("bf16c", 0, packed, 1, N, K)), bits_of(wanted))
+    assert packed.size < 0.8 * _native.packed_nbytes("bf16", 0, 1, N, K)
+
+
+def test_too_many_exponents_for_12_bits() -> None:
+    source = np.exp2(np.random.default_rng(4).uniform(-100, 100, (20, 256))).astype(np.float32)
+    assert not _native.codable([weights_of(20, 256), source])
+    assert not _native.codable([np.ascontiguousarray(source.T)], transposed=True)
+    with pytest.raises(ValueError, match="too many exponents"):
+        _native.pack("bf16c", 0, [source])
 
 
 def test_source_types() -> None:

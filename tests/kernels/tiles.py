@@ -64,12 +64,12 @@ class Format:
     tolerance: float
 
     def __str__(self) -> str:
-        name = {32: "f32", 16: "bf16", 8: "i8" if self.group else "f8", 4: "i4"}[self.bits]
+        name = {32: "f32", 16: "bf16", 12: "bf16c", 8: "i8" if self.group else "f8", 4: "i4"}[self.bits]
         return f"{name}g{self.group}" if self.group else name
 
 
 # int8 activations of a group are off by up to 1/254 of its largest value: about 0.7% of a dot product's deviation.
-FORMATS = [Format(32, 0, 2e-6), Format(16, 0, 4e-3), Format(8, 0, 4e-3)] + [
+FORMATS = [Format(32, 0, 2e-6), Format(16, 0, 4e-3), Format(12, 0, 4e-3), Format(8, 0, 4e-3)] + [
     Format(bits, group, 0.012) for bits in (8, 4) for group in (32, 64, 128)
 ]
 

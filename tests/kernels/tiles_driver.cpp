@@ -77,6 +77,7 @@ template <class F>
 int with_format(int bits, int group, F&& f) {
   if (bits == 32 && group == 0) return f(Weight<32, 0>{});
   if (bits == 16 && group == 0) return f(Weight<16, 0>{});
+  if (bits == 12 && group == 0) return f(Weight<12, 0>{});
   if (bits == 8 && group == 0) return f(Weight<8, 0>{});
   if (bits == 8 && group == 32) return f(Weight<8, 32>{});
   if (bits == 8 && group == 64) return f(Weight<8, 64>{});

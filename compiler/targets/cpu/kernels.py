@@ -324,7 +324,7 @@ def attend_workspace_bytes(v_head_dim: int) -> int:
 
 
 def weight_class(packed: Packed) -> str:
-    bits = {"f32": 32, "bf16": 16, "f8": 8, "i8": 8, "i4": 4}[packed.format]
+    bits = {"f32": 32, "bf16": 16, "bf16c": 12, "f8": 8, "i8": 8, "i4": 4}[packed.format]
     return f"echoc::Weight<{bits}, {packed.group}>"
 
 

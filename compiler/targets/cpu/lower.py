@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,8 +57,15 @@ def sizes_for(program: Program) -> list[Size]:
     return [Size(c, False) for c in counts] + [Size(counts[-1], True)]
 
 
-def lower(program: Program, weights_dtype: str, group: int, schedules: Mapping[str, Schedule] | None = None) -> Lowered:
-    """Fuse, pack, render and plan the skin's rules. `schedules` are by kernel; others have the default.
+def lower(
+    program: Program,
+    weights_dtype: str,
+    group: int,
+    schedules: Mapping[str, Schedule] | None = None,
+    codable: Callable[[Packed], bool] | None = None,
+) -> Lowered:
+    """Fuse, pack, render and plan the skin's rules. `schedules` are by kernel; others have the default. `codable`: see
+    `Packing`.
 
     Raises:
         CompileError: a node that no kernel family can express.
@@ -67,7 +74,7 @@ def lower(program: Program, weights_dtype: str, group: int, schedules: Mapping[s
     rule = own_outputs(state_outputs(only_rule(skin)))
     fuser = Fuser(rule, frozenset(root(n) for name, n in rule.outputs if isinstance(name, StateName)))
     groups = fuser.groups()
-    packing = plan_packing(fuser, groups, weights_dtype, group)
+    packing = plan_packing(fuser, groups, weights_dtype, group, codable)
     lowered = Lowered(program, packing)
     head = logits_group(skin, rule, fuser, groups)
     done: dict[bool, list[tuple[Kernel, Group]]] = {}
@@ -187,7 +194,7 @@ def _access(lowered: Lowered, skin: Membrane, outputs: Mapping[Node, str], argum
 
 def _format(weight_class: str) -> tuple[str, int]:
     bits, group = map(int, weight_class.partition("<")[2].rstrip(">").split(","))
-    return {32: "f32", 16: "bf16", 8: "i8" if group else "f8", 4: "i4"}[bits], group
+    return {32: "f32", 16: "bf16", 12: "bf16c", 8: "i8" if group else "f8", 4: "i4"}[bits], group
 
 
 def _scratch(text: str) -> int:
