@@ -204,14 +204,17 @@ class Engine:
             except Exception as error:
                 count = sum(chunk.tokens.size for chunk in plan.chunks)
                 self._not_made([chunk.sequence for chunk in plan.chunks], count, error)
-        return list({id(r): r for r in touched if r.finished}.values())
+        finished = [request for request in touched if request.finished]
+        return list(dict.fromkeys(finished)) if finished else finished
 
     def _enter_loop(self) -> Loop | None:
         """The loop in which the device decodes what is running, begun; None where other work is to be done."""
+        if self._drawer is None:
+            return None
         running = list(self.scheduler.running)
         most = min(self.scheduler.max_rows, self.scheduler.max_num_batched_tokens)
         fits = 0 < len(running) <= most and not self.scheduler.admits
-        if self._drawer is None or not fits or not all(self._decodes(sequence) for sequence in running):
+        if not fits or not all(self._decodes(sequence) for sequence in running):
             return None
         loop = Loop(self._drawer, self.pool, running, _stacked(running), most, self.stepper.context_length)
         try:
@@ -307,11 +310,10 @@ class Engine:
         batch = self.pool.batch(
             [c.sequence.handle for c in chunks], [c.start for c in chunks], [c.tokens for c in chunks], all_rows=False
         )
-        ends = batch["rows"]
-        asked = [
-            np.arange(end - c.rows + 1, end + 1, dtype=np.int32) for end, c in zip(ends, chunks, strict=True) if c.rows
-        ]
-        batch["rows"] = np.concatenate(asked) if asked else ends[-1:]
+        if any(chunk.rows != 1 for chunk in chunks):
+            ends = batch["rows"]
+            asked = [np.arange(end - c.rows + 1, end + 1, dtype=np.int32) for end, c in zip(ends, chunks, strict=True)]
+            batch["rows"] = np.concatenate(asked) if any(c.rows for c in chunks) else ends[-1:]
         if records is not None and self._drawer is not None:
             return self._drawer.draw(batch, records)
         if wanted is not None and self._chooser is not None:

@@ -31,7 +31,6 @@ class ProgramStepper:
         self.page_size = program.pool.page_size
         self.max_tokens = program.max_tokens()
         self.max_rows = min(program.max_rows(), program.bound("block_table", axis=0))
-        self._ports = frozenset(port.name for port in program.manifest.ports if port.direction == "in")
         device = program.device
         self.drawer = ProgramDrawer(program, device) if isinstance(device, GpuDevice) and device.draws else None
         chooser = ProgramChooser(program, device) if isinstance(device, CpuDevice) else None
@@ -41,14 +40,13 @@ class ProgramStepper:
         self, tokens: IntArray, positions: IntArray, sequences: IntArray, rows: IntArray, block_table: IntArray
     ) -> FloatArray:
         """See `Stepper.step`; a program without attention has no use for some of the ports."""
-        ports: dict[str, Any] = {
+        inputs = {
             "tokens": tokens,
             "positions": positions,
             "sequences": sequences,
             "rows": rows,
             "block_table": block_table,
         }
-        inputs = {name: ports[name] for name in ports if name in self._ports}
         outputs = self.program.step(inputs, copy=False, check=False)
         logits: FloatArray = outputs["logits"]
         return logits
@@ -91,10 +89,8 @@ class ProgramChooser:
 
 
 def _bound(program: Program, batch: Mapping[str, IntArray]) -> tuple[int, list[int], list[Any]]:
-    """What a device takes for a step: the variant, the symbols' values and the ports that the program has."""
-    names = {port.name for port in program.manifest.ports}
-    inputs = {name: array for name, array in batch.items() if name in names}
-    variant, dims, ports, _ = program.bind(inputs, "step", check=False)
+    """What a device takes for a step: the variant, the symbols' values and an array per port."""
+    variant, dims, ports, _ = program.bind(batch, "step", check=False)
     return variant, dims, ports
 
 

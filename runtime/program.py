@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,13 @@ class Program:
             device_index=device_index,
         )
         self._symbols = {symbol.name: i for i, symbol in enumerate(self.manifest.symbols)}
+        self._sizes = [  # an axis of an input port, and the symbol that is its size
+            (port.name, axis, self._symbols[size])
+            for port in self.manifest.ports
+            if port.direction == "in"
+            for axis, size in enumerate(port.shape)
+            if isinstance(size, str)
+        ]
         self.pool = PagePool(
             self.device.num_pages,
             max(self.manifest.page_size, 1),
@@ -73,7 +80,7 @@ class Program:
 
         `inputs` holds one array per input port; symbols take their values from the arrays' shapes. With copy=False
         the outputs are views that the next step overwrites. Raises RequestError for arrays that do not fit the ports,
-        and for indices that point nowhere unless check=False says that they were made here.
+        and for indices that point nowhere; check=False says that `inputs` were made here and holds at least the ports'.
         """
         self._hold(None)
         return self._step(inputs, rule, copy, check)
@@ -88,13 +95,13 @@ class Program:
     ) -> tuple[int, list[int], list[Array], dict[str, Array]]:
         """What a device's step takes: the variant, the symbols' values, an array per port; and the outputs by name."""
         dims = [-1] * len(self._symbols)
-        arrays: dict[str, Array] = {}
-        for port in self.manifest.ports:
-            if port.direction == "in":
-                arrays[port.name] = self._bind_input(port, inputs, dims)
-        for name in inputs:
-            if name not in arrays:
-                raise RequestError(f"the program has no input port {name!r}; it has {', '.join(arrays)}")
+        arrays: Mapping[str, Array]
+        if check:
+            arrays = self._bind_inputs(inputs, dims)
+        else:
+            arrays = cast(Mapping[str, Array], inputs)
+            for name, axis, symbol_index in self._sizes:
+                dims[symbol_index] = arrays[name].shape[axis]
         for symbol, value in zip(self.manifest.symbols, dims, strict=True):
             if not symbol.low <= value <= symbol.high:
                 raise RequestError(f"size {symbol.name} is {value}, the program takes {symbol.low}..{symbol.high}")
@@ -162,6 +169,13 @@ class Program:
         names = {port.name for port in self.manifest.ports}
         outputs = self.step({n: array for n, array in batch.items() if n in names}, copy=False)
         return next(iter(outputs.values()))
+
+    def _bind_inputs(self, inputs: Mapping[str, npt.ArrayLike], dims: list[int]) -> dict[str, Array]:
+        arrays = {p.name: self._bind_input(p, inputs, dims) for p in self.manifest.ports if p.direction == "in"}
+        for name in inputs:
+            if name not in arrays:
+                raise RequestError(f"the program has no input port {name!r}; it has {', '.join(arrays)}")
+        return arrays
 
     def _bind_input(self, port: PortSpec, inputs: Mapping[str, npt.ArrayLike], dims: list[int]) -> Array:
         if port.name not in inputs:

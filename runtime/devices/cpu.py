@@ -112,11 +112,15 @@ class CpuDevice:
         )
         self._tables = [i for i, port in enumerate(manifest.ports) if port.name == "block_table"]
         self._logits = next((i for i, port in enumerate(manifest.ports) if port.name == "logits"), -1)
-        self._lists = allocate(0)
+        self._candidates = Candidates(allocate(0), num_threads, 0, 0)
         try:
             for variant in manifest.variants:
                 self._add_variant(variant)
-            self._choosing = {i: self._add_variant(_chooses(v)) for i, v in enumerate(manifest.variants) if _most(v)}
+            self._choosing = {  # the variants that hand out the best logits, and how many at most
+                index: (self._add_variant(_chooses(variant)), most)
+                for index, variant in enumerate(manifest.variants)
+                if (most := _most(variant)) > 0 and self._logits >= 0
+            }
         except (RuntimeError, IndexError, ValueError) as error:
             raise ArtifactError(f"{artifact.path}: {error}; compile the model again") from None
 
@@ -126,22 +130,23 @@ class CpuDevice:
     @property
     def most_candidates(self) -> int:
         """As many of the best logits of a row as `choose` hands out at most; 0 where not all variants can."""
-        variants = self._artifact.manifest.variants
-        return min((_most(variant) for variant in variants), default=0) if self._logits >= 0 else 0
+        complete = len(self._choosing) == len(self._artifact.manifest.variants)
+        return min((most for _, most in self._choosing.values()), default=0) if complete else 0
 
     def choose(self, variant: int, dims: Sequence[int], ports: Sequence[Array], wanted: IntArray) -> Candidates:
         """A step that hands out the best logits in place of all: `wanted` i32 [R] of each row, 0..most_candidates.
 
         The result is good until the next one.
         """
-        most = _most(self._artifact.manifest.variants[variant])
-        nbytes = _native.candidates_nbytes(self.num_threads, wanted.size, most)
-        if self._lists.size < nbytes:
-            self._lists = allocate(nbytes)
-        self._lists[: wanted.nbytes] = wanted.view(np.uint8)
-        at = self._logits
-        self.step(self._choosing[variant], dims, [*ports[:at], self._lists, *ports[at + 1 :]])
-        return Candidates(self._lists, self.num_threads, wanted.size, most)
+        number, most = self._choosing[variant]
+        found = self._candidates
+        if (found.num_rows, found.most) != (wanted.size, most):
+            nbytes = _native.candidates_nbytes(self.num_threads, wanted.size, most)
+            lists = found.lists if nbytes <= found.lists.size else allocate(nbytes)
+            found = self._candidates = Candidates(lists, self.num_threads, wanted.size, most)
+        found.lists[: wanted.nbytes] = wanted.view(np.uint8)
+        self.step(number, dims, [found.lists if at == self._logits else port for at, port in enumerate(ports)])
+        return found
 
     def step(self, variant: int, dims: Sequence[int], ports: Sequence[Array]) -> None:
         for at in self._tables:
@@ -161,7 +166,7 @@ class CpuDevice:
             begin += value.size
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
-        places = self._states.entries(np.array(pairs, np.int64).reshape(-1, 2))
+        places = self._states.entries(np.array(pairs, np.int32).reshape(-1, 2))
         self._executor.copy_pages([(source, destination) for source, destination in places.tolist()])
 
     def set_profiling(self, on: bool) -> None:
@@ -170,7 +175,7 @@ class CpuDevice:
     def counters(self) -> list[dict[str, Any]]:
         counted = self._executor.counters()
         return [
-            _counters(counted[index], counted[self._choosing[index]] if index in self._choosing else None)
+            _counters(counted[index], counted[self._choosing[index][0]] if index in self._choosing else None)
             for index in range(len(self._artifact.manifest.variants))
         ]
 

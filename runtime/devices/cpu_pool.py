@@ -11,6 +11,7 @@ import mmap
 import numpy as np
 import numpy.typing as npt
 
+from echoc import _native
 from echoc.errors import ArtifactError, DeviceError
 from echoc.runtime.manifest import Manifest
 from echoc.runtime.memory import Bytes, ask_for_huge_pages, spread_over_nodes
@@ -59,8 +60,6 @@ class StateMemory:
         spread_over_nodes(whole)
         self.data = whole[:end]
 
-    def entries(self, pages: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Places of pages, in units of a state's page from its base; the dtype and shape of `pages` stay."""
-        if not self._skipped:
-            return pages
-        return pages + (pages >> self._shift) * pages.dtype.type(self._skipped)
+    def entries(self, pages: Entries) -> Entries:
+        """Places of pages, both i32 [rows, columns], in units of a state's page from its base."""
+        return _native.page_places(pages, self._shift, self._skipped) if self._skipped else pages

@@ -268,6 +268,16 @@ void fill_block_table(const Pager& pager, const std::vector<int64_t>& sequences,
   }
 }
 
+/// Places of pages where runs of 2^shift pages lie `skipped` pages apart.
+nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> page_places(
+    const nb::ndarray<nb::ro, const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& pages, int shift,
+    int32_t skipped) {
+  auto* const places = new int32_t[pages.size()];
+  const nb::capsule owner(places, [](void* data) noexcept { delete[] static_cast<int32_t*>(data); });
+  for (size_t i = 0; i < pages.size(); ++i) places[i] = pages.data()[i] + (pages.data()[i] >> shift) * skipped;
+  return {places, {pages.shape(0), pages.shape(1)}, owner};
+}
+
 }  // namespace
 
 void bind_pager(nb::module_& m) {
@@ -303,6 +313,7 @@ void bind_pager(nb::module_& m) {
       .def_prop_ro("peak_pages", &Pager::peak_pages)
       .def_prop_ro("num_sequences", &Pager::num_sequences)
       .def_prop_ro("page_size", &Pager::page_size);
+  m.def("page_places", &page_places, nb::arg("pages"), nb::arg("shift"), nb::arg("skipped"));
 }
 
 }  // namespace echoc
