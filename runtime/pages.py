@@ -27,6 +27,7 @@ class PagePool:
         self.widest_table = widest_table
         self.num_pages = num_pages
         self.prefix_cache = prefix_cache
+        self._numbers = np.arange(0, dtype=np.int32)  # of the sequences of a step
         self._pager = _native.Pager(num_pages, page_size, prefix_cache, secrets.randbits(64))
 
     @property
@@ -95,6 +96,8 @@ class PagePool:
 
     def block_table(self, sequences: Sequence[int]) -> IntArray:
         """i32 [len(sequences), most pages of any]: each sequence's pages in order, zeros behind."""
+        if self.widest_table is None:
+            return self._pager.block_table(sequences)
         width = self.table_width(max((self._pager.num_pages_of(s) for s in sequences), default=0))
         table = np.empty((len(sequences), width), dtype=np.int32)
         self._pager.fill_block_table(sequences, table)
@@ -115,7 +118,10 @@ class PagePool:
         tokens, positions, sequences [T]; rows [R], the tokens whose output is wanted; block_table [B, M].
         """
         if all(chunk.size == 1 for chunk in chunks):  # a step that decodes waits for this: few calls
-            each = np.arange(len(chunks), dtype=np.int32)
+            if self._numbers.size != len(chunks):
+                self._numbers = np.arange(len(chunks), dtype=np.int32)
+                self._numbers.flags.writeable = False
+            each = self._numbers
             return {
                 "tokens": np.concatenate(chunks) if len(chunks) > 1 else chunks[0],
                 "positions": np.array(starts, dtype=np.int32),

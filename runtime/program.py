@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,6 +14,16 @@ from echoc.runtime.artifact import Artifact
 from echoc.runtime.devices import Array, PageCount, open_device
 from echoc.runtime.manifest import DTYPES, GPUS, PortSpec, VariantSpec
 from echoc.runtime.pages import PagePool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sized:
+    """What steps of a rule have in common while their sizes stay: the variant, and views of the output ports."""
+
+    rule: str
+    dims: list[int]
+    variant: int
+    outputs: dict[str, Array]
 
 
 class Program:
@@ -57,6 +68,8 @@ class Program:
             prefix_cache=prefix_cache,
             widest_table=self.bound("block_table", axis=1) if self.manifest.device in GPUS else None,
         )
+        self._port_names = [port.name for port in self.manifest.ports]
+        self._last: _Sized | None = None
         self._buffers: dict[str, Array] = {}
         self._holder: ValueInstance | None = None  # whose values the device has; None: the program's own
         self._own = np.empty(0, np.uint8)
@@ -102,15 +115,20 @@ class Program:
             arrays = cast(Mapping[str, Array], inputs)
             for name, axis, symbol_index in self._sizes:
                 dims[symbol_index] = arrays[name].shape[axis]
+        if self._last is None or self._last.rule != rule or self._last.dims != dims:
+            self._last = self._sized(rule, dims)
+        if check:
+            self._check_indices(arrays)
+        outputs = self._last.outputs
+        ordered = [outputs[name] if name in outputs else arrays[name] for name in self._port_names]
+        return self._last.variant, dims, ordered, outputs
+
+    def _sized(self, rule: str, dims: list[int]) -> "_Sized":
         for symbol, value in zip(self.manifest.symbols, dims, strict=True):
             if not symbol.low <= value <= symbol.high:
                 raise RequestError(f"size {symbol.name} is {value}, the program takes {symbol.low}..{symbol.high}")
-        if check:
-            self._check_indices(arrays)
-        variant = self._choose(rule, dims)
         outputs = {port.name: self._output(port, dims) for port in self.manifest.ports if port.direction == "out"}
-        ordered = [outputs[p.name] if p.direction == "out" else arrays[p.name] for p in self.manifest.ports]
-        return variant, dims, ordered, outputs
+        return _Sized(rule, dims, self._choose(rule, dims), outputs)
 
     def _hold(self, instance: "ValueInstance | None") -> None:
         """Puts the values of an instance (None: the program's own) where steps read and write them."""

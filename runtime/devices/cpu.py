@@ -113,6 +113,7 @@ class CpuDevice:
         self._tables = [i for i, port in enumerate(manifest.ports) if port.name == "block_table"]
         self._logits = next((i for i, port in enumerate(manifest.ports) if port.name == "logits"), -1)
         self._candidates = Candidates(allocate(0), num_threads, 0, 0)
+        self._wanted = np.empty(0, np.int32)  # where the kernel reads how many candidates are wanted
         try:
             for variant in manifest.variants:
                 self._add_variant(variant)
@@ -144,7 +145,8 @@ class CpuDevice:
             nbytes = _native.candidates_nbytes(self.num_threads, wanted.size, most)
             lists = found.lists if nbytes <= found.lists.size else allocate(nbytes)
             found = self._candidates = Candidates(lists, self.num_threads, wanted.size, most)
-        found.lists[: wanted.nbytes] = wanted.view(np.uint8)
+            self._wanted = lists[: wanted.nbytes].view(np.int32)
+        self._wanted[:] = wanted
         self.step(number, dims, [found.lists if at == self._logits else port for at, port in enumerate(ports)])
         return found
 

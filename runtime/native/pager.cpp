@@ -257,25 +257,44 @@ using BlockTable = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::c
 
 std::span<const int32_t> as_span(const Tokens& tokens) { return {tokens.data(), tokens.size()}; }
 
+/// The pages, zeros behind.
+void fill_row(const std::vector<int32_t>& pages, int32_t* out, size_t columns) {
+  std::fill(std::copy(pages.begin(), pages.end(), out), out + columns, 0);
+}
+
 void fill_block_table(const Pager& pager, const std::vector<int64_t>& sequences, BlockTable& table) {
   if (table.shape(0) < sequences.size()) throw std::invalid_argument("the block table has too few rows");
   const size_t columns = table.shape(1);
   for (size_t row = 0; row < sequences.size(); ++row) {
     const std::vector<int32_t>& pages = pager.pages(sequences[row]);
     if (pages.size() > columns) throw std::invalid_argument("the block table has too few columns");
-    int32_t* out = table.data() + row * columns;
-    std::fill(std::copy(pages.begin(), pages.end(), out), out + columns, 0);
+    fill_row(pages, table.data() + row * columns, columns);
   }
 }
 
+using Table = nb::ndarray<nb::numpy, int32_t, nb::ndim<2>>;
+
+Table new_table(size_t rows, size_t columns) {
+  auto* const data = new int32_t[rows * columns];
+  const nb::capsule owner(data, [](void* memory) noexcept { delete[] static_cast<int32_t*>(memory); });
+  return {data, {rows, columns}, owner};
+}
+
+Table block_table(const Pager& pager, const std::vector<int64_t>& sequences) {
+  size_t columns = 1;
+  for (int64_t sequence : sequences) columns = std::max(columns, pager.pages(sequence).size());
+  Table table = new_table(sequences.size(), columns);
+  for (size_t row = 0; row < sequences.size(); ++row)
+    fill_row(pager.pages(sequences[row]), table.data() + row * columns, columns);
+  return table;
+}
+
 /// Places of pages where runs of 2^shift pages lie `skipped` pages apart.
-nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> page_places(
-    const nb::ndarray<nb::ro, const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& pages, int shift,
-    int32_t skipped) {
-  auto* const places = new int32_t[pages.size()];
-  const nb::capsule owner(places, [](void* data) noexcept { delete[] static_cast<int32_t*>(data); });
-  for (size_t i = 0; i < pages.size(); ++i) places[i] = pages.data()[i] + (pages.data()[i] >> shift) * skipped;
-  return {places, {pages.shape(0), pages.shape(1)}, owner};
+Table page_places(const nb::ndarray<nb::ro, const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& pages,
+                  int shift, int32_t skipped) {
+  Table places = new_table(pages.shape(0), pages.shape(1));
+  for (size_t i = 0; i < pages.size(); ++i) places.data()[i] = pages.data()[i] + (pages.data()[i] >> shift) * skipped;
+  return places;
 }
 
 }  // namespace
@@ -305,6 +324,7 @@ void bind_pager(nb::module_& m) {
       .def("pages", &Pager::pages, nb::arg("sequence"))
       .def("references", &Pager::references, nb::arg("page"))
       .def("drop_cache", &Pager::drop_cache)
+      .def("block_table", &block_table, nb::arg("sequences"))
       .def("fill_block_table", &fill_block_table, nb::arg("sequences"), nb::arg("table"))
       .def_prop_ro("num_pages", &Pager::num_pages)
       .def_prop_ro("num_cached", &Pager::num_cached)
