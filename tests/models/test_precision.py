@@ -64,14 +64,14 @@ def dequantised(path: Any, checkpoint: Checkpoint) -> Checkpoint:
 def test_quantised_weights_mean_what_unpacking_says(
     compiled: Callable[..., Any], weights_dtype: str, group: int
 ) -> None:
-    """Only the rounding of activations (to 8 bits a group of 32, to bf16 for floats) is left between the artifact and
-    the unpacked model."""
+    """Only the rounding of activations is left between the artifact and the unpacked model: to 8 bits a group, with a
+    power of two for its scale, or to bf16 for floats."""
     model = compiled("llama", weights_dtype, group=group, tie_word_embeddings=False, intermediate_size=128)
     found = logits(model.path, TOKENS)
     unpacked = dequantised(model.path, model.checkpoint).logits(TOKENS)
     exact = model.checkpoint.logits(TOKENS)
     activations, both = rms(found - unpacked) / rms(exact), rms(found - exact) / rms(exact)
-    assert activations < 0.03
+    assert activations < 0.045
     if weights_dtype == "int4":
         assert activations < both / 3
     assert 0 < both < {"fp8": 0.15, "int8": 0.05, "int4": 0.6}[weights_dtype]
