@@ -272,8 +272,8 @@ Sampled Sampler::sample(std::span<const float> logits, std::vector<float>& work)
   if (greedy) {
     result.token = place_of_highest(edited, highest);
   } else {
-    if (edited.data() != work.data()) work.assign(logits.begin(), logits.end());
-    result.token = draw(work, highest);
+    work.resize(logits.size());
+    result.token = draw(edited, highest, work);
   }
   if (spec_.logprobs >= 0) result.logprobs = token_logprobs(logits, result.token, spec_.logprobs);
   return result;
@@ -341,8 +341,9 @@ void Sampler::penalise(std::span<float> logits) const {
 
 float Sampler::floor() const { return spec_.min_p > 0 ? std::log(spec_.min_p) : kBanned; }
 
-/// One draw from exp((logit - highest) / temperature) after min-p, top-k and top-p. Overwrites `logits`.
-int32_t Sampler::draw(std::span<float> logits, float highest) const {
+/// One draw from exp((logit - highest) / temperature) after min-p, top-k and top-p. `weights` has room for as many; it
+/// may be the logits' own memory.
+int32_t Sampler::draw(std::span<const float> logits, float highest, std::span<float> weights) const {
   const double u = uniform(spec_.seed, spec_.stream, output_.size());
   if (spec_.top_k > 0 && spec_.top_k < std::ssize(logits)) return draw_best(best_tokens(logits, spec_.top_k), u);
   if (spec_.top_p < 1) return draw_ranked(logits, highest, sum_of_weights(logits, highest, scale(), floor()), u);
@@ -350,7 +351,7 @@ int32_t Sampler::draw(std::span<float> logits, float highest) const {
   double total = 0;
   for (int64_t i = 0; i < std::ssize(logits); i += kBlock) {
     const int64_t count = std::min(kBlock, std::ssize(logits) - i);
-    total += weigh(logits.data() + i, count, highest, scale(), floor(), logits.data() + i);
+    total += weigh(logits.data() + i, count, highest, scale(), floor(), weights.data() + i);
     sums.push_back(total);
   }
   const double target = u * total;
@@ -358,10 +359,10 @@ int32_t Sampler::draw(std::span<float> logits, float highest) const {
   block = std::min(block, std::ssize(sums) - 1);
   double below = block > 0 ? sums[block - 1] : 0;
   int64_t chosen = -1;
-  for (int64_t i = block * kBlock; i < std::min((block + 1) * kBlock, std::ssize(logits)); ++i) {
-    if (logits[i] <= 0) continue;
+  for (int64_t i = block * kBlock; i < std::min((block + 1) * kBlock, std::ssize(weights)); ++i) {
+    if (weights[i] <= 0) continue;
     chosen = i;  // rounding may leave the target a hair above the block's last weight: that one is taken then
-    below += logits[i];
+    below += weights[i];
     if (below > target) break;
   }
   return static_cast<int32_t>(chosen);

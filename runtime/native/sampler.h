@@ -82,7 +82,7 @@ class Sampler {
   bool edits() const;
   void edit(std::span<float> logits) const;
   void penalise(std::span<float> logits) const;
-  int32_t draw(std::span<float> logits, float highest) const;
+  int32_t draw(std::span<const float> logits, float highest, std::span<float> weights) const;
   int32_t draw_ranked(std::span<const float> logits, float highest, double total, double u) const;
   int32_t draw_best(std::span<const Candidate> best, double u) const;
   float scale() const { return 1.0f / spec_.temperature; }
