@@ -17,9 +17,18 @@ struct Share {
   Range panels;
 };
 
+// So many rows of a thread that reading all of a weight costs little beside their products.
+#if defined(__AMX_TILE__)
+inline constexpr int64_t kOwnRows = 512;
+#else
+inline constexpr int64_t kOwnRows = 48;
+#endif
+
 // Cuts the output into a grid of at most nthreads parts. Panels are cut first, so that a weight is read once; rows as
-// well when that leaves less for the busiest thread. `unit_bytes` is what a panel costs to read, `row_bytes` a row.
+// well when that leaves less for the busiest thread, and rows only where there are many: a thread then multiplies those
+// that it has in its caches, as it made them. `unit_bytes` is what a panel costs to read, `row_bytes` a row.
 inline Share share_output(const Call& call, int64_t T, int64_t panels, int64_t unit_bytes, int64_t row_bytes) {
+  if (T >= kOwnRows * call.nthreads) return {share(T, call.tid, call.nthreads), {0, panels}};
   constexpr int64_t kRowUnit = 32;
   int64_t best_cuts = 1;
   double best = 0;
