@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m echoc.bench.kernels", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--levels", default=",".join(known), help=f"of {', '.join(known)}")
     parser.add_argument("--threads", type=int, default=available_cpus())
-    parser.add_argument("--formats", default="f32,bf16,i8,i4", help="of weights; also f8, i8g128, i4g128")
+    parser.add_argument("--formats", default="f32,bf16,i8,i4", help="of weights; also bf16c, f8, i8g128, i4g128")
     parser.add_argument("--rows", default="1,8,512")
     parsed = parser.parse_args(arguments)
     levels = parsed.levels.split(",")

@@ -315,6 +315,7 @@ int main(int argc, char** argv) {
   for (const auto& format : formats) {
     if (format == "f32") measure<Weight<32, 0>>(bench, "f32", p.f32);
     if (format == "bf16") measure<Weight<16, 0>>(bench, "bf16", bf16);
+    if (format == "bf16c") measure<Weight<12, 0>>(bench, "bf16c", bf16);
     if (format == "f8") measure<Weight<8, 0>>(bench, "f8", bf16);
     if (format == "i8") measure<Weight<8, 32>>(bench, "i8 g32", i8);
     if (format == "i4") measure<Weight<4, 32>>(bench, "i4 g32", i8);
