@@ -27,7 +27,7 @@ namespace attn {
 template <class Rows>
 void attend_item(const Rows& rows, const Item& item, float* partial) {
   rows.begin(item);
-  if (direct_shape(rows.shape) && item.per_head() <= kDirectRows)
+  if (direct_shape(rows.shape) && (item.per_head() <= kDirectRows || Few<Rows>{rows}.suits_many()))
     Few<Rows>{rows}.run(item);
   else
     Many<Rows>{rows}.run(item);

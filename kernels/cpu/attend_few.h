@@ -1,8 +1,10 @@
-// Attention of few rows: keys and values are read where they lie, as f32 or by products of pairs (attend_pairs.h).
+// Attention of few rows: keys and values are read where they lie, as f32 or by products of pairs (attend_paired.h).
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "attend_paired.h"
 #include "attend_pairs.h"
 #include "attend_rows.h"
 
@@ -15,13 +17,6 @@ struct Few {
   using Pages = typename Rows::Pages;
 
   const Rows& base;
-
-  // Ask for the cache lines of two rows of 16; the pages of a block are scattered, so the next ones are asked for
-  // early.
-  static void fetch_two(const KV* rows) {
-    __builtin_prefetch(rows, 0, 2);
-    if constexpr (sizeof(KV) == 4) __builtin_prefetch(rows + 16, 0, 2);
-  }
 
   // R rows against P pages of keys read in place.
   template <int R, int P>
@@ -110,100 +105,40 @@ struct Few {
       for (; c < panels; ++c) direct_values<R, 1>(pages, soon, head * v_size, soon_head * v_size, row, c, s, factor);
   }
 
-#if defined(ECHOC_AVX512)
-  // The same with products of pairs.
-  template <int R, int P>
-  void paired_scores(const KV* const* pages, const KV* const* next, int64_t piece, int64_t ahead, int64_t row,
-                     float* s) const {
-    using Dot = Pairs<KV>;
-    typename Dot::Sum acc[R][P];
-    for (auto& sums : acc)
-      for (auto& sum : sums) sum = Dot::zero();
-    const int16_t* const query = narrow_row(row);
-    for (int d = 0; d < base.shape.head_dim; d += 2) {
-      __m512i w[P];
-      for (int p = 0; p < P; ++p) {
-        fetch_two(next[p] + ahead + d * 16);
-        w[p] = Dot::load(pages[p] + piece + d * 16);
-      }
-      for (int r = 0; r < R; ++r) {
-        const auto x = vec16::read<int32_t>(query + r * base.at.dim + d);
-        for (int p = 0; p < P; ++p) acc[r][p] = Dot::add(acc[r][p], w[p], x);
-      }
-    }
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p)
-        _mm512_storeu_ps(s + r * kBlock + p * kPage, Dot::value(acc[r][p], base.scratch[base.at.q_scale + row + r]));
-  }
-
-  template <int R, int C>
-  void paired_values(const Pages& pages, const Pages& next, int64_t piece, int64_t piece_ahead, int64_t row, int panel,
-                     const int16_t* weights, const float* scale, const float* factor) const {
-    using Dot = Pairs<KV>;
-    typename Dot::Sum acc[R][C];
-    for (auto& sums : acc)
-      for (auto& sum : sums) sum = Dot::zero();
-    for (int page = pages.first; page < pages.end; ++page) {
-      const KV* const from = pages.v[page] + piece + panel * 256;
-      const KV* const ahead = next.v[page] + piece_ahead + panel * 256;
-      const int16_t* const weight = weights + page * kPage;
-      const int count = page + 1 < pages.end ? kPage : pages.last_count;
-      for (int j = 0; j < count; j += 2) {
-        __m512i w[C];
-        for (int c = 0; c < C; ++c) {
-          fetch_two(ahead + c * 256 + j * 16);
-          w[c] = Dot::load(from + c * 256 + j * 16);
-          if (j + 1 == count) w[c] = _mm512_and_si512(w[c], _mm512_set1_epi32(0xffff));
-        }
-        for (int r = 0; r < R; ++r) {
-          const auto x = vec16::read<int32_t>(weight + r * kBlock + j);
-          for (int c = 0; c < C; ++c) acc[r][c] = Dot::add(acc[r][c], w[c], x);
-        }
-      }
-    }
-    float* const o = base.scratch + base.at.out + row * base.at.v_dim + panel * 16;
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) {
-        float* const to = o + r * base.at.v_dim + c * 16;
-        const __m512 before = _mm512_loadu_ps(to), more = Dot::value(acc[r][c], scale[r]);
-        _mm512_storeu_ps(to, _mm512_fmadd_ps(before, _mm512_set1_ps(factor[r]), more));
-      }
-  }
-
+  // Whether a group of R rows is multiplied in pairs.
   template <int R>
-  void paired_rows(const Item& item, const Pages& pages, const Pages& next, int64_t block, int64_t row) const {
-    const int64_t k_size = Kv::piece(base.shape.head_dim), v_size = Kv::piece(base.shape.v_head_dim);
-    const int64_t head = row / item.per_head();
-    const bool stay = head + 1 < item.heads;
-    const Pages& soon = stay ? pages : next;
-    const int64_t soon_head = stay ? head + 1 : 0;
-    float* const s = base.scratch + base.at.scores;
-    paired_scores<R, kPages>(pages.k, soon.k, head * k_size, soon_head * k_size, row, s);
-    float factor[R], scale[R];
-    base.note_scales(pages, head);
-    base.template softmax<R>(item, row, R, block * kBlock, s, factor);
-    int16_t* const weights = reinterpret_cast<int16_t*>(base.scratch + base.at.weights);
-    for (int r = 0; r < R; ++r) scale[r] = Pairs<KV>::narrow(s + r * kBlock, kBlock, kBlock, weights + r * kBlock);
-    const int panels = base.shape.v_head_dim / 16;
-    int c = 0;
-    for (; c + 4 <= panels; c += 4)
-      paired_values<R, 4>(pages, soon, head * v_size, soon_head * v_size, row, c, weights, scale, factor);
-    for (; c < panels; ++c)
-      paired_values<R, 1>(pages, soon, head * v_size, soon_head * v_size, row, c, weights, scale, factor);
+  bool paired() const {
+    if constexpr (Pairs<KV>::kUsed) return base.dots && R >= Pairs<KV>::kLeast;
+    return false;
   }
 
+  // Whether many rows are served so as well: integers need no widening, which takes an eighth of the time of others.
+  bool suits_many() const {
+#if defined(ECHOC_ATTEND_DOT) && defined(ECHOC_AMX)
+    if (has_dots()) return false;
 #endif
-
-  int16_t* narrow_row(int64_t row) const {
-    return reinterpret_cast<int16_t*>(base.scratch + base.at.narrow_q) + row * base.at.dim;
+    return std::is_same_v<KV, i8_t> && paired<4>();
   }
 
   template <int R>
   void few_rows(const Item& item, const Pages& pages, const Pages& next, int64_t block, int64_t row) const {
     if constexpr (Pairs<KV>::kUsed) {
-      if (base.dots && R >= Pairs<KV>::kLeast) return paired_rows<R>(item, pages, next, block, row);
+      if (paired<R>() && row % item.per_head() == 0)
+        return Paired<Rows>{base}.template run<R, true>(item, pages, next, block, row);
+      if (paired<R>()) return Paired<Rows>{base}.template run<R, false>(item, pages, next, block, row);
     }
     direct_rows<R>(item, pages, next, block, row);
+  }
+
+  // Up to four rows of one kv head at a time: visit(number of rows as a constant, first of them).
+  template <class Visit>
+  static void groups(int64_t first, int64_t count, Visit&& visit) {
+    int64_t r = first;
+    for (; r + 4 <= first + count; r += 4) visit(std::integral_constant<int, 4>{}, r);
+    const int64_t left = first + count - r;
+    if (left == 3) visit(std::integral_constant<int, 3>{}, r);
+    if (left == 2) visit(std::integral_constant<int, 2>{}, r);
+    if (left == 1) visit(std::integral_constant<int, 1>{}, r);
   }
 
   // Few rows: keys and values are read where they lie, once from memory and again from the nearest cache.
@@ -212,21 +147,18 @@ struct Few {
     const Span keys = base.keys_of(item);
     const int64_t rows = item.rows(), per_head = item.per_head();
     if constexpr (Pairs<KV>::kUsed)
-      for (int64_t r = 0; r < rows && base.dots; ++r)
-        base.scratch[base.at.q_scale + r] = Pairs<KV>::narrow(base.scratch + base.at.q + r * base.at.dim,
-                                                              base.shape.head_dim, base.shape.head_dim, narrow_row(r));
+      for (int64_t first = 0; first < rows; first += per_head)
+        groups(first, per_head, [&](auto some, int64_t r) {
+          if (paired<some>()) Paired<Rows>{base}.narrow_queries(r, some);
+        });
     Pages next = base.gather(item, keys, item.block0());
     for (int64_t block = item.block0(); block < item.block1(); ++block) {
       const Pages pages = next;
       if (block + 1 < item.block1()) next = base.gather(item, keys, block + 1);
-      for (int64_t first = 0; first < rows; first += per_head) {
-        int64_t r = first;
-        for (; r + 4 <= first + per_head; r += 4) few_rows<4>(item, pages, next, block, r);
-        const int64_t left = first + per_head - r;
-        if (left == 3) few_rows<3>(item, pages, next, block, r);
-        if (left == 2) few_rows<2>(item, pages, next, block, r);
-        if (left == 1) few_rows<1>(item, pages, next, block, r);
-      }
+      for (int64_t first = 0; first < rows; first += per_head)
+        groups(first, per_head, [&](auto some, int64_t r) {
+          if (base.seen(block, r, some)) few_rows<some>(item, pages, next, block, r);
+        });
     }
   }
 };

@@ -33,6 +33,11 @@ struct FloatPairs {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)), reinterpret_cast<__m512bh>(w));
   }
   static __m512 value(Sum sum, float) { return sum; }
+  // Weights of values are stored as they are, without a scale.
+  static float share_scale(__m512*) { return 1.0f; }
+  static void store_weights(__m512 weights, int16_t* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(weights)));
+  }
   // to[0, count) holds from[0, count) without the scale that is returned; `depth` products are to be added.
   static float narrow(const float* from, int64_t count, int64_t, int16_t* to) {
     for (int64_t i = 0; i < count; i += 16) {
@@ -70,12 +75,29 @@ struct Pairs<i8_t> {
   static Sum zero() { return _mm512_setzero_si512(); }
   static Sum add(Sum sum, __m512i w, int32_t pair) {
 #if defined(ECHOC_VNNI)
-    return _mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(pair));
+    // As assembly: GCC 12 copies every sum to and fro around the intrinsic.
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(_mm512_set1_epi32(pair)));
+    return sum;
 #else
     return _mm512_add_epi32(sum, _mm512_madd_epi16(w, _mm512_set1_epi32(pair)));
 #endif
   }
   static __m512 value(Sum sum, float scale) { return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale)); }
+  // The scales of 64 values become what weights up to 1 are multiplied with to be held in 16 bits, and what their sums
+  // are multiplied with in turn is returned.
+  static float share_scale(__m512* scales) {
+    __m512i sizes = _mm512_setzero_si512();  // the order of sizes is that of their bits, NaN last
+    for (int i = 0; i < 4; ++i) sizes = _mm512_max_epi32(sizes, _mm512_castps_si512(scales[i]));
+    const auto most = static_cast<uint32_t>(_mm512_reduce_max_epi32(sizes));
+    const bool small = most < uint32_t{127 - 100} << 23;
+    const float scale = small ? 0.0f : std::bit_cast<float>(most) * (1.0f / INT16_MAX);
+    const __m512 inverse = _mm512_set1_ps(small ? 0.0f : 1.0f / scale);
+    for (int i = 0; i < 4; ++i) scales[i] = _mm512_mul_ps(scales[i], inverse);
+    return scale;
+  }
+  static void store_weights(__m512 weights, int16_t* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(weights)));
+  }
   // As large as the sum of `depth` products with int8 allows.
   static float narrow(const float* from, int64_t count, int64_t depth, int16_t* to) {
     __m512i sizes = _mm512_setzero_si512();

@@ -31,6 +31,13 @@ inline constexpr int kRowTile = 4, kColTile = 4, kAccumulators = 8;
 #endif
 static_assert(kMaxRows % kRowTile == 0);
 
+// Ask for the cache lines of two rows of 16: the pages of a block are scattered, so the next ones are asked for early.
+template <class KV>
+void fetch_two(const KV* rows) {
+  __builtin_prefetch(rows, 0, 2);
+  if constexpr (sizeof(KV) == 4) __builtin_prefetch(rows + 16, 0, 2);
+}
+
 // 2^t for t <= 0 (or barely above), 0 below -126.5; NaN stays. 2^0 is exactly 1.
 inline Vec exp2_nonpositive(Vec t) {
   t = t < -127.0f ? splat(-127.0f) : t;
@@ -91,6 +98,7 @@ template <class KV, class Score>
 struct Rows {
   using Element = KV;
   using Kv = Store<KV>;
+  static constexpr bool kPlain = std::is_same_v<Score, PlainScore>;
 
   const AttendShape& shape;
   const float* q;
@@ -160,7 +168,7 @@ struct Rows {
       const float cap = shape.softcap, inverse = 1.0f / shape.softcap;
       for (int j = 0; j < kBlock; ++j) s[j] = cap * m::tanh(s[j] * inverse);
     }
-    if constexpr (!std::is_same_v<Score, PlainScore>) {
+    if constexpr (!kPlain) {
       const int h = head(item, row);
       const int64_t qpos = pos[token(item, row)];
       for (int j = 0; j < kBlock; ++j) s[j] = score(s[j], h, qpos, key0 + j);
@@ -187,6 +195,15 @@ struct Rows {
     const Span first = visible(shape, pos[token(item, 0)], item.run.length);
     const Span last = visible(shape, pos[token(item, item.per_head() - 1)], item.run.length);
     return inside(item, {first.low, last.high});
+  }
+
+  // Whether one of `count` rows sees a key of the block.
+  bool seen(int64_t block, int64_t row, int64_t count) const {
+    const int64_t* const low = reinterpret_cast<const int64_t*>(scratch + at.low);
+    const int64_t* const high = reinterpret_cast<const int64_t*>(scratch + at.high);
+    bool any = false;
+    for (int64_t r = row; r < row + count; ++r) any |= low[r] < (block + 1) * kBlock && high[r] > block * kBlock;
+    return any;
   }
 
   // Where a block's pages lie. A page nobody sees is not read: another stands in for it and its scores are masked.

@@ -48,7 +48,7 @@ void one(const Args& a, int tid) {
         attend<KV>(call, a.shape, a.q, a.ldq, a.out, a.k, a.v, a.sinks, a.T, a.seq, a.pos, a.table, a.max_blocks,
                    a.deterministic != 0, score, a.workspace);
     };
-    if constexpr (std::is_same_v<KV, bf16_t>) {  // the other types do without, which halves the compiler's work
+    if constexpr (std::is_same_v<KV, bf16_t> || std::is_same_v<KV, i8_t>) {  // the other types do without, which halves the compiler's work
         if (a.functor == 0) return go(PlainScore{});
     }
     go(Bias{a.extra, a.functor});
@@ -366,6 +366,13 @@ NAMED = {
         contexts=((77, 1), (300, 2), (31, 1)), heads=8, kv_heads=2, head_dim=64, v_head_dim=80, softcap=4.0, **FREE
     ),
     "dots, i8": Case(contexts=RAGGED, **(FREE | {"dtype": "i8"})),
+    "dots, i8, many rows": Case(
+        contexts=((0, 300), (40, 90), (7, 5)), heads=8, kv_heads=1, threads=2, **(FREE | {"dtype": "i8"})
+    ),
+    "dots, i8, decode": Case(contexts=((0, 1), (77, 1), (300, 1), (63, 2)), heads=6, **(FREE | {"dtype": "i8"})),
+    "dots, i8, 192 and 128": Case(
+        contexts=RAGGED, head_dim=192, v_head_dim=128, functor=1, sinks=True, **(FREE | {"dtype": "i8"})
+    ),
     "dots, f8": Case(contexts=RAGGED, **(FREE | {"dtype": "f8"})),
     "dots, i8, 80": Case(contexts=RAGGED, head_dim=80, v_head_dim=80, window=40, **(FREE | {"dtype": "i8"})),
     "dots, f8, odd": Case(contexts=RAGGED, head_dim=33, v_head_dim=21, sinks=True, **(FREE | {"dtype": "f8"})),
