@@ -2,6 +2,7 @@
 // where that is faster (attend_dot.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -164,10 +165,11 @@ struct Many {
     bf16_t* const queries = reinterpret_cast<bf16_t*>(base.scratch + base.at.narrow_q);
     bf16_t* const k = reinterpret_cast<bf16_t*>(base.scratch + base.at.k);
     bf16_t* const v = reinterpret_cast<bf16_t*>(base.scratch + base.at.v);
-    for (int64_t r = 0; r < round_up(rows, 16); ++r)
-      for (int64_t d = 0; d < depth; ++d)
-        queries[r * depth + d] =
-            r < rows && d < base.shape.head_dim ? to_bf16(base.scratch[base.at.q + r * base.at.dim + d]) : bf16_t{0};
+    for (int64_t r = 0; r < round_up(rows, 16); ++r) {
+      const int64_t count = r < rows ? base.shape.head_dim : 0;
+      from_float(base.scratch + base.at.q + r * base.at.dim, queries + r * depth, count);
+      std::fill(queries + r * depth + count, queries + (r + 1) * depth, bf16_t{0});
+    }
     begin_tiles();
     for (int64_t block = item.block0(); block < item.block1(); ++block) {
       const int64_t key0 = block * kBlock;
