@@ -30,7 +30,8 @@ def describe(path: Path, manifest: Manifest, members: dict[str, int]) -> str:
 
 
 def describe_variant(manifest: Manifest, number: int) -> str:
-    """The launches of one variant in order: kernel, barrier, where each argument lies, schedule."""
+    """The launches of one variant in order: kernel, barrier, where each argument lies, schedule. The kernel after an
+    `or` runs in place of the first where no logits are stored."""
     variants = manifest.get("variants", [])
     if not 0 <= number < len(variants):
         raise ArtifactError(f"no variant {number}; the artifact has {len(variants)}, counted from 0")
@@ -38,7 +39,7 @@ def describe_variant(manifest: Manifest, number: int) -> str:
     rows = [
         (
             index,
-            launch["kernel"],
+            launch["kernel"] + (f" or {launch['choosing']['kernel']}" if launch.get("choosing") else ""),
             "barrier" if launch.get("barrier") else "dependent" if launch.get("dependent") else "",
             ", ".join(_argument(manifest, kind, where) for kind, where in launch["args"]),
             _pairs(launch.get("schedule")),
@@ -186,7 +187,9 @@ def _variants(manifest: Manifest) -> str:
 def _kernels(manifest: Manifest, members: dict[str, int]) -> str:
     library = manifest.get("kernels", {}).get("library")
     sources: dict[str, str] = manifest.get("kernels", {}).get("sources", {})
-    used = Counter[str](launch["kernel"] for variant in manifest.get("variants", []) for launch in variant["launches"])
+    launches = [launch for variant in manifest.get("variants", []) for launch in variant["launches"]]
+    used = Counter[str](launch["kernel"] for launch in launches)
+    used.update(launch["choosing"]["kernel"] for launch in launches if launch.get("choosing"))
     if _on_gpu(manifest):
         return _binaries(manifest, members, used)
     rows = [
