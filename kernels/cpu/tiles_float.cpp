@@ -175,7 +175,7 @@ void multiply(const void* rows, int64_t row_stride, const void* panels, int64_t 
   const auto take = [&](auto wide, int64_t p) {
     for (int i = 0; i < wide; ++i) job.acc[i] = place(p + i);
     job.next = next != nullptr ? next : job.panel + wide * panel_stride;
-    sweep<Step, wide>(job, num_rows, next != nullptr ? next_bytes : num_rows <= kFewRows ? wide * panel_stride : 0);
+    sweep<Step, wide>(job, num_rows, next != nullptr ? next_bytes : wide * panel_stride);
     job.panel += wide * panel_stride;
   };
   int64_t p = 0;
@@ -263,7 +263,7 @@ void coded_block(const CodedJob& job) {
     StepBf16::Vector v[kUnitSteps];
     decoder.unit(w, v);
     if constexpr (R >= kPrefetchRows)
-      for (int64_t line = 0; line < coded::kStepBytes; line += 64) __builtin_prefetch(w + job.ahead + line);
+      for (int64_t line = 0; line < coded::kStepBytes; line += 64) __builtin_prefetch(w + 4 * job.ahead + line, 0, 2);
     unroll<kUnitSteps>([&](auto j) ECHOC_INLINE_LAMBDA {
       unroll<R>([&](auto r) ECHOC_INLINE_LAMBDA {
         sum[j % kChains][r] =
