@@ -48,7 +48,8 @@ void one(const Args& a, int tid) {
         attend<KV>(call, a.shape, a.q, a.ldq, a.out, a.k, a.v, a.sinks, a.T, a.seq, a.pos, a.table, a.max_blocks,
                    a.deterministic != 0, score, a.workspace);
     };
-    if constexpr (std::is_same_v<KV, bf16_t> || std::is_same_v<KV, i8_t>) {  // the other types do without, which halves the compiler's work
+    // The other types do without, which halves the compiler's work.
+    if constexpr (std::is_same_v<KV, bf16_t> || std::is_same_v<KV, i8_t>) {
         if (a.functor == 0) return go(PlainScore{});
     }
     go(Bias{a.extra, a.functor});
@@ -369,7 +370,7 @@ NAMED = {
     "dots, i8, many rows": Case(
         contexts=((0, 300), (40, 90), (7, 5)), heads=8, kv_heads=1, threads=2, **(FREE | {"dtype": "i8"})
     ),
-    "dots, i8, decode": Case(contexts=((0, 1), (77, 1), (300, 1), (63, 2)), heads=6, **(FREE | {"dtype": "i8"})),
+    "dots, i8, three heads": Case(contexts=((0, 1), (77, 1), (300, 1), (63, 2)), heads=6, **(FREE | {"dtype": "i8"})),
     "dots, i8, 192 and 128": Case(
         contexts=RAGGED, head_dim=192, v_head_dim=128, functor=1, sinks=True, **(FREE | {"dtype": "i8"})
     ),
