@@ -91,7 +91,7 @@ def test_shards_are_one_checkpoint(compiled: Callable[..., Any], checkpoint: Cal
     assert Artifact(sharded.path).read("weights.safetensors") == Artifact(whole.path).read("weights.safetensors")
 
 
-@pytest.mark.parametrize(("weights_dtype", "tolerance"), [("f32", 1e-4), ("bf16", 0.02), ("int8", 0.03)])
+@pytest.mark.parametrize(("weights_dtype", "tolerance"), [("f32", 1e-4), ("bf16", 0.02), ("int8", 0.05)])
 def test_avx2_code_runs_and_agrees(compiled: Callable[..., Any], weights_dtype: str, tolerance: float) -> None:
     changes = {"tie_word_embeddings": False, "intermediate_size": 128} if weights_dtype == "int8" else {}
     older = compiled("llama", weights_dtype, target="cpu:x86-64-v3", **changes)
