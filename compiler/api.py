@@ -52,8 +52,8 @@ def compile(
         output: the artifact's path; default: the model's name with `.echo` in the working folder.
         context_length: tokens a sequence may have; default: what the configuration says.
         kv_dtype: how keys and values are held: f32, bf16, f16, or int8 or fp8 (e4m3) with an f32 scale for each token
-            and kv head; default: f32 for f32 weights; int8 for int8 and int4 weights on CPUs with AVX-512, where heads
-            have at least 32 values and a multiple of 16; else bf16.
+            and kv head; default: f32 for f32 weights; int8 for int8 and int4 weights on CPUs with AVX-512 VNNI, where
+            heads have at least 32 values and a multiple of 16; else bf16.
         schedules: for CPUs, by kernel; default: those that `echoc tune` has measured on this machine.
         progress: called as progress(stage, done, total).
     Returns: the opened artifact.

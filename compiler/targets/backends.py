@@ -48,7 +48,7 @@ class Cpu:
         target_features(self.level)
 
     def prefers_narrow_kv(self) -> bool:
-        return "avx512bw" in target_features(self.level)  # products of 16-bit integers, kernels/cpu/attend_pairs.h
+        return "avx512_vnni" in target_features(self.level)  # products of 16-bit integers, kernels/cpu/attend_paired.h
 
     def lower(self, program: Program, weights_dtype: str, group: int, codable: Callable[[Packed], bool]) -> Any:
         chosen = load(self.level) if self.schedules is None else self.schedules

@@ -90,11 +90,11 @@ def test_pages_shrink_with_the_format(artifacts: Callable[..., Path]) -> None:
     assert all(state["scale_dtype"] == "f32" for state in states)
 
 
-@pytest.mark.parametrize("target", ["cpu:x86-64-v4", "cpu:x86-64-v3", "cuda:sm_90a"])
+@pytest.mark.parametrize("target", ["cpu:cascadelake", "cpu:x86-64-v4", "cpu:x86-64-v3", "cuda:sm_90a"])
 @pytest.mark.parametrize("weights_dtype", ["f32", "bf16", "fp8", "int8", "int4"])
 def test_integer_weights_take_int8_where_it_is_faster(target: str, weights_dtype: str) -> None:
     chosen = kv_format(None, weights_dtype, backend(target).prefers_narrow_kv())
-    narrow = target == "cpu:x86-64-v4" and weights_dtype in ("int8", "int4")
+    narrow = target == "cpu:cascadelake" and weights_dtype in ("int8", "int4")
     wide = DType.F32 if weights_dtype == "f32" else DType.BF16
     for head_dims in ((32, 32), (64, 64), (48, 32), (192, 128)):
         assert chosen.of(*head_dims) is (DType.I8 if narrow else wide)

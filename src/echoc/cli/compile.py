@@ -58,7 +58,7 @@ KvDtypeOption = Annotated[
     typer.Option(
         "--kv-dtype",
         help="Format of the KV cache; default: f32 for f32 weights; int8 for int8 and int4 weights on CPUs with AVX-512"
-        " (heads of 32, 48, 64, ...); else bf16.",
+        " VNNI (heads of 32, 48, 64, ...); else bf16.",
     ),
 ]
 TargetOption = Annotated[
