@@ -66,7 +66,8 @@ constexpr int64_t packed_bytes(int bits, int group, int64_t interleave, int64_t 
 // A prepared activation row, all parts 64-byte aligned and zero beyond K:
 //   f32    f32 values
 //   bf16   bf16 values where the level has a bf16 dot product, else f32 values; the same for bf16c and f8
-//   i8, i4 int8 values, then one f32 scale a group, then one i32 a group: -offset * (sum of the group's int8 values),
+//   i8, i4 int8 values, then one f32 scale a group, a power of two (as in MXINT8 of the OCP
+//          Microscaling Formats, 2023), then one i32 a group: -offset * (sum of the group's int8 values),
 //          then (read by the large AMX tiles only) the values in bf16
 constexpr int64_t row_scales(int group, int64_t K) { return round_up(padded_k(8, group, K), kLine); }
 constexpr int64_t row_sums(int group, int64_t K) {
