@@ -75,7 +75,7 @@ struct Pairs<i8_t> {
   static Sum zero() { return _mm512_setzero_si512(); }
   static Sum add(Sum sum, __m512i w, int32_t pair) {
 #if defined(ECHOC_VNNI)
-    // As assembly: GCC 12 copies every sum to and fro around the intrinsic.
+    // As assembly: GCC 12 copies every sum back and forth around the intrinsic.
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(_mm512_set1_epi32(pair)));
     return sum;
 #else
